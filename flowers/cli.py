@@ -1,0 +1,165 @@
+"""From a command line to a config, and from an outcome to an exit code: what every job's ``cli()`` shares."""
+
+import atexit
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import tyro
+import yaml
+
+from flowers import console
+from flowers.errors import EXIT_FAILED, EXIT_USAGE, FlowersError, PeerError, StoppedError, UsageError
+
+Config = TypeVar("Config")
+
+
+def run(main: Callable[[Config], int | None], config_type: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse the flags, run the job, exit: 0 done, 1 failed, 2 wrong flags, 3 strict, 75 stopped and saved.
+
+    A ``FlowersError`` ends as one line on stderr; anything else is our bug and keeps its traceback.
+    """
+    try:
+        code = main(parse(config_type, argv))
+    except PeerError as error:
+        code = error.exit_code
+    except StoppedError as stopped:
+        console.warn(str(stopped))
+        code = stopped.exit_code
+    except FlowersError as error:
+        console.error(str(error))
+        code = error.exit_code
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        console.error("another process of this job is gone, see what it said; this one cannot go on alone")
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        code = 130
+    except BrokenPipeError:  # the reader of our output went away, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        leave(code or 0)
+    raise SystemExit(code or 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End one of several processes without taking the interpreter apart.
+
+    gloo's threads may still run then, and in about one of ten short jobs on a busy machine they aborted a process
+    whose work was done (torch 2.14). What was registered to run at the end still runs.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed since another process died; torch has a class of error for it on GPUs only."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
+
+
+def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Build a job's config from flags, over the YAML file that ``--config`` names, over the defaults.
+
+    Raises:
+        UsageError: one line, for a wrong flag, value, or config file.
+        SystemExit: after ``--help``.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config_file = _value_of(argv, "--config")
+    if config_file is not None and dataclasses.is_dataclass(config_type):
+        argv = [*flags_from_yaml(config_type, Path(config_file)), *argv]
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(config_type, args=argv)
+    except SystemExit as exit_:
+        if exit_.code != EXIT_USAGE:
+            raise
+    except FlowersError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    raise UsageError(_one_line(shown.getvalue()))
+
+
+def flags_from_yaml(config_type: type, path: Path) -> list[str]:
+    """Write a YAML mapping of field names to values as the flags that mean the same.
+
+    Raises:
+        UsageError: the file cannot be read, is no mapping, or names an unknown field.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {path}: {reason}; expected a readable YAML file of flag names and values") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: got a {type(values).__name__}, expected a mapping such as `epochs: 20`")
+    known = {field.name for field in dataclasses.fields(config_type)} - {"config"}
+    flags: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name == "config":
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--config {path}: unknown setting {key!r}{hint}")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def to_plain(config: object) -> dict:
+    """A config as plain values, ready for YAML or JSON; ``parse`` reads them back to an equal config."""
+
+    def convert(value: object) -> object:
+        if isinstance(value, tuple):
+            return [convert(item) for item in value]
+        return str(value) if isinstance(value, os.PathLike) else value
+
+    fields = dataclasses.fields(config)
+    return {field.name: convert(getattr(config, field.name)) for field in fields if field.name != "config"}
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value given to ``flag``, as `flag value` or `flag=value`."""
+    found = None
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            found = argv[index + 1]
+        elif word.startswith(flag + "="):
+            found = word[len(flag) + 1 :]
+    return found
+
+
+def _one_line(box: str) -> str:
+    """Fold tyro's drawn error box into one line: the problem, then the nearest flag, then where help is."""
+    sections: list[str] = [""]
+    for line in box.splitlines():
+        text = re.sub(r"[╭╮╰╯│]", " ", line).strip()
+        if re.fullmatch(r"─+", text):
+            sections.append("")
+        elif "─" not in text:
+            sections[-1] = f"{sections[-1]} {text}".strip()
+    sections = [re.sub(r"\s+", " ", section) for section in sections if section]
+    sections = [section for section in sections if not section.startswith(("Argument helptext", "For full helptext"))]
+    return "; ".join([*sections, f"see {Path(sys.argv[0]).name} --help"])

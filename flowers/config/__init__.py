@@ -1,0 +1,1 @@
+"""One frozen dataclass a job: the fields are the flags, the strings under them the help."""

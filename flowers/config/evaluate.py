@@ -1,0 +1,46 @@
+"""Flags of ``jobs/evaluate.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from flowers.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained model on one split: loss, top1, top5, every image counted once.
+
+    Or score a predictions file, without the model.
+    """
+
+    checkpoint: Path | None = None
+    """Model bundle, or a run folder (its best model)."""
+    data_dir: Annotated[Path | None, arg(aliases=["--data"])] = None
+    """Image-folder root with the split below it."""
+    predictions: Path | None = None
+    """Instead of the two above: a file that jobs/predict.py wrote, or any such CSV."""
+    labels: Path | None = None
+    """With --predictions: CSV with path,class; default: a file's class is the folder it lies in."""
+    split: str = "test"
+    """Folder of the split; val and valid mean the same."""
+    output: Path | None = None
+    """JSON file of the metrics; default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
+    batch_size: Annotated[int, arg(aliases=["-b"])] = 32
+    """Images per process and batch."""
+    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    """Loader processes per process; default: the CPUs it may use."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Default: what `accelerate launch` says, else no."""
+
+    def __post_init__(self) -> None:
+        if self.predictions is None:
+            for flag, value in (("--checkpoint", self.checkpoint), ("--data-dir", self.data_dir)):
+                if value is None:
+                    raise UsageError(f"{flag} is missing; expected --checkpoint C --data-dir D, or --predictions FILE")
+            if self.labels is not None:
+                raise UsageError("--labels belongs to --predictions; with --checkpoint, class folders are the labels")
+        elif self.checkpoint is not None or self.data_dir is not None:
+            raise UsageError("--predictions is scored without a model: leave --checkpoint and --data-dir out")

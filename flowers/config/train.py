@@ -1,0 +1,121 @@
+"""Flags of ``jobs/train.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a pre-trained image classifier on photos in class folders.
+
+    Runs on one process as it is, and on many under `accelerate launch`.
+    """
+
+    data_dir: Annotated[Path, arg(aliases=["--data"])]
+    """Folder with train/ and valid/ (or val/), perhaps test/, one folder a class in each; or a .csv of path,class."""
+    output_dir: Path | None = None
+    """Run folder: config, history, checkpoints, best and last model; default: runs/DATA-MODEL."""
+    config: Path | None = None
+    """YAML file of defaults for these flags; a run's own config.yaml works."""
+
+    model: Annotated[str, arg(aliases=["--arch"])] = "efficientnet_lite0"
+    """efficientnet_lite0, any torchvision classifier by name, or any timm model as timm/NAME."""
+    weights: str = "default"
+    """default (ImageNet), none (random), or a .safetensors or .pth file."""
+    finetune: Literal["head", "full", "staged"] = "head"
+    """head: the backbone stays as it is. full: everything is trained. staged: first the head, then everything."""
+    hidden: int | None = None
+    """Width of one hidden layer in the head; without it the head is linear."""
+    dropout: float = 0.0
+    """Dropout before the head's last layer."""
+
+    epochs: int | None = None
+    """Passes over the training images; 50 for a head on cached features, 10 else."""
+    batch_size: Annotated[int, arg(aliases=["-b"])] = 32
+    """Images per process and micro-step; the global batch is printed."""
+    grad_accum_steps: int = 1
+    """Micro-steps whose gradients make one step."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """SGD has Nesterov momentum 0.9."""
+    lr: float | None = None
+    """Peak learning rate; the default depends on what is trained and is printed."""
+    weight_decay: float = 0.1
+    """Not applied to biases and normalisation."""
+    warmup_epochs: float = 0.5
+    """Epochs of linear warm-up before the cosine."""
+    max_grad_norm: float | None = None
+    """Clip the gradient to this norm."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup_alpha: float = 0.0
+    """Beta parameter of mixup; 0 is off."""
+    cutmix_alpha: float = 0.0
+    """Beta parameter of CutMix; 0 is off."""
+    model_ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, evaluate and save that."""
+    balance: Literal["none", "classes"] = "none"
+    """classes: draw every class equally often, whatever its number of images."""
+
+    image_size: int | None = None
+    """Side of the square that the network sees; default: the model's own."""
+    train_size: int | None = None
+    """Side of the square at training, if another than at evaluation; smaller trains faster."""
+    resize: int | None = None
+    """Short side before the centre crop at evaluation; default: the model's own."""
+    rotation: float = 30.0
+    """Random rotation at training, up to this many degrees either way."""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Random crop at training: share of the picture's area."""
+    hflip: float = 0.5
+    """Probability of a left-right flip at training."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation at training."""
+    random_erasing: float = 0.0
+    """Probability of blanking a random rectangle at training."""
+    trivial_augment: bool = False
+    """One random operation of TrivialAugment a view at training."""
+    feature_cache: bool = True
+    """With --finetune head: run the frozen backbone once per view and keep the features."""
+    views: int = 1
+    """Views of each training image in the feature cache: the plain one, then augmented ones."""
+
+    val_fraction: float = 0.2
+    """Share of train/ that becomes valid/ when there is no valid/; stratified, seeded, saved."""
+    class_names: Path | None = None
+    """JSON file: class folder to display name; default: cat_to_name.json in the data folder, if there."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What to do about images that cannot be read: list all and fail before the first step, or leave them out."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded images, a little larger than the training size, shared by the processes of a machine."""
+    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    """Loader processes per process; default: the CPUs it may use, divided by the local processes."""
+
+    eval_every: int | None = None
+    """Also evaluate every so many steps, not only at the end of each epoch."""
+    save_every: str = "epoch"
+    """Checkpoint each epoch, every N steps (200) or every N minutes (10m)."""
+    keep: int = 2
+    """Checkpoints kept; at least two."""
+    resume: str = "auto"
+    """auto: go on with the run in --output-dir if there is one. never: refuse if there is one. Or a checkpoint."""
+    max_hours: float | None = None
+    """Save and stop with exit code 75 after this many hours."""
+    log_interval: int = 10
+    """Steps between readings of the loss."""
+    log_with: str | None = None
+    """A tracker of Accelerate's: tensorboard, wandb, ..."""
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Default: what `accelerate launch` says, else no."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    seed: int = 0
+    """Fixes order, augmentation, head initialisation and dropout."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder; ``runs/DATA-MODEL`` by default, so that another data set or model gets one of its own."""
+        return self.output_dir or Path("runs") / f"{self.data_dir.resolve().stem}-{Path(self.model).name}"

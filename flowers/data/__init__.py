@@ -1,0 +1,1 @@
+"""Photos on disk to uint8 batches: scan, decode, augment, order."""

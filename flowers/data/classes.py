@@ -1,0 +1,66 @@
+"""What the outputs of a network mean: class folders in index order, and the names to show for them."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowers import console
+from flowers.data.paths import readable, some
+from flowers.errors import DataError
+
+DEFAULT_CLASS_NAMES = "cat_to_name.json"
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """What the outputs of a network mean.
+
+    Attributes:
+        folders: class folder names, in index order.
+        labels: names to show, in the same order.
+    """
+
+    folders: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Folder name to index."""
+        return {folder: index for index, folder in enumerate(self.folders)}
+
+
+def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None) -> tuple[str, ...]:
+    """Find the name to show for each class; one without a name keeps its folder's, with a warning.
+
+    Args:
+        folders: class folders in index order.
+        root: where cat_to_name.json is looked for.
+        class_names: a JSON file of folder name to display name, instead; names of no class of ours are ignored.
+
+    Returns:
+        Display names in index order.
+
+    Raises:
+        DataError: the file cannot be read, is no such JSON, or, if it was asked for, names none of the classes.
+    """
+    file = class_names or root / DEFAULT_CLASS_NAMES
+    if class_names is None and not os.path.exists(file):
+        return folders
+    try:
+        names = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{readable(file)}: cannot be read: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise DataError(f"{readable(file)}: not JSON: {error}") from None
+    if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
+        raise DataError(f'{readable(file)}: expected {{"class folder": "display name", ...}}')
+    missing = [readable(folder) for folder in folders if folder not in names]
+    if class_names is not None and len(missing) == len(folders):
+        raise DataError(f"{readable(file)}: names none of the classes ({some(missing)})")
+    if missing:
+        console.warn(f"{readable(file)}: no name for {some(missing)}; the folder's name is shown")
+    return tuple(names.get(folder, folder) for folder in folders)

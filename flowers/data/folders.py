@@ -1,0 +1,250 @@
+"""Which images there are, and of which class: split folders with class folders, one tree, or list files.
+
+The class index is that of train/: its folder names sorted as strings ("1", "10", "100", "101", "11", ...), and every
+other split is mapped through it by name. Layouts that are understood:
+
+- ``D/train/CLASS/...``, ``D/valid/CLASS/...`` (or ``val``), ``D/test/CLASS/...``; only train/ must be there. Any of
+  them may instead be a list, ``D/train.csv`` and so on;
+- ``D/CLASS/IMAGE``: one tree without splits, taken as train/;
+- ``D.csv``: a list with the columns path,class and perhaps split (see ``flowers.data.lists``).
+"""
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers import console
+from flowers.data.classes import ClassIndex, display_names
+from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.lists import SPLITS, ListedImage, read_labelled
+from flowers.data.paths import PathList, readable, some
+from flowers.data.scan import scan_images
+from flowers.data.splits import read_split, split_train
+from flowers.errors import DataError, UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The images of one split, sorted by the bytes of their paths.
+
+    Attributes:
+        root: folder that the paths start from.
+        paths: N paths (absolute ones only where a list said so); undecodable bytes as surrogates.
+        targets: [N] int64 class indices.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def full_path(self, index: int) -> str:
+        """Where to open image ``index``."""
+        return os.path.join(self.root, self.paths[index])
+
+    def take(self, indices: Iterable[int]) -> "Samples":
+        """Only these images, in this order."""
+        indices = np.fromiter(indices, np.int64)
+        return Samples(self.root, PathList(self.paths[index] for index in indices), self.targets[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolders:
+    """A data set, ready to train on."""
+
+    classes: ClassIndex
+    train: Samples
+    valid: Samples | None
+    test: Samples | None
+
+
+class Split(NamedTuple):
+    """One split, as it was found and not yet read."""
+
+    where: str
+    """For messages: the folder or the list."""
+    folders: list[str]
+    """Class names."""
+    images: Iterable[tuple[str, str]]
+    """Path and class name; read once, sorted by path."""
+
+
+def load_image_folders(
+    data_dir: str | os.PathLike,
+    *,
+    class_names: Path | None,
+    val_fraction: float,
+    seed: int,
+    split_file: Path | None = None,
+) -> ImageFolders:
+    """Find a data set's images and classes, and draw the validation split if there is none.
+
+    Args:
+        data_dir: a folder or a list, see above.
+        class_names: JSON of folder name to display name; default: cat_to_name.json beside the images, if there.
+        val_fraction: share of train/ to hold out when there is no valid/; 0 for none. See ``splits.split_train``.
+        seed: of that draw.
+        split_file: where that split is kept; if it exists, it is used.
+
+    Raises:
+        DataError: no such folder, no train/, no classes, an empty class, a class in valid/ or test/ that train/
+            lacks, broken names or lists, or a split file that belongs to other data.
+        UsageError: ``val_fraction`` is not a share.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val-fraction: got {val_fraction}, expected a share from 0 to below 1, such as 0.2")
+    root, splits = find_splits(Path(data_dir))
+    if "train" not in splits:
+        have = ", ".join(sorted(splits)) or "nothing to train on"
+        raise DataError(f"{readable(data_dir)}: no train/ folder (found: {have}); expected train/CLASS/IMAGES")
+    folders = tuple(sorted(splits["train"].folders))
+    where = splits["train"].where
+    if not folders:
+        raise DataError(f"{where}: no classes; expected one folder a class")
+    if len(folders) == 1:
+        raise DataError(f"{where}: only one class ({readable(folders[0])}); expected two or more, one folder each")
+    classes = ClassIndex(folders, display_names(folders, root, class_names))
+    train = _samples(root, splits["train"], classes)
+    counts = np.bincount(train.targets, minlength=len(folders))
+    empty = [readable(folders[index]) for index in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(f"{where}: no images in {some(empty)}; add some, or remove the folder")
+    valid, test = (_samples(root, splits[name], classes) if name in splits else None for name in ("valid", "test"))
+    for name, samples in (("valid", valid), ("test", test)):
+        if samples is not None and not len(samples):
+            raise DataError(f"{splits[name].where}: no images; add some, or remove it")
+    if valid is None and val_fraction > 0:
+        held_out = split_train(train.paths, train.targets, val_fraction=val_fraction, seed=seed, split_file=split_file)
+        if not any(held_out):
+            raise DataError(f"{where}: one image a class, none to hold out; add valid/ or set --val-fraction 0")
+        valid = train.take(np.flatnonzero(held_out))
+        train = train.take(np.flatnonzero(~np.array(held_out)))
+    return ImageFolders(classes, train, valid, test)
+
+
+def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, split_file: Path | None = None) -> Samples:
+    """Find the images of one split, for a model that is trained already.
+
+    Args:
+        data_dir: as for ``load_image_folders``; in a tree without splits all is train.
+        split: train, valid (or val) or test.
+        classes: the model's; the images' classes are found in it by name.
+        split_file: the split that a run drew: where there is no valid/, it says what train and valid mean.
+
+    Raises:
+        DataError: no such folder or split, no images in it, or a class that the model does not know.
+    """
+    name = SPLITS.get(split)
+    root, splits = find_splits(Path(data_dir))
+    drawn = (
+        split_file is not None and os.path.exists(split_file) and "valid" not in splits and name in ("train", "valid")
+    )
+    source = "train" if drawn else name
+    if source not in splits:
+        have = ", ".join(sorted(splits)) or "no images in class folders"
+        raise DataError(f"{readable(data_dir)}: no split {split!r} (found: {have})")
+    samples = _samples(root, splits[source], classes)
+    if drawn:
+        held_out = read_split(split_file)
+        samples = samples.take(i for i, path in enumerate(samples.paths) if held_out.get(path) is (name == "valid"))
+        gone = list(held_out.values()).count(name == "valid") - len(samples)
+        if gone:
+            raise DataError(f"{splits[source].where}: lacks {gone} images of the split in {readable(split_file)}")
+    if not len(samples):
+        raise DataError(f"{splits[source].where}: no images")
+    return samples
+
+
+def find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
+    """The folder that paths start from, and train, valid and test as far as they are there.
+
+    Raises:
+        DataError: no such folder or list, a broken list, or a split that is there twice.
+    """
+    if os.path.isfile(data_dir):
+        images = read_labelled(data_dir)
+        names = sorted({image.split for image in images})
+        return data_dir.parent, {name: _listed(data_dir, images, name) for name in names}
+    if not os.path.isdir(data_dir):
+        raise DataError(f"{readable(data_dir)}: no such folder or list file")
+    splits: dict[str, Split] = {}
+    for name, split in SPLITS.items():
+        if not name:
+            continue
+        folder, list_file = data_dir / name, data_dir / f"{name}.csv"
+        found = [folder] if os.path.isdir(folder) else []
+        found += [list_file] if os.path.isfile(list_file) else []
+        if not found:
+            continue
+        if len(found) > 1 or split in splits:
+            other = list_file if len(found) > 1 else splits[split].where
+            raise DataError(f"{readable(found[0])}: there is {readable(other)}, too; keep one of them")
+        if found == [folder]:
+            splits[split] = Split(readable(folder), _subfolders(folder), _in_folders(folder, f"{name}/"))
+        else:
+            splits[split] = _listed(list_file, read_labelled(list_file))
+    if not splits:
+        # One tree. Class folders hold images themselves: the parent of some data sets is no data set.
+        folders = _subfolders(data_dir)
+        if any(_has_images(data_dir / folder) for folder in folders):
+            splits["train"] = Split(readable(data_dir), folders, _in_folders(data_dir, ""))
+    return data_dir, splits
+
+
+def _listed(list_file: Path, images: list[ListedImage], only: str | None = None) -> Split:
+    images = [image for image in images if only is None or image.split == only]
+    pairs = [(image.path, image.folder) for image in images]
+    return Split(readable(list_file), sorted({folder for _, folder in pairs}), pairs)
+
+
+def _in_folders(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    stray = 0
+    for path in scan_images(folder):
+        name, slash, _ = path.partition("/")
+        if slash:
+            yield prefix + path, name
+        else:
+            stray += 1
+    if stray:
+        console.warn(f"{readable(folder)}: {stray} images lie in no class folder, left out")
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{readable(folder)}: cannot be listed: {(error.strerror or '').lower()}") from None
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there are images in the folder itself; what lies deeper is not looked at, it may be a whole disk."""
+    endings = tuple(IMAGE_EXTENSIONS)
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(endings) and not entry.is_dir() for entry in entries)
+    except OSError:
+        return False
+
+
+def _samples(root: Path, split: Split, classes: ClassIndex) -> Samples:
+    """Read a split's images, their classes mapped by name."""
+    class_to_idx = classes.class_to_idx
+    unknown = [readable(folder) for folder in split.folders if folder not in class_to_idx]
+    if unknown:
+        raise DataError(f"{split.where}: {some(unknown)} not among the {len(classes)} classes trained on")
+    targets = array("q")
+
+    def paths() -> Iterator[str]:
+        for path, folder in split.images:
+            targets.append(class_to_idx[folder])
+            yield path
+
+    return Samples(root, PathList(paths()), np.array(targets, np.int64))

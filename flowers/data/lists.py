@@ -1,0 +1,123 @@
+"""List files: the images of a job named one by one, instead of found in folders.
+
+Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths relative to the folder the list is in:
+
+- ``NAME.csv``: a header, then a row an image. The column ``path`` must be there. ``class`` (or ``label``) is the
+  class; ``split`` is train, valid (or val) or test, and train where it is empty or missing. Other columns are
+  ignored, so a predictions file is a list, too. As there, a backslash in a path is written ``\\\\`` and a byte that is
+  not UTF-8 ``\\xNN``.
+- any other name: plain text, one path a line (for prediction only). If the file holds NUL bytes these end
+  the paths, not line ends: what ``find -print0`` writes.
+"""
+
+import csv
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from flowers.data.paths import decode_path, readable
+from flowers.errors import DataError
+
+SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
+"""What may stand for a split, and what it means."""
+
+
+_BLOCK_BYTES = 1 << 20
+
+
+class ListedImage(NamedTuple):
+    """One row of a labelled list."""
+
+    path: str
+    folder: str
+    """The class, by the name that class folders have."""
+    split: str
+    """train, valid or test."""
+
+
+def read_labelled(list_file: Path) -> list[ListedImage]:
+    """Read a CSV list for training or evaluation, sorted by path.
+
+    Raises:
+        DataError: the file cannot be read, is no such CSV, has a row without path or class, or names a path twice.
+    """
+    if list_file.suffix.lower() != ".csv":
+        raise DataError(f"{readable(list_file)}: a list with classes must be a .csv with the columns path,class")
+    images = []
+    for line, row in _rows(list_file):
+        folder = row["class"] if "class" in row else row.get("label")
+        if folder is None:
+            raise DataError(f"{readable(list_file)}: columns are {','.join(row)}, expected path,class or path,label")
+        if not folder or "/" in folder:
+            raise DataError(f"{readable(list_file)}, line {line}: got class {folder!r}, expected a name without /")
+        split = row.get("split", "").strip().lower()
+        if split not in SPLITS:
+            raise DataError(f"{readable(list_file)}, line {line}: got split {split!r}, expected train, valid or test")
+        images.append(ListedImage(row["path"], folder, SPLITS[split]))
+    images.sort(key=lambda image: os.fsencode(image.path))
+    for one, other in itertools.pairwise(images):
+        if one.path == other.path:
+            raise DataError(f"{readable(list_file)}: {readable(one.path)} is listed twice; list every image once")
+    return images
+
+
+def read_paths(list_file: Path) -> Iterator[str]:
+    """Yield the paths of any list for prediction, as they stand there, in bounded memory.
+
+    Raises:
+        DataError: the file cannot be read, or is a broken CSV.
+    """
+    if list_file.suffix.lower() == ".csv":
+        for _, row in _rows(list_file):
+            yield row["path"]
+        return
+    try:
+        with open(list_file, "rb") as file:
+            end = b"\0" if b"\0" in file.read(_BLOCK_BYTES) else b"\n"
+            file.seek(0)
+            rest = file.read(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+            while block := file.read(_BLOCK_BYTES):
+                *lines, rest = (rest + block).split(end)
+                yield from map(os.fsdecode, _without_line_ends(lines, end))
+            yield from map(os.fsdecode, _without_line_ends(rest.split(end), end))
+    except OSError as error:
+        raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror}") from None
+
+
+def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
+    for line in lines:
+        path = line.removesuffix(b"\r") if end == b"\n" else line
+        if path:
+            yield path
+
+
+def _rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row of a CSV with its line number, by column name; the path as it is on disk."""
+    try:
+        with open(list_file, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if "path" not in header:
+                raise DataError(f"{readable(list_file)}: the header lacks a column named path; expected path,class")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{readable(list_file)}, line {reader.line_num}: got {len(cells)} cells, "
+                        f"expected {len(header)} as in the header; a cell with a comma needs quotes"
+                    )
+                row = dict(zip(header, cells, strict=True))
+                row["path"] = _checked(decode_path(row["path"]), list_file, reader.line_num)
+                yield reader.line_num, row
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{readable(list_file)}: cannot be read as CSV: {reason}") from None
+
+
+def _checked(path: str, list_file: Path, line: int) -> str:
+    if not path or "\0" in path:
+        raise DataError(f"{readable(list_file)}, line {line}: got {path!r} as a path")
+    return path

@@ -1,0 +1,135 @@
+"""Walk a tree of photos: in a fixed order, in bounded memory, whatever lies in the way."""
+
+import errno
+import heapq
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator
+
+from flowers import console
+from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.paths import readable
+from flowers.errors import DataError
+
+_CHUNK = 16384  # names of one folder sorted at a time
+
+
+def scan_images(
+    root: str | os.PathLike,
+    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    warn: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Yield every image file below a folder.
+
+    An image file is a regular file, or a link to one, whose name ends in one of ``extensions``, in upper or lower
+    case; links that lead nowhere count, so that the file someone believes to be there gets its error. Names that
+    begin with a dot are skipped, files and folders alike (.ipynb_checkpoints, ._foo.jpg). Links to folders
+    are followed, but the first one only of several to the same folder, and none back to a folder that one is
+    already in. What is left out otherwise is told: such links, FIFOs, sockets, devices, folders that cannot be read.
+
+    Memory goes with the names of the folders on one branch, about 30 bytes a name, not with the tree.
+
+    Args:
+        root: the folder.
+        extensions: lower case, with the dot; "" stands for every file.
+        warn: told, a line each, what was left out; default: ``console.warn``.
+
+    Yields:
+        Paths relative to ``root``, posix separators, undecodable bytes as surrogates (``os.fsdecode``), sorted by
+        their bytes (``os.fsencode``) over the whole tree.
+
+    Raises:
+        DataError: ``root`` is not a folder, or cannot be read.
+    """
+    warn = warn or console.warn
+    top = os.fsencode(root)
+    endings = tuple(os.fsencode(extension.lower()) for extension in extensions)
+    try:
+        status = os.stat(top)
+        if not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
+        names = _sorted_names(top, endings, warn)
+    except OSError as error:
+        raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
+    # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
+    branch = [(b"", (status.st_dev, status.st_ino), names)]
+    linked = set()  # folders that a link was followed to: a few that link to each other make billions of paths
+    while branch:
+        prefix, _, names = branch[-1]
+        name = next(names, None)
+        if name is None:
+            branch.pop()
+        elif not name.endswith(b"/"):
+            yield os.fsdecode(prefix + name)
+        else:
+            path = os.path.join(top, prefix, name[:-1])
+            try:
+                status = os.stat(path)
+                identity = (status.st_dev, status.st_ino)
+                if any(identity == above for _, above, _ in branch):
+                    warn(f"{readable(os.fsdecode(path))}: a link back to a folder it lies in, not followed")
+                    continue
+                if os.path.islink(path):
+                    if identity in linked:
+                        warn(f"{readable(os.fsdecode(path))}: another link to the same folder, not followed")
+                        continue
+                    linked.add(identity)
+                branch.append((prefix + name, identity, _sorted_names(path, endings, warn)))
+            except FileNotFoundError:
+                continue  # removed since its parent was listed
+            except OSError as error:
+                warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
+
+
+def _sorted_names(folder: bytes, endings: tuple[bytes, ...], warn: Callable[[str], None]) -> Iterator[bytes]:
+    """List one folder: image files and, with a slash at the end, folders; sorted with that slash.
+
+    The slash makes a walk in this order sorted by whole paths: "a.jpg" comes before "a/b.jpg". Sorted names are
+    kept joined by NUL, which no name holds, a chunk each, and merged as they are asked for.
+    """
+    chunks: list[bytes] = []
+    names: list[bytes] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(b"."):
+                continue
+            try:
+                if entry.is_dir():
+                    names.append(name + b"/")
+                elif name.lower().endswith(endings):
+                    if entry.is_file() or not os.path.exists(entry.path):
+                        names.append(name)
+                    else:
+                        warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link to itself
+                    if name.lower().endswith(endings):
+                        names.append(name)  # an input that gets its error
+                else:
+                    warn(f"{readable(os.fsdecode(entry.path))}: {_reason(error)}; left out")
+            if len(names) == _CHUNK:
+                chunks.append(_join(names))
+                names = []
+    chunks.append(_join(names))
+    return heapq.merge(*map(_split, chunks)) if len(chunks) > 1 else _split(chunks[0])
+
+
+def _join(names: list[bytes]) -> bytes:
+    return b"".join(name + b"\0" for name in sorted(names))
+
+
+def _split(chunk: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(chunk):
+        end = chunk.index(b"\0", start)
+        yield chunk[start:end]
+        start = end + 1
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "no such folder"
+    if error.errno == errno.EACCES:
+        return "no permission to list this folder"
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,158 @@
+"""Files that are either whole or not there: write beside, fsync, rename."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from flowers.errors import FlowersError
+
+FULL_BELOW_BYTES = 64 * 2**20
+"""A write that failed with less than this left on the disk is taken to have failed because the disk is full."""
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]:
+    """Open a file that takes its final name only when the block ends well.
+
+    Args:
+        path: the final name; its folder is made if needed.
+        mode: "w" (UTF-8, newlines as written) or "wb".
+
+    Raises:
+        FlowersError: the disk is full or the place cannot be written; nothing is left behind and
+            an earlier file of that name is untouched.
+    """
+    path = Path(path)
+    if "b" not in mode:
+        open_kwargs = {"encoding": "utf-8", "newline": "", **open_kwargs}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+        with os.fdopen(handle, mode, **open_kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder beside ``path``; it takes that name only when the block ends well.
+
+    An earlier folder of that name steps aside as ``.NAME.old`` and is removed last, so that one of the two is
+    whole at any moment; ``restore_folder`` puts it back after a crash between the two renames.
+
+    Raises:
+        FlowersError: the disk is full or the place cannot be written; the earlier folder is untouched.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        restore_folder(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                sync_file(file)
+        sync_folder(temporary)
+        old = old_name(path)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except Exception as error:  # torch and safetensors have errors of their own for a write that failed
+        if not any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "I/O error", "os error")):
+            raise
+        is_full = shutil.disk_usage(path.parent).free < FULL_BELOW_BYTES or "os error 28" in str(error)
+        raise explain_os_error(OSError(errno.ENOSPC if is_full else errno.EIO, str(error)), path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Undo a ``replace_folder`` that was killed between its two renames; else do nothing."""
+    old = old_name(path)
+    if old.exists() and not path.exists():
+        os.rename(old, path)
+    elif old.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def old_name(path: Path) -> Path:
+    """Where ``replace_folder`` keeps the earlier folder while it puts the new one in its place."""
+    return path.parent / f".{path.name}.old"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that is there already is fine, if it can be written.
+
+    Raises:
+        FlowersError: it cannot be made or written.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make a written file last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems do not sync folders; the rename still holds
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def explain_os_error(error: OSError, path: Path) -> FlowersError:
+    """One line for the user instead of an errno."""
+    hints = {
+        errno.ENOSPC: "the disk is full: free some space and start the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
+        errno.EACCES: "no permission: choose another place, or change its permissions",
+        errno.EROFS: "the file system is read-only: choose another place",
+        errno.ENOTDIR: "a part of this path is a file, not a folder: choose another place",
+        errno.EISDIR: "this is a folder, a file name was expected",
+    }
+    hint = hints.get(error.errno or 0, error.strerror or str(error))
+    return FlowersError(f"cannot write {path}: {hint}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,268 @@
+"""Start one job as several processes, pass signals on to them, and end with their exit code.
+
+    flowers-launch jobs/train.py --data-dir data/flowers102            # a process per GPU, or one
+    flowers-launch --num-processes 4 jobs/train.py --data-dir ...      # on CPUs too
+    srun --ntasks-per-node=1 flowers-launch --num-processes 8 --num-machines 2 --main-process-ip HOST \
+        --main-process-port 15000 jobs/train.py ...                    # one launcher a node
+
+`accelerate launch` starts the same groups. What it does not give, and this does: a job's own exit code (there every
+failure is 1, so that 75, "saved, start me again", is lost), USR1 and USR2 for the workers, time to save after a
+signal (there 30 s, then SIGKILL), a failure that ends in the job's one line instead of the launcher's stack, and N
+processes that form one group on a machine without a GPU.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowers import console
+from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
+from flowers.processes import available_cpus
+
+FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+STOP_TIMEOUT_S = 600.0
+FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
+POLL_S = 0.05
+ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any worker ended with is the launcher's
+# What other launchers, MPI or a surrounding job may have left behind: each worker gets its own or none.
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Which processes this launcher starts, and where all processes of the job meet."""
+
+    num_processes: int
+    """Over all machines."""
+    num_machines: int = 1
+    machine_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def local_processes(self) -> int:
+        """Processes on this machine."""
+        return self.num_processes // self.num_machines
+
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """What a worker needs to know; alone it needs nothing, so that it starts no group."""
+        threads = str(max(1, available_cpus() // self.local_processes))
+        values = {"OMP_NUM_THREADS": threads, **os.environ}
+        for name in GROUP_VARIABLES:
+            values.pop(name, None)
+        values["FLOWERS_WORLD_SIZE"] = str(self.num_processes)
+        if self.num_processes > 1:
+            values |= {
+                "RANK": str(self.machine_rank * self.local_processes + local_rank),
+                "LOCAL_RANK": str(local_rank),
+                "WORLD_SIZE": str(self.num_processes),
+                "LOCAL_WORLD_SIZE": str(self.local_processes),
+                "MASTER_ADDR": self.address,
+                "MASTER_PORT": str(self.port),
+            }
+        return values
+
+
+class Workers:
+    """The processes of one job on this machine, from their start to their joint end."""
+
+    def __init__(self, command: Sequence[str], group: Group, stop_timeout_s: float):
+        self._command, self._group, self._stop_timeout_s = command, group, stop_timeout_s
+        self._processes: list[subprocess.Popen] = []
+        self._received: list[str] = []
+        self._said = tempfile.TemporaryDirectory(prefix="flowers-said-")  # see flowers.console.error
+        self._deadline_s: float | None = None
+
+    def run(self) -> int:
+        """Start all, wait for all.
+
+        Returns:
+            the first failed worker's exit code (128 + N if signal N killed it); else 75 if a worker was stopped,
+            3 if one says so, 0 if all ended well.
+        """
+        for name in FORWARDED:
+            if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(getattr(signal, name), self._on_signal)
+        several = self._group.num_processes > 1
+        try:
+            for local_rank in range(self._group.local_processes):
+                self._processes.append(
+                    subprocess.Popen(
+                        self._command,
+                        env=self._group.environment(local_rank) | {"FLOWERS_SAID_DIR": self._said.name},
+                        stdin=subprocess.DEVNULL if several else None,
+                        start_new_session=True,  # a terminal's Ctrl-C then comes once, through us
+                        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                    )
+                )
+            if self._received:  # while they were being started
+                self._send(signal.SIGTERM)
+            return self._wait()
+        finally:
+            for process in self._processes:
+                if process.poll() is None:
+                    kill_session(process)
+            self._said.cleanup()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        self._received.append(name)
+        if self._deadline_s is None:
+            self._deadline_s = time.monotonic() + self._stop_timeout_s
+        if self._received.count("SIGINT") > 2:  # somebody is hammering on Ctrl-C
+            self._deadline_s = time.monotonic()
+        self._send(signal.SIGTERM if name == "SIGHUP" else number)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    def _wait(self) -> int:
+        failed: int | None = None
+        while any(code is None for code in self._codes()):
+            if failed is None and (failed := self._first_failure()) is not None:
+                self._send(signal.SIGTERM)
+                self._deadline_s = time.monotonic() + FAILURE_GRACE_S
+            if self._deadline_s is not None and time.monotonic() > self._deadline_s:
+                break
+            time.sleep(POLL_S)
+        failed = self._first_failure() if failed is None else failed
+        late = [rank for rank, code in enumerate(self._codes()) if code is None]
+        for rank in late:
+            kill_session(self._processes[rank])
+        return self._outcome(failed, late)
+
+    def _outcome(self, failed: int | None, late: Sequence[int]) -> int:
+        """The exit code, and a line about workers that could not say what became of them.
+
+        Args:
+            failed: local rank of the worker that failed first.
+            late: local ranks of those that did not end, and were killed.
+        """
+        codes = self._codes()
+        # A worker that a signal ends may be seen after those that it pulled down; those we ended do not count.
+        ended = [rank for rank, code in enumerate(codes) if code < 0 and rank not in late]
+        ended = [rank for rank in ended if failed in (None, rank) or codes[rank] != -signal.SIGTERM]
+        for rank in ended:
+            hint = " before it could save" if self._received else ""
+            if codes[rank] == -signal.SIGKILL:
+                hint = "; often the machine ran out of memory: try a smaller -b or -j"
+            console.error(f"rank {self._rank(rank)} was ended by {signal.Signals(-codes[rank]).name}{hint}")
+        if failed is not None:
+            code = codes[ended[0] if ended else failed]
+            return 128 - code if code < 0 else code  # as a shell puts it
+        if late:
+            ranks = ", ".join(str(self._rank(rank)) for rank in late)
+            console.error(
+                f"rank {ranks} had not ended {self._stop_timeout_s:g} s after {self._received[0]} and is killed; the "
+                "last checkpoint is whole; give more time with --stop-timeout"
+            )
+            return EXIT_FAILED
+        return max(codes, key=ENDED_WELL.index)
+
+    def _codes(self) -> list[int | None]:
+        return [process.poll() for process in self._processes]
+
+    def _first_failure(self) -> int | None:
+        """Local rank of a worker that failed."""
+        failed = (rank for rank, code in enumerate(self._codes()) if code is not None and code not in ENDED_WELL)
+        return next(failed, None)
+
+    def _rank(self, local_rank: int) -> int:
+        return self._group.machine_rank * self._group.local_processes + local_rank
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """End a worker with all that it started, loader processes too."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def die_with_parent() -> None:
+    """In a new worker: if the launcher is killed, end too instead of holding memory, GPUs and the port."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def count_gpus() -> int:
+    """GPUs that a job would see."""
+    import torch  # seconds; needed only where nobody said how many processes
+
+    return torch.cuda.device_count()
+
+
+def parse(argv: Sequence[str]) -> tuple[Group, argparse.Namespace]:
+    """Read the command line: the group that it asks for, and all flags.
+
+    Raises:
+        UsageError: numbers that do not fit together, or no such script.
+    """
+    parser = argparse.ArgumentParser("flowers-launch", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--num-processes", type=int, help="over all machines; default: one per GPU, without GPUs one")
+    parser.add_argument("--num-machines", type=int, default=1, help="each runs this launcher once (default: 1)")
+    parser.add_argument("--machine-rank", type=int, help="this machine's number from 0; default under srun: its own")
+    parser.add_argument("--main-process-ip", help="host or address of machine 0")
+    parser.add_argument("--main-process-port", type=int, default=0, help="on one machine default: any free port")
+    parser.add_argument("--stop-timeout", type=float, default=STOP_TIMEOUT_S, help="seconds to save in after a signal")
+    parser.add_argument(
+        "--stopped-mark", type=Path, help="on 75 make this file and exit 0: srun then does not kill the other nodes"
+    )
+    parser.add_argument("script", help="a job, such as jobs/train.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own flags")
+    flags = parser.parse_args(argv)
+
+    if not Path(flags.script).is_file():
+        raise UsageError(f"{flags.script}: no such file; expected a job such as jobs/train.py")
+    machines, rank, port = flags.num_machines, flags.machine_rank, flags.main_process_port
+    if machines > 1:
+        if rank is None:
+            rank = int(os.environ.get("SLURM_NODEID", "-1"))
+        if not 0 <= rank < machines:
+            raise UsageError(f"--machine-rank: got {rank}, expected 0 to {machines - 1}, another on each machine")
+        if not flags.main_process_ip or not port:
+            raise UsageError("--num-machines above 1 needs --main-process-ip and --main-process-port of machine 0")
+    processes = machines * max(1, count_gpus()) if flags.num_processes is None else flags.num_processes
+    if machines < 1 or processes < 1 or processes % machines:
+        raise UsageError(
+            f"--num-processes {processes} on --num-machines {machines}: expected the same number, at least one, on each"
+        )
+    group = Group(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
+    return group, flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job to its end; see ``Workers.run`` for the exit code."""
+    try:
+        group, flags = parse(sys.argv[1:] if argv is None else argv)
+        code = Workers([sys.executable, flags.script, *flags.arguments], group, flags.stop_timeout).run()
+        if code == EXIT_STOPPED and flags.stopped_mark is not None:
+            flags.stopped_mark.touch()
+            return 0
+        return code
+    except FlowersError as error:
+        console.error(str(error))
+        return error.exit_code
+
+
+def cli() -> None:
+    """The console command ``flowers-launch``."""
+    raise SystemExit(main())
+
+
+if __name__ == "__main__":
+    cli()

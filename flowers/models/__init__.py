@@ -1,0 +1,1 @@
+"""Networks, heads, the bundle that a trained model is, and the engines that run one fast."""

@@ -1,0 +1,224 @@
+"""Names to networks: the built-in EfficientNet-Lite, any torchvision classifier, any timm model as timm/NAME.
+
+Each comes without its ImageNet classifier, as images [B, 3, H, W] to features [B, D], together with the
+preprocessing that its weights were trained for. The architecture follows from the name (and, for transformers
+of one fixed size, the image size) alone, never from the weights: a bundle is rebuilt without looking for them.
+"""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from flowers.data.transforms import Preprocessing
+from flowers.errors import ModelError
+from flowers.models import pretrained
+from flowers.models.weights import fit_weights
+
+
+class Backbone(NamedTuple):
+    """A network without its classifier, the width of its features, and the view of an image that it expects."""
+
+    network: nn.Module
+    num_features: int
+    preprocessing: Preprocessing
+
+
+class _Cut(NamedTuple):
+    """A backbone and how the names begin of the tensors that belong to the classifier it had."""
+
+    backbone: Backbone
+    head_names: tuple[str, ...]
+
+
+def build_backbone(name: str, weights: str = "default", image_size: int | None = None) -> Backbone:
+    """Build a network without its classifier.
+
+    Args:
+        name: ``efficientnet_lite0`` (or 1, 2), a torchvision classifier, or ``timm/NAME``.
+        weights: ``default``, ``none`` (random), or the path of a .safetensors or .pth file or of a bundle; for
+            torchvision also the name of one of its sets, such as IMAGENET1K_V1.
+        image_size: side of the images in pixels; default: what the weights were trained for.
+
+    Raises:
+        ModelError: an unknown model, weights that do not fit or cannot be had.
+    """
+    check_name(name)
+    if weights == "none":
+        return _build(name, weights, image_size).backbone
+    with skip_random_init():
+        backbone, head_names = _build(name, weights, image_size)
+    state, where = pretrained.find(name, weights, backbone.network)
+    fit_weights(backbone.network, state, where, ignore=head_names)
+    return backbone
+
+
+def model_names(timm: bool = False) -> list[str]:
+    """All names that ``build_backbone`` knows; timm's thousand only on request."""
+    from torchvision import models
+
+    names = [*pretrained.LITE_MODELS, *models.list_models(module=models)]
+    if timm:
+        from timm import list_models
+
+        names += [f"timm/{name}" for name in list_models()]
+    return names
+
+
+@contextlib.contextmanager
+def skip_random_init() -> Iterator[None]:
+    """Build networks whose weights are about to be replaced without drawing millions of random numbers first."""
+    with _OneNumberATensor():
+        yield
+
+
+class _OneNumberATensor(TorchFunctionMode):
+    """Fills a tensor with one random number, another one each time: initialisers that redraw come to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.Tensor.uniform_ or function is torch.Tensor.normal_:
+            kwargs.pop("generator", None)
+            one = function(torch.empty(1), *args[1:], **kwargs, generator=self._generator)
+            return args[0].fill_(one.item())
+        return function(*args, **kwargs)
+
+
+def check_name(name: object) -> None:
+    """See to it that a name is that of a model; nothing is built.
+
+    Raises:
+        ModelError: it is not; the nearest names are listed.
+    """
+    if isinstance(name, str):
+        if name in pretrained.LITE_MODELS or name in model_names():
+            return
+        if re.fullmatch(r"timm/[\w.]+", name):  # names only: timm also takes hub addresses and folders
+            from timm import is_model
+
+            if is_model(name.removeprefix("timm/")):
+                return
+    near = difflib.get_close_matches(str(name), model_names(timm=True), n=3, cutoff=0.5)
+    raise ModelError(f"unknown model {name!r}; nearest names: {', '.join(near or pretrained.LITE_MODELS)}")
+
+
+def _build(name: str, weights: str, image_size: int | None) -> _Cut:
+    if name in pretrained.LITE_MODELS:
+        return _build_lite(name, image_size)
+    if name.startswith("timm/"):
+        return _build_timm(name, image_size)
+    return _build_torchvision(name, weights, image_size)
+
+
+def _build_lite(name: str, image_size: int | None) -> _Cut:
+    from timm import create_model
+
+    lite = pretrained.LITE_MODELS[name]
+    network = create_model(lite.timm_name, pretrained=False, num_classes=0)
+    # its inputs are (x - 127) / 128 for x in 0..255
+    preprocessing = _preprocessing(lite.crop, lite.resize, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", image_size)
+    return _Cut(Backbone(network, network.num_features, preprocessing), ("classifier.", "_fc."))
+
+
+def _build_timm(name: str, image_size: int | None) -> _Cut:
+    from timm import create_model
+
+    timm_name = name.removeprefix("timm/")
+    try:
+        network = create_model(timm_name, pretrained=False, num_classes=0)
+        config = network.pretrained_cfg
+        if config.get("fixed_input_size") and image_size not in (None, config["input_size"][-1]):
+            network = create_model(timm_name, pretrained=False, num_classes=0, img_size=image_size)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"{name}: timm cannot build it: {' '.join(str(error).split())[:200]}") from None
+    size = config["input_size"][-1]
+    heads = config.get("classifier") or ()
+    preprocessing = _preprocessing(
+        size,
+        int(size / config["crop_pct"]),
+        config["mean"],
+        config["std"],
+        "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        image_size,
+    )
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    num_features = getattr(network, "head_hidden_size", None) or network.num_features
+    return _Cut(Backbone(network, num_features, preprocessing), tuple(f"{head}." for head in heads))
+
+
+def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
+    from torchvision import models
+
+    transforms = pretrained.torchvision_entry(name, weights).transforms()
+    preprocessing = _preprocessing(
+        transforms.crop_size[0],
+        transforms.resize_size[0],
+        transforms.mean,
+        transforms.std,
+        transforms.interpolation.value,
+        image_size,
+    )
+    options: dict[str, object] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = preprocessing.crop
+    elif name.startswith("maxvit"):
+        options["input_size"] = (preprocessing.crop, preprocessing.crop)
+    elif name in ("inception_v3", "googlenet"):
+        # aux classifiers only serve the original training; the inputs of the weights are in TensorFlow's range
+        options.update(aux_logits=False, transform_input=True, init_weights=True)
+    try:
+        network = models.get_model(name, weights=None, **options)
+    except (AssertionError, ValueError) as error:
+        raise ModelError(f"{name} at {preprocessing.crop} pixels: {' '.join(str(error).split())}") from None
+    head = list(network.named_children())[-1][0]
+    aux = ("AuxLogits.", "aux1.", "aux2.") if "aux_logits" in options else ()
+    return _Cut(Backbone(network, cut_head(network), preprocessing), (f"{head}.", *aux))
+
+
+def cut_head(network: nn.Module) -> int:
+    """Take the classifier off a torchvision network, in place, with the dropout that belongs to it.
+
+    Of a classifier of several layers only the last one goes (the projection of MobileNetV3 and the norm of
+    ConvNeXt are part of the features), but VGG's and AlexNet's goes as a whole, as in the 2018 blog.
+
+    Returns:
+        Width of the features.
+    """
+    from torchvision import models
+
+    head_name, head = list(network.named_children())[-1]
+    if isinstance(network, models.VGG | models.AlexNet):
+        num_features = head[1 if isinstance(head[0], nn.Dropout) else 0].in_features
+        network.classifier = nn.Identity()
+        return num_features
+    if isinstance(network, models.SqueezeNet):
+        num_features = head[1].in_channels
+        network.classifier = nn.AdaptiveAvgPool2d(1)
+        return num_features
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Dropout) and (name == "dropout" or name.startswith(f"{head_name}.")):
+            network.set_submodule(name, nn.Identity())
+    linear_name = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    num_features = network.get_submodule(linear_name).in_features
+    network.set_submodule(linear_name, nn.Identity())
+    return num_features
+
+
+def _preprocessing(
+    crop: int, resize: int, mean: tuple, std: tuple, interpolation: str, image_size: int | None
+) -> Preprocessing:
+    """The view that the weights expect, or the same share of the picture at another size."""
+    if image_size is not None:
+        crop, resize = image_size, round(resize * image_size / crop)
+    return Preprocessing(
+        resize=max(resize, crop), crop=crop, mean=tuple(mean), std=tuple(std), interpolation=interpolation
+    )

@@ -1,0 +1,284 @@
+"""The folder that a trained model is: ``model.safetensors`` and ``model.json``, and nothing that is ever unpickled.
+
+``model.json`` of format version 1::
+
+    {"format_version": 1, "model": "efficientnet_lite0",
+     "head": {"num_classes": 102, "in_features": 1280, "hidden": null, "dropout": 0.0},
+     "classes": ["1", "10", ...],               class folders in index order
+     "labels": ["pink primrose", ...],          their display names
+     "preprocessing": {...},                    see flowers.data.transforms.Preprocessing
+     "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, ...}}
+"""
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import flowers
+from flowers.data.folders import ClassIndex
+from flowers.data.transforms import Preprocessing
+from flowers.errors import ModelError
+from flowers.files import old_name, replace_folder
+from flowers.models.backbones import build_backbone, check_name, skip_random_init
+from flowers.models.heads import Classifier, HeadSpec, build_head
+from flowers.models.weights import WEIGHTS_FILE, fit_weights, strip_wrappers
+
+FORMAT_VERSION = 1
+DESCRIPTION_FILE = "model.json"
+_FIELDS = {"format_version", "model", "head", "classes", "labels", "preprocessing", "metrics", "made"}
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained model, whole: what to build, what to fill it with, how to look at a picture, what it knows.
+
+    Attributes:
+        metrics: figures by name, as plain values.
+        made: how, when and with what it was made, as plain values; see ``how_made``.
+        state_dict: tensors on the CPU, named ``backbone.*`` and ``head.*``.
+        folder: where it was loaded from.
+    """
+
+    model: str
+    head: HeadSpec
+    classes: ClassIndex
+    preprocessing: Preprocessing
+    metrics: dict
+    made: dict
+    state_dict: Mapping[str, Tensor]
+    folder: Path | None = None
+
+    def build(self) -> Classifier:
+        """The network, filled: float32, on the CPU, in evaluation mode. Nothing is downloaded.
+
+        Raises:
+            ModelError: the tensors are not those of the model and head that it names.
+        """
+        with skip_random_init():
+            backbone = build_backbone(self.model, "none", self.preprocessing.crop)
+            if backbone.num_features != self.head.in_features:
+                raise ModelError(
+                    f"bundle: the head takes {self.head.in_features} features, {self.model} gives "
+                    f"{backbone.num_features}"
+                )
+            classifier = Classifier(backbone.network, build_head(self.head))
+        fit_weights(classifier, self.state_dict, f"bundle of {self.model}")
+        return classifier.eval()
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of all that decides what it answers: tensors, classes, labels, preprocessing.
+
+        Metrics and the way it was made do not count.
+        """
+        meaning = _describe(self)
+        meaning = {name: meaning[name] for name in sorted(_FIELDS - {"metrics", "made"})}
+        digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+        for name, tensor in sorted(strip_wrappers(self.state_dict).items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle as that folder; it takes the name only when whole, and an earlier one stays until then.
+
+    Raises:
+        FlowersError: the disk is full or the place cannot be written.
+        ModelError: classes, head and tensors do not belong together.
+    """
+    with replace_folder(folder) as temporary:
+        write_bundle(bundle, temporary)
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle's two files into a folder that is there, a checkpoint's say; the caller makes it last.
+
+    Raises:
+        ModelError: classes, head and tensors do not belong together.
+    """
+    description = _describe(bundle)
+    _read_description(description, "bundle to save")  # what could not be loaded is not written
+    tensors = {name: value.detach().cpu().contiguous() for name, value in strip_wrappers(bundle.state_dict).items()}
+    _check_head(bundle.head, {name: list(value.shape) for name, value in tensors.items()}, "bundle to save")
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        if value.data_ptr() in seen:  # two names of one tensor: safetensors wants two
+            tensors[name] = value.clone()
+        seen.add(value.data_ptr())
+    try:  # ASCII: odd bytes in names stay escaped
+        text = json.dumps(description, indent=1, allow_nan=False, default=str)
+    except ValueError as error:
+        raise ModelError(f"bundle to save: metrics or how it was made hold what JSON cannot: {error}") from None
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="ascii")
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle, a checkpoint, or a run folder's best bundle (its last one where there is no best).
+
+    Everything is checked before it is believed, and nothing in it is run. The tensors of the backbone are held
+    against the network when that is built.
+
+    Raises:
+        ModelError: there is none, it is of a newer format, or what it says cannot be; the reason is given.
+    """
+    while True:
+        folder = _find_folder(Path(path))
+        before = _read_file(folder / DESCRIPTION_FILE)
+        try:
+            description = json.loads(before)
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"bundle {folder}: {DESCRIPTION_FILE} is not JSON ({reason})") from None
+        model, head, classes, preprocessing = _read_description(description, f"bundle {folder}")
+        state_dict = _read_tensors(folder, head)
+        if _read_file(folder / DESCRIPTION_FILE) == before:  # else a training run has just put a better one there
+            figures = description["metrics"], description["made"]
+            return Bundle(model, head, classes, preprocessing, *figures, state_dict=state_dict, folder=folder)
+
+
+def how_made(config: Mapping | None = None) -> dict:
+    """When, with which versions, from which commit (where the code stands in a git tree) and which config."""
+    versions = {"python": platform.python_version(), "flowers": flowers.__version__}
+    for package in ("torch", "torchvision", "timm", "accelerate"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    made = {"date": date, "versions": versions, "git_commit": _git_commit()}
+    return made if config is None else {**made, "config": dict(config)}
+
+
+def _describe(bundle: Bundle) -> dict:
+    """What model.json says."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": bundle.model,
+        "head": bundle.head.to_dict(),
+        "classes": list(bundle.classes.folders),
+        "labels": list(bundle.classes.labels),
+        "preprocessing": bundle.preprocessing.to_dict(),
+        "metrics": bundle.metrics,
+        "made": bundle.made,
+    }
+
+
+def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassIndex, Preprocessing]:
+    """Check what model.json says, value by value.
+
+    Raises:
+        ModelError: something in it cannot be.
+    """
+    if not isinstance(values, dict):
+        raise ModelError(f"{where}: {DESCRIPTION_FILE} holds a {type(values).__name__}, expected a mapping")
+    version = values.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ModelError(f"{where}: format_version is {version!r}, expected a number from 1 to {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise ModelError(
+            f"{where}: format version {version}, this is flowers {flowers.__version__}, which reads up to "
+            f"{FORMAT_VERSION}: install the newer flowers that wrote it"
+        )
+    if set(values) != _FIELDS:
+        missing, unknown = sorted(_FIELDS - set(values)), sorted(map(repr, set(values) - _FIELDS))
+        raise ModelError(
+            f"{where}: {DESCRIPTION_FILE} lacks {missing or 'nothing'} and has unknown {unknown or 'none'}"
+        )
+    try:
+        check_name(values["model"])
+        head = HeadSpec.from_dict(values["head"])
+        preprocessing = Preprocessing.from_dict(values["preprocessing"])
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    for name in ("metrics", "made"):
+        if not isinstance(values[name], dict):
+            raise ModelError(f"{where}: {name} is a {type(values[name]).__name__}, expected a mapping")
+    classes = _read_classes(values["classes"], values["labels"], head.num_classes, where)
+    return values["model"], head, classes, preprocessing
+
+
+def _read_classes(folders: object, labels: object, num_classes: int, where: str) -> ClassIndex:
+    for name, value in (("classes", folders), ("labels", labels)):
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            raise ModelError(f"{where}: {name} must be a list of names that are not empty")
+        if len(value) != num_classes:
+            raise ModelError(f"{where}: {len(value)} {name} for a head of {num_classes}")
+    seen: set[str] = set()
+    for folder in folders:
+        # predictions may be sorted into folders of these names
+        if folder in (".", "..") or any(character in folder for character in ("/", "\0", os.sep, os.altsep or "/")):
+            raise ModelError(f"{where}: class {folder!r} is a path, expected the name of one folder")
+        if folder in seen:
+            raise ModelError(f"{where}: class {folder!r} stands there twice")
+        seen.add(folder)
+    return ClassIndex(tuple(folders), tuple(labels))
+
+
+def _check_head(head: HeadSpec, shapes: Mapping[str, list[int]], where: str) -> None:
+    """Hold the head's tensors against its description before anything of that size is made."""
+    with torch.device("meta"):
+        expected = {f"head.{name}": list(value.shape) for name, value in build_head(head).state_dict().items()}
+    found = {name: list(shape) for name, shape in shapes.items() if name.startswith("head.")}
+    if found != expected:
+        raise ModelError(f"{where}: the head's tensors are {found}, expected {expected} by its description")
+
+
+def _find_folder(path: Path) -> Path:
+    """The folder with model.json: the path itself, or best/ or last/ in it."""
+    if path.name in (DESCRIPTION_FILE, WEIGHTS_FILE) and path.is_file():
+        return path.parent
+    for folder in (path, path / "best", path / "last"):
+        for candidate in (folder, old_name(folder)):  # the latter after a save that was killed between two renames
+            if (candidate / DESCRIPTION_FILE).exists():
+                return candidate
+    if not path.exists():
+        raise ModelError(f"no such bundle, checkpoint or run folder: {path}")
+    raise ModelError(
+        f"no model in {path}: expected {DESCRIPTION_FILE} and {WEIGHTS_FILE} in it, or in best/ or last/ below it"
+    )
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"bundle {path.parent}: {path.name} cannot be read: {error.strerror}") from None
+
+
+def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:
+    where = f"bundle {folder}"
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            names = list(file.keys())
+            _check_head(head, {name: file.get_slice(name).get_shape() for name in names}, where)
+            return strip_wrappers({name: file.get_tensor(name) for name in names})
+    except FileNotFoundError:
+        raise ModelError(f"{where}: {WEIGHTS_FILE} is missing: copy the whole folder") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{where}: {WEIGHTS_FILE} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _git_commit() -> str | None:
+    root = Path(flowers.__file__).parents[1]
+    if not (root / ".git").exists():  # installed elsewhere: a commit of another project would be a lie
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

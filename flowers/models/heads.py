@@ -1,0 +1,131 @@
+"""The head that is trained, and the classifier that a backbone and a head make together."""
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from flowers.errors import ModelError
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head looks like: one linear layer, or one hidden layer before it.
+
+    Raises:
+        ModelError: a size below 1, or a dropout outside [0, 1).
+    """
+
+    num_classes: int
+    in_features: int
+    hidden: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "in_features", "hidden"):
+            value = getattr(self, name)
+            if name == "hidden" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelError(f"head: {name} is {value!r}, expected a whole number of at least 1")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ModelError(f"head: dropout is {self.dropout!r}, expected a share from 0 to below 1")
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> "HeadSpec":
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            ModelError: no mapping, a field too many or too few, or a value that cannot be.
+        """
+        fields = set(cls.__dataclass_fields__)
+        if not isinstance(values, dict) or set(values) != fields:
+            got = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
+            raise ModelError(f"head: got {got}, expected exactly the fields {sorted(fields)}")
+        return cls(**values)
+
+
+def build_head(spec: HeadSpec) -> nn.Sequential:
+    """A head with PyTorch's own random start: features [B, in_features] to logits [B, num_classes].
+
+    With a hidden layer it is the one of the 2018 blog: linear, ReLU, dropout, linear.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    width = spec.in_features
+    if spec.hidden is not None:
+        layers["hidden"] = nn.Linear(width, spec.hidden)
+        layers["activation"] = nn.ReLU()
+        width = spec.hidden
+    if spec.dropout:
+        layers["dropout"] = nn.Dropout(spec.dropout)
+    layers["output"] = nn.Linear(width, spec.num_classes)
+    return nn.Sequential(layers)
+
+
+class Classifier(nn.Module):
+    """Backbone and head in one network; its parameters are named ``backbone.*`` and ``head.*``."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self._frozen = False
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether ``freeze_backbone`` holds the backbone still."""
+        return self._frozen
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Switch to training mode, all but a frozen backbone."""
+        super().train(mode)
+        if self._frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images [B, 3, H, W] to logits [B, num_classes]."""
+        return self.head(self.features(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images [B, 3, H, W] to what the head sees, [B, in_features]."""
+        if not self._frozen:
+            return pooled(self.backbone(images))
+        if self.backbone.training:  # someone called backbone.train() behind our back
+            self.backbone.eval()
+        with torch.no_grad():
+            return pooled(self.backbone(images))
+
+
+def pooled(features: torch.Tensor) -> torch.Tensor:
+    """The features themselves, if they are [B, D].
+
+    Raises:
+        ModelError: the backbone gives a map or a sequence; a few encoders of timm do.
+    """
+    if features.ndim != 2:
+        raise ModelError(f"the backbone gives {list(features.shape)}, expected [images, features]: it is no classifier")
+    return features
+
+
+def freeze_backbone(classifier: Classifier) -> None:
+    """Hold every tensor of the backbone still, batch-norm statistics included.
+
+    Its parameters get no gradient and it stays in evaluation mode whatever ``classifier.train()`` says, so
+    that batch norm uses (and keeps) the statistics it has, and dropout and stochastic depth stay off.
+    """
+    classifier._frozen = True
+    classifier.backbone.requires_grad_(False)
+    classifier.backbone.eval()
+
+
+def unfreeze_backbone(classifier: Classifier) -> None:
+    """Let the backbone learn (again); it takes the mode, training or evaluation, of the classifier."""
+    classifier._frozen = False
+    classifier.backbone.requires_grad_(True)
+    classifier.backbone.train(classifier.training)

@@ -1,0 +1,1 @@
+"""Bulk prediction: file list to shards to part files to one table."""

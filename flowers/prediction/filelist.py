@@ -1,0 +1,153 @@
+"""The list of input files, on disk: made once, sorted, cut into shards, read a shard at a time.
+
+``list.bin`` holds two byte strings a file, each ended by NUL: its path as the rows show it, and where its bytes are
+(see ``Entry``). ``offsets.bin`` holds where in it each shard begins, as little-endian uint64. A list of a hundred
+million files costs a process no more memory than one of a thousand.
+"""
+
+import hashlib
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers.files import explain_os_error
+
+_RUN = 200_000  # entries sorted in memory at a time
+_CHUNK = 1 << 24
+
+
+class Entry(NamedTuple):
+    """One input file.
+
+    Attributes:
+        path: as ``os.fsencode`` gives it; relative to the input's root, or as a list file wrote it.
+        place: empty for the file at that path; ``tar:ARCHIVE:OFFSET:SIZE`` for a tar's member, where ARCHIVE is the
+            length of the archive's own path; ``!REASON`` for what is known to be unreadable.
+    """
+
+    path: bytes
+    place: bytes = b""
+
+
+class ListInfo(NamedTuple):
+    """What was written: number of files, files a shard, SHA-256 of the list, entries left out as duplicates."""
+
+    files: int
+    shard_size: int
+    digest: str
+    duplicates: int
+
+
+def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int], int]) -> ListInfo:
+    """Sort the entries by path, drop duplicates (the last of a tar's members of one name stays), write the list.
+
+    Args:
+        entries: in any order; best nearly sorted.
+        folder: where the two files go.
+        shard_size: files a shard, from the number of files.
+
+    Raises:
+        FlowersError: the disk is full or the folder cannot be written.
+    """
+    try:
+        runs = _write_runs(entries, folder)
+        digest, files, duplicates = hashlib.sha256(), 0, 0
+        with open(folder / "list.bin", "wb") as file:
+            held: Entry | None = None
+            for entry in heapq.merge(*map(_read_run, runs)):
+                if held is not None and entry.path == held.path:
+                    duplicates += 1
+                elif held is not None:
+                    files += 1
+                    _write(file, digest, held)
+                held = entry
+            if held is not None:
+                files += 1
+                _write(file, digest, held)
+        for run in runs:
+            run.unlink()
+        size = shard_size(files)
+        with open(folder / "offsets.bin", "wb") as file:
+            file.write(_shard_offsets(folder / "list.bin", size).tobytes())
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return ListInfo(files, size, digest.hexdigest(), duplicates)
+
+
+class FileList:
+    """A list as ``write_list`` left it."""
+
+    def __init__(self, folder: Path):
+        self._offsets = np.fromfile(folder / "offsets.bin", dtype="<u8")
+        self._file = os.open(folder / "list.bin", os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards in all."""
+        return len(self._offsets) - 1
+
+    def shard(self, index: int) -> list[Entry]:
+        """The entries of one shard, in order."""
+        start, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        parts = os.pread(self._file, end - start, start).split(b"\0")
+        return [Entry(path, place) for path, place in zip(parts[0:-1:2], parts[1::2], strict=True)]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+def _write_runs(entries: Iterable[Entry], folder: Path) -> list[Path]:
+    runs: list[Path] = []
+    held: list[Entry] = []
+
+    def write() -> None:
+        held.sort()
+        path = folder / f"run-{len(runs):06d}.bin"
+        with open(path, "wb") as file:
+            file.writelines(part + b"\0" for entry in held for part in entry)
+        runs.append(path)
+        held.clear()
+
+    for entry in entries:
+        held.append(entry)
+        if len(held) == _RUN:
+            write()
+    write()
+    return runs
+
+
+def _read_run(path: Path) -> Iterator[Entry]:
+    rest = b""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 18):
+            parts = (rest + block).split(b"\0")
+            rest = b"\0".join(parts[-1:] if len(parts) % 2 else parts[-2:])
+            whole = len(parts) - 1 - (len(parts) - 1) % 2
+            for index in range(0, whole, 2):
+                yield Entry(parts[index], parts[index + 1])
+
+
+def _write(file, digest, entry: Entry) -> None:
+    line = entry.path + b"\0" + entry.place + b"\0"
+    digest.update(line)
+    file.write(line)
+
+
+def _shard_offsets(path: Path, shard_size: int) -> np.ndarray:
+    """Where each shard begins, and the end: every ``2 * shard_size``-th NUL ends one."""
+    offsets, seen, start = [0], 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(_CHUNK):
+            nuls = np.flatnonzero(np.frombuffer(block, np.uint8) == 0)
+            first = -(seen + 1) % (2 * shard_size)
+            offsets += (start + 1 + nuls[first :: 2 * shard_size]).tolist()
+            seen += len(nuls)
+            start += len(block)
+    if offsets[-1] != start:
+        offsets.append(start)
+    return np.array(offsets, dtype="<u8")

@@ -1,0 +1,60 @@
+"""The processes of one launch: which one this is, and what the main one found out for all."""
+
+import os
+from collections.abc import Callable
+
+from flowers.errors import FlowersError, PeerError
+from flowers.processes import check_world_size, start
+
+_WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
+
+
+class Group:
+    """One process alone, which needs no Accelerate, or several that were launched together.
+
+    They are only ever in step here, before the work begins; from then on they share a folder (see claims.py), and
+    one that fails keeps nobody waiting.
+
+    Raises:
+        ProcessError: the processes in the group are not those that were launched.
+    """
+
+    def __init__(self) -> None:
+        self.world_size = int(os.environ.get("WORLD_SIZE") or "1")
+        self.rank = int(os.environ.get("RANK") or "0") if self.world_size > 1 else 0
+        self.device: str | None = None
+        if self.world_size > 1:
+            self.device = str(start(timeout_s=_WAIT_S).device)
+        else:
+            check_world_size(1)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process lists the files and joins the parts."""
+        return self.rank == 0
+
+    def from_main(self, find_out: Callable[[], dict]) -> dict:
+        """Call this on the main process, and hand its result to all.
+
+        Raises:
+            FlowersError: what it raised, on the main process.
+            PeerError: on the others then.
+        """
+        found: dict | None = None
+        failure: FlowersError | None = None
+        if self.is_main:
+            try:
+                found = find_out()
+            except FlowersError as error:
+                failure = error
+        if self.world_size > 1:
+            from accelerate.utils import broadcast_object_list
+
+            message = [found, failure and failure.exit_code]
+            broadcast_object_list(message)
+            found, exit_code = message
+            if exit_code is not None and failure is None:
+                raise PeerError(exit_code)
+        if failure is not None:
+            raise failure
+        return found

@@ -1,0 +1,131 @@
+"""Where the photos come from: a folder, a list file, tar archives. Nothing is extracted.
+
+- A folder: every image file below it (``flowers.data.scan`` says which), and the members of every ``.tar`` in it.
+- A ``.tar`` file: its members; their path is ``archive.tar/member``.
+- Any other file: a list, one path a line, relative to the folder the list is in (``flowers.data.lists``); lines that
+  name a ``.tar`` stand for its members.
+
+An archive that is broken somewhere gives its members up to there, and one more row, under the archive's own path,
+that says what is wrong with it.
+"""
+
+import os
+import tarfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from flowers.data.images import read_bytes
+from flowers.data.lists import read_paths
+from flowers.data.paths import readable
+from flowers.data.scan import scan_images
+from flowers.errors import DataError, ImageError
+from flowers.prediction.filelist import Entry
+
+TAR = ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+
+
+def input_root(source: Path) -> Path:
+    """The folder that the paths of an input are relative to.
+
+    Raises:
+        DataError: there is no such file or folder, or it is a compressed archive.
+    """
+    if source.is_dir():
+        return source
+    if not source.exists():
+        raise DataError(f"--input {readable(source)}: no such file or folder")
+    if source.name.lower().endswith(COMPRESSED):
+        raise DataError(
+            f"--input {readable(source)}: compressed archives cannot be read at random; "
+            "unpack it, or make an uncompressed .tar of it"
+        )
+    return source.parent
+
+
+def list_inputs(source: Path, extensions: Collection[str]) -> Iterator[Entry]:
+    """Yield every input file, roughly in order.
+
+    Raises:
+        DataError: the folder or list cannot be read.
+    """
+    root = input_root(source)
+    if source.is_dir():
+        paths = scan_images(source, {*extensions, TAR})
+    elif source.name.lower().endswith(TAR):
+        paths = iter([source.name])
+    else:
+        paths = read_paths(source)
+    for path in paths:
+        if path.lower().endswith(TAR):
+            yield from _tar_members(root, os.fsencode(path), extensions)
+        else:
+            yield Entry(os.fsencode(path))
+
+
+def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
+    """The bytes of one input file.
+
+    Args:
+        root: the folder that paths are relative to.
+
+    Raises:
+        ImageError: the short reason why there are none.
+    """
+    if not entry.place:
+        return read_bytes(os.path.join(root, entry.path))
+    if entry.place.startswith(b"!"):
+        raise ImageError(os.fsdecode(entry.place[1:]))
+    _, length, offset, size = entry.place.split(b":")
+    try:
+        archive = os.open(os.path.join(root, entry.path[: int(length)]), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = _read_range(archive, int(offset), int(size))
+        finally:
+            os.close(archive)
+    except FileNotFoundError:
+        raise ImageError("archive not found") from None
+    except OSError as error:
+        raise ImageError(f"archive: {(error.strerror or type(error).__name__).lower()}") from None
+    if len(data) < int(size):
+        raise ImageError("truncated archive")
+    return data
+
+
+def _read_range(file: int, offset: int, size: int) -> bytes:
+    data = os.pread(file, size, offset)
+    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _tar_members(root: Path, path: bytes, extensions: Collection[str]) -> Iterator[Entry]:
+    """Index one archive by reading its headers only."""
+    endings = tuple(extensions)
+    try:
+        with tarfile.open(os.path.join(os.fsencode(root), path), "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # or it would keep them all
+                name = member.name.removeprefix("./")
+                if not (member.isreg() and name.lower().endswith(endings)):
+                    continue
+                if any(part.startswith(".") for part in name.split("/")) or "\0" in name:  # hidden, as in folders
+                    continue
+                inside = path + b"/" + os.fsencode(name)
+                if member.issparse():
+                    yield Entry(inside, b"!sparse member of a tar: not supported")
+                else:
+                    yield Entry(inside, b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size))
+            _check_end(archive)
+    except (tarfile.TarError, ValueError, ArithmeticError) as error:
+        yield Entry(path, b"!broken archive: " + os.fsencode(" ".join(str(error).split())))
+    except OSError as error:
+        yield Entry(path, b"!archive: " + os.fsencode((error.strerror or type(error).__name__).lower()))
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """tarfile takes any block that is no header for the end; only zeros, or the end of the file, are one."""
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {archive.offset}")

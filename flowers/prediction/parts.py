@@ -1,0 +1,111 @@
+"""One finished shard on disk: its rows, then a line that says how many bytes they are, their CRC and their counts.
+
+A part has its final name only when it is whole; the last line is there so that a disk that lost what it promised to
+keep (a power cut, a network file system) is found out before its rows are believed.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowers.errors import OutputError
+from flowers.files import explain_os_error
+
+STAGES = ("read", "decode", "infer", "write")
+"""What the seconds of a shard are counted by."""
+
+_TAIL_BYTES = 4096
+_COPY_BYTES = 1 << 20
+
+
+def part_name(index: int) -> str:
+    """File name of a shard's part."""
+    return f"{index:08d}"
+
+
+def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
+    """Write the part of one shard.
+
+    Args:
+        folder: where parts are.
+        rows: its lines.
+        facts: what to remember of it, as plain values (counts, seconds).
+
+    Raises:
+        FileNotFoundError: the folder is gone: another process has finished the whole job.
+        FlowersError: the disk is full or the folder cannot be written.
+    """
+    tail = {"bytes": len(rows), "crc32": zlib.crc32(rows), **facts}
+    temporary = folder / f"{part_name(index)}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(rows)
+            file.write(b"\0" + json.dumps(tail).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / part_name(index))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise explain_os_error(error, folder) from error
+
+
+def read_facts(folder: Path, index: int) -> dict:
+    """What ``write_part`` was told to remember, and bytes and crc32 of the rows.
+
+    Raises:
+        FileNotFoundError: there is no such part.
+        OutputError: it is damaged, and removed.
+    """
+    path = folder / part_name(index)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        _, mark, tail = file.read().rpartition(b"\0")
+    with contextlib.suppress(ValueError):
+        facts = json.loads(tail) if mark else {}
+        if facts.get("bytes") == size - len(tail) - 1:
+            return facts
+    raise _damaged(path)
+
+
+def read_rows(folder: Path, index: int) -> Iterator[bytes]:
+    """The rows of a part, in blocks.
+
+    Raises:
+        FileNotFoundError: there is no such part.
+        OutputError: it is damaged, and removed.
+    """
+    facts = read_facts(folder, index)
+    left, crc = facts["bytes"], 0
+    with open(folder / part_name(index), "rb") as file:
+        while left:
+            block = file.read(min(left, _COPY_BYTES))
+            if not block:
+                break
+            left -= len(block)
+            crc = zlib.crc32(block, crc)
+            yield block
+    if left or crc != facts["crc32"]:
+        raise _damaged(folder / part_name(index))
+
+
+def finished(folder: Path) -> set[int]:
+    """Which shards have their part.
+
+    Raises:
+        FileNotFoundError: the folder is gone: another process has finished the whole job.
+    """
+    return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()}
+
+
+def _damaged(path: Path) -> OutputError:
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return OutputError(f"{path} was damaged, and is removed: start the same command again to do its shard anew")

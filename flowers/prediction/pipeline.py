@@ -1,0 +1,256 @@
+"""Read, decode, infer, write: overlapped, each one timed, in bounded memory.
+
+Threads read and decode: the decoders release the GIL, and pictures then need no way between processes. One
+thread (the caller's) cuts shards into batches, hands full ones to the engine, and formats rows.
+
+What a batch holds depends on its shard alone, never on timing or on the number of threads or processes: a
+file that gives no picture keeps its place in the batch, as zeros. So the arithmetic of its neighbours is the same
+whether it fails or not, and every run gives the same bytes.
+"""
+
+import collections
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers.data.images import read_image
+from flowers.data.transforms import Preprocessing
+from flowers.errors import ImageError
+from flowers.prediction.filelist import Entry
+from flowers.prediction.parts import STAGES
+from flowers.prediction.rows import RowFormat, best_classes
+
+_IN_FLIGHT = 4  # batches that an engine may hold at a time
+_CLOSE_S = 5.0  # a thread may hang in a file system that is gone; it must not keep the job
+
+
+class ShardResult(NamedTuple):
+    """All of one shard.
+
+    Attributes:
+        index: which shard.
+        rows: its lines, in order.
+        features: float32 [files, D], NaN where a file failed; None unless asked for.
+        counts: files by status.
+    """
+
+    index: int
+    rows: bytes
+    features: np.ndarray | None
+    counts: dict[str, int]
+
+
+@dataclass(eq=False)
+class _Shard:
+    index: int
+    entries: list[Entry]
+    lines: list[bytes] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    counts: collections.Counter = field(default_factory=collections.Counter)
+
+
+class _Batch:
+    """Up to batch_size files on their way through."""
+
+    def __init__(self, shard: _Shard, start: int, images: np.ndarray):
+        self.shard = shard
+        self.entries = shard.entries[start : start + len(images)]
+        self.images = images
+        self.reasons: dict[int, str] = {}
+        self.decoded = threading.Event()
+        self.handles: list = []
+        self._left = len(self.entries)
+        self._lock = threading.Lock()
+
+    def one_done(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.decoded.set()
+
+
+class Pipeline:
+    """Classifies shards of files.
+
+    Args:
+        read: from an entry to the bytes of the file; raises ImageError.
+        preprocessing: the model's view of a picture.
+        engine: see ``flowers.models.engines``.
+        rows: how lines are written.
+        workers: threads that read and decode.
+        flip: also look at the mirrored picture, and take the mean of both.
+        features: also collect the features of every file, [files, D] of this D.
+        on_cpu: the engine computes on this machine's CPUs, beside the decoding threads.
+        on_batch: called after every batch with the files done and how many of them failed; it may raise to stop.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Entry], bytes | bytearray],
+        preprocessing: Preprocessing,
+        engine,
+        rows: RowFormat,
+        *,
+        workers: int,
+        flip: bool = False,
+        features: int | None = None,
+        on_cpu: bool = True,
+        on_batch: Callable[[int, int], None] = lambda done, failed: None,
+    ):
+        self._read, self._view, self._engine, self._rows = read, preprocessing, engine, rows
+        self._flip, self._features, self._on_cpu, self._on_batch = flip, features, on_cpu, on_batch
+        self._batch_size = engine.batch_size
+        self._depth = 2 + -(-2 * workers // self._batch_size)
+        self._buffers: list[np.ndarray] = []
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._clocks = [[0.0, 0.0, 0.0] for _ in range(workers)]
+        self._infer_s = self._write_s = self._write_cpu_s = 0.0
+        self._start_cpu_s = time.process_time()
+        self._threads = [
+            threading.Thread(target=self._decode_on, args=(clock,), name="decode", daemon=True)
+            for clock in self._clocks
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, shards: Iterable[tuple[int, list[Entry]]]) -> Iterator[ShardResult]:
+        """Classify shards, taken from the iterable one by one as there is room, and yield each when it is done."""
+        batches = self._batches(shards)
+        decoding: collections.deque[_Batch] = collections.deque()
+        inferring: collections.deque[_Batch] = collections.deque()
+        more = True
+        while True:
+            while more and len(decoding) < self._depth:
+                batch = next(batches, None)
+                if batch is None:
+                    more = False
+                else:
+                    decoding.append(batch)
+                    for slot in range(len(batch.entries)):
+                        self._tasks.put((batch, slot))
+            if decoding and len(inferring) < _IN_FLIGHT:
+                batch = decoding.popleft()
+                batch.decoded.wait()
+                self._submit(batch)
+                inferring.append(batch)
+            elif inferring:
+                batch = inferring.popleft()
+                self._collect(batch)
+                self._on_batch(len(batch.entries), len(batch.reasons))
+                shard = batch.shard
+                if len(shard.lines) == len(shard.entries):
+                    features = np.concatenate(shard.features) if shard.features else None
+                    yield ShardResult(shard.index, b"".join(shard.lines), features, dict(shard.counts))
+            else:
+                return
+
+    def close(self) -> None:
+        """Let the threads go; what they have not begun is dropped."""
+        while True:
+            try:
+                self._tasks.get_nowait()
+            except queue.Empty:
+                break
+        for _ in self._threads:
+            self._tasks.put(None)
+        until_s = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+
+    def wrote(self, seconds: float) -> None:
+        """Add time that the caller spent on writing what it was given."""
+        self._write_s += seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Spent so far in each stage, summed over threads.
+
+        Reading and writing: time on the clock. Decoding: time on a CPU. Inferring: time on a CPU where the engine
+        shares the CPUs with the decoding threads, which makes it wait for them; else the time on the clock that
+        this thread was busy with the engine or waited for it.
+        """
+        read_s, decode_s, threads_s = (sum(clock[stage] for clock in self._clocks) for stage in (0, 1, 2))
+        infer_s = self._infer_s
+        if self._on_cpu:
+            infer_s = max(0.0, time.process_time() - self._start_cpu_s - threads_s - self._write_cpu_s)
+        return dict(zip(STAGES, (read_s, decode_s, infer_s, self._write_s), strict=True))
+
+    def _batches(self, shards: Iterable[tuple[int, list[Entry]]]) -> Iterator[_Batch]:
+        for index, entries in shards:
+            shard = _Shard(index, entries)
+            for start in range(0, len(entries), self._batch_size):
+                images = self._buffers.pop() if self._buffers else None
+                if images is None:
+                    side = self._view.crop
+                    images = np.empty((self._batch_size, side, side, 3), np.uint8)
+                yield _Batch(shard, start, images)
+
+    def _decode_on(self, clock: list[float]) -> None:
+        """One thread's work until ``close``."""
+        while (task := self._tasks.get()) is not None:
+            batch, slot = task
+            begin_s = time.thread_time()
+            try:
+                start_s = time.perf_counter()
+                data = self._read(batch.entries[slot])
+                clock[0] += time.perf_counter() - start_s
+                start_s = time.thread_time()
+                image = read_image(data, min_short_side=self._view.min_short_side)
+                batch.images[slot] = self._view.view(image)
+                clock[1] += time.thread_time() - start_s
+            except ImageError as error:
+                batch.reasons[slot] = str(error)
+            except Exception as error:  # whatever a file does to a decoder, it is this file's row, not the job's end
+                batch.reasons[slot] = f"{type(error).__name__}: {error}"
+            if slot in batch.reasons:
+                batch.images[slot] = 0
+            clock[2] += time.thread_time() - begin_s
+            batch.one_done()
+
+    def _submit(self, batch: _Batch) -> None:
+        start_s = time.perf_counter()
+        if len(batch.reasons) < len(batch.entries):
+            images = batch.images[: len(batch.entries)]
+            batch.handles.append(self._engine.submit(images))
+            if self._flip:
+                batch.handles.append(self._engine.submit(np.ascontiguousarray(images[:, :, ::-1])))
+        self._infer_s += time.perf_counter() - start_s
+
+    def _collect(self, batch: _Batch) -> None:
+        """Wait for the engine, then write the batch's rows."""
+        start_s = time.perf_counter()
+        outputs = [handle.result() for handle in batch.handles]
+        infer_s, cpu_s = time.perf_counter(), time.thread_time()
+        self._infer_s += infer_s - start_s
+        self._buffers.append(batch.images)
+        shard = batch.shard
+        count = len(batch.entries)
+        if outputs:
+            probs = sum(out.probs for out in outputs) / len(outputs)
+            finite = np.isfinite(probs).all(axis=1)
+            best = best_classes(np.where(finite[:, None], probs, 0), self._rows.topk)
+            best_probs = np.take_along_axis(probs, best, axis=1).tolist()
+            best = best.tolist()
+        for slot, entry in enumerate(batch.entries):
+            reason = batch.reasons.get(slot)
+            if reason is None and not finite[slot]:
+                reason = batch.reasons[slot] = "the model gave no finite probabilities"
+            if reason is None:
+                status, line = self._rows.guessed(os.fsdecode(entry.path), best[slot], best_probs[slot])
+            else:
+                status, line = "error", self._rows.failed(os.fsdecode(entry.path), reason)
+            shard.counts[status] += 1
+            shard.lines.append(line)
+        if self._features is not None:
+            found = np.full((count, self._features), np.nan, np.float32)
+            if outputs:
+                good = [slot for slot in range(count) if slot not in batch.reasons]
+                found[good] = (sum(out.features for out in outputs) / len(outputs))[good]
+            shard.features.append(found)
+        self._write_s += time.perf_counter() - infer_s
+        self._write_cpu_s += time.thread_time() - cpu_s

@@ -1,0 +1,105 @@
+"""The predictions file's rows: columns, formatting, reading back. One row per input file, always.
+
+The columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
+CR LF, cells are quoted where needed). ``status`` is ``ok``, ``unsure`` (best probability under ``--min-prob``) or
+``error`` (the reason stands in ``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns.
+
+Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowers.data.paths import encode_path
+
+STATUSES = ("ok", "unsure", "error")
+DECIMALS = 6
+
+
+def columns(topk: int) -> list[str]:
+    """The header, for ``topk`` guesses a file."""
+    names = ["path", "status", "label", "class", "prob"]
+    for rank in range(2, topk + 1):
+        names += [f"label_{rank}", f"class_{rank}", f"prob_{rank}"]
+    return [*names, "error"]
+
+
+def header(topk: int, kind: str) -> bytes:
+    """What a file of rows begins with: the columns of a CSV, nothing for JSON lines."""
+    return (",".join(columns(topk)) + "\r\n").encode() if kind == "csv" else b""
+
+
+def best_classes(probs: np.ndarray, topk: int) -> np.ndarray:
+    """Class indices of the ``topk`` highest probabilities, best first; of equal ones the lower index first.
+
+    Args:
+        probs: [B, num_classes] float32.
+
+    Returns:
+        [B, topk] int64
+    """
+    if probs.shape[1] > 4 * topk:
+        found = np.argpartition(-probs, topk - 1, axis=1)[:, :topk]
+        found.sort(axis=1)
+    else:
+        found = np.broadcast_to(np.arange(probs.shape[1]), probs.shape)
+    order = np.argsort(-np.take_along_axis(probs, found, axis=1), axis=1, kind="stable")[:, :topk]
+    return np.take_along_axis(found, order, axis=1)
+
+
+class RowFormat:
+    """Turns paths and probabilities into lines of a part file.
+
+    Args:
+        labels: display name of each class.
+        folders: folder name of each class, in the same order.
+        topk: guesses a row, at most the number of classes.
+        min_prob: under this best probability a row is ``unsure``.
+        kind: "csv" or "jsonl".
+    """
+
+    def __init__(self, labels: Sequence[str], folders: Sequence[str], topk: int, min_prob: float, kind: str):
+        self.topk = topk
+        self._min_prob, self._kind = min_prob, kind
+        self._columns = columns(topk)
+        self._names = [(encode_path(label), encode_path(folder)) for label, folder in zip(labels, folders, strict=True)]
+        self._cells = [f"{_cell(label)},{_cell(folder)}," for label, folder in self._names]
+
+    def failed(self, path: str, reason: str) -> bytes:
+        """The line of a file that gave no picture."""
+        reason = encode_path(" ".join(reason.replace("\0", " ").split()))
+        if self._kind == "csv":
+            return f"{_cell(encode_path(path))},error{',' * (3 * self.topk + 1)}{_cell(reason)}\r\n".encode()
+        empty = dict.fromkeys(self._columns)
+        return _json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
+
+    def guessed(self, path: str, classes: Sequence[int], probs: Sequence[float]) -> tuple[str, bytes]:
+        """Status and line of a file that was classified.
+
+        Args:
+            classes: [topk] indices, best first.
+            probs: [topk] their probabilities.
+        """
+        status = "unsure" if probs[0] < self._min_prob else "ok"
+        guesses = zip(classes, probs, strict=True)
+        if self._kind == "csv":
+            cells = ",".join([f"{self._cells[index]}{prob:.{DECIMALS}f}" for index, prob in guesses])
+            return status, f"{_cell(encode_path(path))},{status},{cells},\r\n".encode()
+        values: list[Any] = [encode_path(path), status]
+        for index, prob in guesses:
+            values += [*self._names[index], round(prob, DECIMALS)]
+        return status, _json_line(dict(zip(self._columns, [*values, None], strict=True)))
+
+
+def _cell(text: str) -> str:
+    """One CSV cell, quoted where RFC 4180 asks for it, and where spaces at an end could get lost."""
+    if any(char in text for char in ',"\r\n') or text != text.strip():
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _json_line(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,170 @@
+"""The prediction job, from flags to the finished file."""
+
+import contextlib
+import os
+import time
+
+from flowers import console
+from flowers.cli import to_plain
+from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.paths import readable
+from flowers.errors import EXIT_STRICT, OutputError
+from flowers.models.bundle import Bundle, how_made, load_bundle
+from flowers.prediction import parts
+from flowers.prediction.claims import Claims
+from flowers.prediction.classify import classify, embeddings_file
+from flowers.prediction.group import Group
+from flowers.prediction.inputs import list_inputs
+from flowers.prediction.opening import find_work, open_work
+from flowers.prediction.outputs import finished_facts, join_parts, require_writer, write_sidecar
+from flowers.prediction.rows import STATUSES
+from flowers.prediction.shards import POLL_S, Work, default_shard_size, parent_folder
+from flowers.prediction.sorting import check_target, sort_photos
+from flowers.prediction.stop import StopRequest
+from flowers.prediction.workers import Worker
+
+
+def predict(config: PredictConfig) -> int:
+    """Classify every input file; returns the exit code.
+
+    Raises:
+        StoppedError: a signal came; what is done is kept.
+        FlowersError: see its message; what is done is kept.
+    """
+    group = Group()
+    with StopRequest() as stop, Worker(parent_folder(config.output)) as worker:
+        bundle = load_bundle(config.checkpoint)
+        found = group.from_main(lambda: _find_work(config, bundle, worker, stop))
+        try:
+            if "facts" in found:
+                facts = found["facts"]
+                console.say(f"{console.plain(readable(config.output))} is complete: nothing to do")
+            else:
+                work = Work(worker.folder / found["job"])
+                worker.join(work.key, found["launch"])
+                if not config.merge:
+                    classify(config, bundle, work, group, worker, stop)
+                facts = _join(config, bundle, work, worker, stop) if group.is_main else None
+        except FileNotFoundError:  # the work folder is gone: an equal job has finished it
+            facts = finished_facts(config.output, config.embeddings)
+            if facts is None:
+                raise OutputError(f"{readable(worker.folder)} was taken away; start the same command again") from None
+    if not group.is_main:
+        return 0
+    if facts is None:
+        return EXIT_STRICT if config.strict and _errors_of_task(config, work) else 0
+    return _finish(config, facts)
+
+
+def _settings(config: PredictConfig, bundle: Bundle) -> dict:
+    """All that decides the rows, but for the files."""
+    return {
+        "model": bundle.hash,
+        "kind": OUTPUT_KINDS[config.suffix()],
+        "topk": min(config.topk, len(bundle.classes.folders)),
+        "min_prob": config.min_prob,
+        "tta": config.tta,
+        "engine": config.engine,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "embeddings": config.embeddings is not None,
+    }
+
+
+def _find_work(config: PredictConfig, bundle: Bundle, worker: Worker, stop: StopRequest) -> dict:
+    """On the main process: what there is to do, or the facts about an output that is complete."""
+    require_writer(config.output)
+    check_target(config)
+    if config.topk > len(bundle.classes.folders):
+        console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
+    settings = _settings(config, bundle)
+
+    def finished() -> dict | None:
+        return finished_facts(config.output, config.embeddings)
+
+    def shard_size(files: int) -> int:
+        return config.shard_size or default_shard_size(files, config.batch_size)
+
+    if config.merge:
+        work = find_work(worker, settings, finished)
+    else:
+        extensions = config.extensions()
+        work = open_work(
+            config.output,
+            settings,
+            lambda: list_inputs(config.input, IMAGE_EXTENSIONS if extensions is None else extensions),
+            worker,
+            shard_size=shard_size,
+            finished=finished,
+            overwrite=config.overwrite,
+            array=os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None,
+            check_stop=stop.check,
+        )
+    if isinstance(work, dict):
+        return {"facts": work}
+    embeddings = embeddings_file(config, bundle, work)
+    if embeddings is not None:
+        embeddings.open(begun=bool(parts.finished(work.parts)))
+    done = len(parts.finished(work.parts))
+    console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
+    return {"job": work.key, "launch": worker.token}
+
+
+def _join(config: PredictConfig, bundle: Bundle, work: Work, worker: Worker, stop: StopRequest) -> dict | None:
+    """Make the output of all parts; returns its facts, or None while other tasks of an array have parts to do."""
+    missing = sorted(set(range(work.files.num_shards)) - parts.finished(work.parts))
+    if missing and config.merge:
+        some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        raise OutputError(
+            f"{len(missing)} of {work.files.num_shards} shards are missing ({some}); "
+            "run the tasks of the array again: each does what it lacks"
+        )
+    if missing:
+        console.say(
+            f"--shard {config.shard} is done; {len(missing)} of {work.files.num_shards} shards are left to other tasks"
+        )
+        return None
+    claims = Claims(work.folder / "claims", worker)
+    while not claims.take("join"):
+        stop.check()
+        time.sleep(POLL_S)
+    embeddings = embeddings_file(config, bundle, work)
+    if embeddings is not None:
+        embeddings.publish()
+    start_s = time.monotonic()
+    totals = join_parts(work, config.output, config.suffix(), work.settings["topk"])
+    totals["seconds"]["join"] = round(time.monotonic() - start_s, 3)
+    facts = {
+        "model": work.settings["model"],
+        "files": work.num_files,
+        **totals,
+        "engine": work.engine(),
+        "embeddings": embeddings and {"bytes": embeddings.bytes, "columns": embeddings.width},
+        "settings": work.settings,
+        "listed_by": work.listed_by,
+        "made": how_made(to_plain(config)),
+    }
+    write_sidecar(work, config.output, facts)
+    work.remove()
+    worker.sweep(work.key)
+    return facts
+
+
+def _errors_of_task(config: PredictConfig, work: Work) -> int:
+    """Files that failed in the shards of this task of an array; none once another task has joined all."""
+    task, tasks = config.array_task()
+    with contextlib.suppress(FileNotFoundError):
+        own = range(task, work.files.num_shards, tasks)
+        return sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in own)
+    return 0
+
+
+def _finish(config: PredictConfig, facts: dict) -> int:
+    """What follows once the output is there."""
+    counts = {status: facts["counts"].get(status, 0) for status in STATUSES}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
+    console.say(f"{facts['files']} rows ({said}): {console.plain(readable(config.output))}")
+    if config.copy_to or config.link_to:
+        sort_photos(config)
+    return EXIT_STRICT if config.strict and counts["error"] else 0

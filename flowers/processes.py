@@ -1,0 +1,175 @@
+"""Which process this is among how many, started right on any machine, and how many CPUs it may use."""
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
+
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may run on: its affinity, cut by Slurm's allocation where there is one."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cpus = os.cpu_count() or 1
+    allocated = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return max(1, min(cpus, int(allocated))) if allocated.isdigit() else cpus
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can still be taken: the machine's, cut by the control groups (Slurm's, a container's) above us.
+
+    Returns:
+        None where it cannot be told, as on other systems than Linux.
+    """
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(1024 * int(line.split()[1]))
+        group = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].split("\n")[0]
+        for folder in (Path("/sys/fs/cgroup") / group, *(Path("/sys/fs/cgroup") / group).parents):
+            limit = folder / "memory.max"
+            if limit.exists() and limit.read_text().strip() != "max":
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(statistics["inactive_file"])
+                limits.append(max(0, int(limit.read_text()) - used))
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(limits, default=None)
+
+
+def local_world_size() -> int:
+    """Processes of this job on this machine, by the environment that launchers set."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def cpus_per_process() -> int:
+    """This process's fair share of the CPUs, so that N processes do not fight over the cores."""
+    return max(1, available_cpus() // local_world_size())
+
+
+def threads_per_process() -> int:
+    """Threads to compute with: OMP_NUM_THREADS where somebody chose it, else this process's share of the CPUs.
+
+    torch's own launcher sets it to 1 for every process of several, whatever the machine; that is no choice.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ and local_world_size() > 1
+    return int(chosen) if chosen.isdigit() and int(chosen) > 0 and not by_launcher else cpus_per_process()
+
+
+def start(
+    mixed_precision: str | None = None,
+    log_with: str | None = None,
+    run_dir: str | None = None,
+    timeout_s: float | None = None,
+):
+    """Start Accelerate so that one process, several CPU processes and several GPUs all come up truly.
+
+    Without a GPU, Accelerate's multi-GPU launcher starts processes that each believe to be alone; told to use
+    the CPU they form one group. Threads are set to this process's share of the CPUs.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; None takes what `accelerate launch` or its config file set.
+        log_with: name of a tracker that Accelerate knows.
+        run_dir: where trackers write.
+        timeout_s: how long ranks wait for one another; PyTorch's own default is 10 or 30 minutes.
+
+    Returns:
+        accelerate.Accelerator
+
+    Raises:
+        ProcessError: the processes in the group are not those that were launched.
+        UsageError: a precision that this machine cannot compute in.
+    """
+    import torch
+
+    cpu_only = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    if cpu_only:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        torch.set_num_threads(threads_per_process())
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    if log_with is not None:
+        check_tracker(log_with)
+    handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed_precision not in PRECISIONS:
+        raise UsageError(f"--mixed-precision: got {mixed_precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if mixed_precision == "fp16" and cpu_only:
+        raise UsageError("--mixed-precision fp16 needs a GPU; on a CPU use bf16 or no")
+    try:
+        accelerator = Accelerator(
+            cpu=cpu_only,
+            mixed_precision=mixed_precision,
+            log_with=log_with,
+            project_dir=run_dir,
+            kwargs_handlers=handlers,
+        )
+    except ValueError as error:
+        raise UsageError(f"cannot start on this machine: {error}") from error
+    check_world_size(accelerator.num_processes)
+    return accelerator
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that would silently log nothing.
+
+    Raises:
+        UsageError: Accelerate does not know it, or its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+        raise UsageError(f"--log-with: got {name!r}, expected one of {known}")
+    if name not in [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]:
+        raise UsageError(f"--log-with {name}: its package is not installed here; install it with pip")
+
+
+def check_world_size(seen: int) -> None:
+    """Refuse a launch whose processes did not find each other.
+
+    Raises:
+        ProcessError: the group has another size than its launcher's WORLD_SIZE, or the FLOWERS_WORLD_SIZE that a
+            cluster script asked for, says; or `accelerate launch --cpu` started one process instead of several.
+    """
+    launched = max(int(os.environ.get(name) or "1") for name in ("WORLD_SIZE", "FLOWERS_WORLD_SIZE"))
+    advice = "start with `flowers-launch --num-processes N jobs/NAME.py ...`"
+    if seen != launched:
+        raise ProcessError(
+            f"{launched} processes were asked for but {seen} found each other: each would do all the work alone; "
+            + advice
+        )
+    # Asked for several CPU processes without a config file, accelerate names a meeting point, then starts one process.
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if by_accelerate and "WORLD_SIZE" not in os.environ:
+        raise ProcessError(f"`accelerate launch --cpu` starts one process whatever its --num_processes says; {advice}")
+
+
+def on_main_process(accelerator, action: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait; if it fails there, all ranks stop instead of waiting on.
+
+    Raises:
+        FlowersError: what ``action`` raised, on rank 0.
+        PeerError: on the other ranks then.
+    """
+    import torch
+
+    failure: FlowersError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except FlowersError as error:
+            failure = error
+    if accelerator.num_processes > 1:
+        failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device))
+        if failed.item() > 0 and failure is None:
+            raise PeerError
+    if failure is not None:
+        raise failure

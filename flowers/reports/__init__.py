@@ -1,0 +1,1 @@
+"""What a run or a prediction amounted to: metrics, plots, pages."""

@@ -1,0 +1,311 @@
+"""The loop: ``fit`` over epochs, ``train_one_epoch`` over steps, ``evaluate`` over a split.
+
+One process or many, images or cached features, any precision: the loop is the same. What happens at the end of a
+step (read the loss, evaluate, save, stop) happens on all ranks at the same step.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flowers import console
+from flowers.data.dataset import Batch
+from flowers.data.order import Order
+from flowers.errors import StoppedError, TrainingError
+from flowers.reports.metrics import Metrics, Tally
+from flowers.training.checkpoint import Progress
+from flowers.training.feed import Stopwatch, to_device
+from flowers.training.history import History
+from flowers.training.preemption import StopRequest
+from flowers.training.recipe import WeightAverage, learning_rate, mix, step_seed, weighted_loss
+
+SAY_EVERY_S = 3.0
+AGREE_EVERY = 5  # steps between the ranks' votes on stopping; each vote waits for the device
+
+
+class TrainBatches(Protocol):
+    """Where training batches come from: images or cached features."""
+
+    def epoch(self, epoch: int, start_step: int) -> Iterable[Batch]:
+        """This rank's micro-batches of an epoch, from an update on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run, fixed before its first step."""
+
+    epochs: int
+    steps_per_epoch: int
+    warmup_steps: int
+    peak_lr: float
+    num_classes: int
+    grad_accum_steps: int = 1
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    max_grad_norm: float | None = None
+    eval_every: int | None = None
+    log_interval: int = 10
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def lr(self, step: int) -> float:
+        """Learning rate of an update."""
+        return learning_rate(step, peak=self.peak_lr, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+
+
+@dataclass
+class Run:
+    """All that a step needs. ``network`` and ``optimizer`` are what Accelerate prepared."""
+
+    accelerator: Accelerator
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    inputs: Callable[[Batch], Tensor]
+    order: Order
+    train: TrainBatches
+    train_paths: Sequence[str]
+    valid: Iterable[Batch]
+    valid_images: int
+    plan: Plan
+    history: History
+    timing: History
+    stop: StopRequest
+    save_checkpoint: Callable[[], None]
+    save_best: Callable[[Metrics], None]
+    save_every_steps: int | None = None
+    save_every_s: float | None = None
+    average: WeightAverage | None = None
+    progress: Progress = field(default_factory=Progress)
+    unread: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    last_metrics: Metrics | None = None
+    saved_s: float = field(default_factory=time.monotonic)
+    said_s: float = field(default_factory=time.monotonic)
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """Inside the block the network has its averaged weights, where an average is kept."""
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
+
+
+def fit(run: Run) -> None:
+    """Train until the plan is fulfilled.
+
+    Raises:
+        StoppedError: on request, after saving; the same command goes on from there.
+        TrainingError: the loss is not finite.
+    """
+    order, progress = run.order, run.progress
+    steps_left = run.plan.total_steps - progress.step
+    with console.progress("train", steps_left * order.global_batch_size) as meter:
+        while progress.epoch < run.plan.epochs:
+            meter.describe(f"epoch {progress.epoch + 1}/{run.plan.epochs}")
+            train_one_epoch(run, meter)
+
+
+def train_one_epoch(run: Run, meter: console.Meter) -> None:
+    """Train from where the epoch stands to its end."""
+    progress, plan, order = run.progress, run.plan, run.order
+    epoch, started_s, images = progress.epoch, time.monotonic(), 0
+    waiting = Stopwatch()
+    batches = to_device(waiting.time(run.train.epoch(epoch, progress.step_in_epoch)), run.accelerator.device)
+    while progress.epoch == epoch:
+        micro_batches = [next(batches) for _ in range(plan.grad_accum_steps)]
+        real = order.real_in_step(progress.step_in_epoch)
+        train_step(run, micro_batches, real)
+        images += real
+        meter.advance(real)
+        end_step(run, meter)
+    seconds = time.monotonic() - started_s
+    if run.accelerator.is_main_process:
+        run.timing.append(
+            "epoch",
+            epoch=epoch + 1,
+            seconds=round(seconds, 3),
+            images_per_s=round(images / seconds, 1),
+            data_wait_share=round(waiting.seconds / seconds, 4),
+        )
+
+
+def train_step(run: Run, micro_batches: list[Batch], real_images: int) -> None:
+    """One update from the micro-batches of this rank; ``real_images`` is their number over all ranks."""
+    plan, step, accelerator = run.plan, run.progress.step, run.accelerator
+    run.network.train()
+    lr = plan.lr(step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    for micro_step, batch in enumerate(micro_batches):
+        # Dropout depends on the step alone, so nothing of a generator's state needs saving.
+        torch.manual_seed(step_seed(plan.seed, step, micro_step, accelerator.process_index))
+        is_last = micro_step == len(micro_batches) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(run.network):
+            images, targets = run.inputs(batch), batch.targets
+            if plan.mixup_alpha > 0 or plan.cutmix_alpha > 0:
+                images, targets = mix(
+                    images,
+                    targets,
+                    plan.num_classes,
+                    mixup_alpha=plan.mixup_alpha,
+                    cutmix_alpha=plan.cutmix_alpha,
+                    key=(plan.seed, step, micro_step),
+                )
+            logits = run.network(images)
+            loss = weighted_loss(logits, targets, batch.weights, plan.label_smoothing)
+            # Gradients are averaged over ranks, the loss is a mean over all images of the step.
+            accelerator.backward(loss * (accelerator.num_processes / real_images))
+        hits = ((logits.argmax(1) == batch.targets) * batch.weights).sum()
+        run.unread.append((step, torch.stack([loss.detach(), hits, batch.weights.sum()]), batch.indices))
+    if plan.max_grad_norm is not None:
+        accelerator.clip_grad_norm_(run.network.parameters(), plan.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.average is not None:
+        run.average.update(step + 1)
+
+
+def end_step(run: Run, meter: console.Meter) -> None:
+    """What is due after an update: read the loss, evaluate, save, stop. In this order, on all ranks alike."""
+    progress, plan = run.progress, run.plan
+    progress.step += 1
+    progress.step_in_epoch += 1
+    ends_epoch = progress.step_in_epoch == plan.steps_per_epoch
+    ends_run = progress.step == plan.total_steps
+    evaluates = ends_epoch or (plan.eval_every is not None and progress.step % plan.eval_every == 0)
+    votes = ends_epoch or run.accelerator.num_processes == 1 or progress.step % AGREE_EVERY == 0
+    stops, saves = vote(run) if votes else (False, False)
+    stops = stops and not ends_run
+    saves = saves or stops or ends_run or (run.save_every_steps and progress.step % run.save_every_steps == 0)
+    if evaluates or saves or progress.step % plan.log_interval == 0:
+        loss = read_losses(run)
+        meter.advance(0, loss=loss, lr=f"{plan.lr(progress.step - 1):.2g}", best_valid=progress.best_top1 or 0.0)
+    if evaluates:
+        validate(run)
+    if ends_epoch:
+        end_epoch(run)
+    if saves:
+        run.save_checkpoint()
+        run.saved_s = time.monotonic()
+    if stops:
+        reason = run.stop.reason() or "another process was asked"
+        raise StoppedError(f"stopped at step {progress.step} ({reason}), all saved: the same command goes on from here")
+
+
+def vote(run: Run) -> tuple[bool, bool]:
+    """Whether any rank was asked to stop, and whether rank 0's clock says that a checkpoint is due."""
+    wants_stop = run.stop.reason() is not None
+    wants_save = run.save_every_s is not None and time.monotonic() - run.saved_s > run.save_every_s
+    if run.accelerator.num_processes == 1:
+        return wants_stop, wants_save
+    own = [float(wants_stop), float(wants_save and run.accelerator.is_main_process)]
+    stop, save = run.accelerator.reduce(torch.tensor(own, device=run.accelerator.device)).tolist()
+    return stop > 0, save > 0
+
+
+def read_losses(run: Run) -> float:
+    """Fetch the losses since the last reading, the only place where a step waits for the device.
+
+    Returns:
+        Mean training loss of this rank's images in the epoch so far.
+
+    Raises:
+        TrainingError: one of them is not finite.
+    """
+    if run.unread:
+        rows = torch.stack([row for _, row, _ in run.unread]).double().cpu()
+        for (step, _, indices), row in zip(run.unread, rows.tolist(), strict=True):
+            if not math.isfinite(row[0]):
+                raise not_finite(run, step, indices)
+            run.sums = [total + value for total, value in zip(run.sums, row, strict=True)]
+        run.unread.clear()
+    return run.sums[0] / max(run.sums[2], 1.0)
+
+
+def not_finite(run: Run, step: int, indices: Tensor) -> TrainingError:
+    """The message for a loss that is NaN or infinite, with what is needed to look into it."""
+    paths = [run.train_paths[index] for index in indices.tolist()]
+    return TrainingError(
+        f"the loss is not finite at step {step + 1} on {', '.join(paths)}; the last good state is the newest in "
+        "checkpoints/ of the run folder; try a lower --lr, --max-grad-norm 1, or --mixed-precision no"
+    )
+
+
+def validate(run: Run) -> None:
+    """Evaluate on the validation split, write it down, keep the best model: top1, then loss."""
+    progress = run.progress
+    with run.averaged():
+        metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
+        if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
+            progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
+            run.save_best(metrics)
+    if run.accelerator.is_main_process:
+        run.history.append("valid", step=progress.step, epoch=progress.epoch + 1, **metrics.to_dict())
+    run.accelerator.log({f"valid/{name}": value for name, value in metrics.to_dict().items()}, step=progress.step)
+    run.last_metrics = metrics
+
+
+def end_epoch(run: Run) -> None:
+    """Sum the epoch up over all ranks and go on to the next one."""
+    progress = run.progress
+    sums = torch.tensor(run.sums, dtype=torch.float64).to(run.accelerator.device)
+    loss, hits, images = run.accelerator.reduce(sums).tolist()
+    values = {"loss": loss / images, "top1": hits / images, "images": int(images)}
+    lr = run.plan.lr(progress.step - 1)
+    if run.accelerator.is_main_process:
+        run.history.append("train", step=progress.step, epoch=progress.epoch + 1, lr=lr, **values)
+    run.accelerator.log({"lr": lr, **{f"train/{k}": v for k, v in values.items()}}, step=progress.step)
+    say_epoch(run, values)
+    progress.epoch += 1
+    progress.step_in_epoch = 0
+    run.sums = [0.0, 0.0, 0.0]
+
+
+def say_epoch(run: Run, values: dict) -> None:
+    """A line an epoch, or one every few seconds where epochs fly by."""
+    progress, plan, valid = run.progress, run.plan, run.last_metrics
+    if progress.step < plan.total_steps and time.monotonic() - run.said_s < SAY_EVERY_S:
+        return
+    run.said_s = time.monotonic()
+    best = ", the best so far" if progress.best_step == progress.step else ""
+    console.say(
+        f"epoch {progress.epoch + 1}/{plan.epochs}: train loss {values['loss']:.4f} top1 {values['top1']:.4f}; "
+        f"valid loss {valid.loss:.4f} top1 {valid.top1:.4f} top5 {valid.top5:.4f}{best}"
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    accelerator: Accelerator,
+    network: nn.Module,
+    inputs: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    num_images: int,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Metrics:
+    """Measure a network on a split, every image exactly once over all ranks.
+
+    Args:
+        inputs: a batch to what the network takes.
+        batches: this rank's share; rows of weight 0 only fill up the shape.
+        num_images: of the whole split.
+        on_batch: told the images of every batch, to show progress.
+
+    Raises:
+        TrainingError: an image was missed or counted twice.
+    """
+    network.eval()
+    tally = Tally(num_images, accelerator.device)
+    for batch in to_device(iter(batches), accelerator.device):
+        tally.update(batch.indices, batch.weights, network(inputs(batch)), batch.targets)
+        on_batch(len(batch.targets))
+    return tally.result(accelerator.reduce)

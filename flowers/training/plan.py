@@ -1,0 +1,139 @@
+"""The arithmetic of a run, from the flags and the data: what is checked, counted and defaulted before any step."""
+
+import dataclasses
+import hashlib
+import os
+import re
+
+import numpy as np
+
+from flowers.config.train import TrainConfig
+from flowers.data.folders import ImageFolders, Samples
+from flowers.data.order import Order
+from flowers.errors import UsageError
+from flowers.training.loop import Plan
+
+# What a resume may change: flags that do not alter what is computed, and those that are checked by their effect.
+FREE_FLAGS = {
+    "data_dir", "output_dir", "config", "weights", "batch_size", "grad_accum_steps", "class_names", "on_bad_image",
+    "val_fraction", "cache", "workers", "eval_every", "save_every", "keep", "resume", "max_hours", "log_interval",
+    "log_with",
+}  # fmt: skip
+PEAK_LR = {
+    "head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03},
+    "full": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.01},
+    "staged": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.01},
+}
+EPOCHS_ON_FEATURES, EPOCHS_ON_IMAGES = 50, 10
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        UsageError: the flag, what it got, what is expected.
+    """
+    at_least = {
+        "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
+        "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
+        "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0,
+    }  # fmt: skip
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
+    for name in ("lr", "max_grad_norm", "max_hours"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
+    for name in ("dropout", "label_smoothing", "val_fraction", "hflip", "random_erasing", "model_ema_decay"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= (1 if name in ("hflip", "random_erasing") else 0.99999):
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to below 1")
+    if not 0 < config.scale[0] <= config.scale[1] <= 1:
+        raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
+    if config.image_size and config.resize and config.resize < config.image_size:
+        raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
+    if uses_features(config) and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):
+        raise UsageError("--mixup-alpha and --cutmix-alpha mix images, features are cached: add --no-feature-cache")
+    if config.views > 1 and not uses_features(config):
+        raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
+    parse_save_every(config.save_every, 1)
+
+
+def uses_features(config: TrainConfig) -> bool:
+    """Whether the frozen backbone runs once and the head trains on its features."""
+    return config.finetune == "head" and config.feature_cache
+
+
+def resolve_defaults(config: TrainConfig, global_batch_size: int) -> TrainConfig:
+    """Fill in the flags whose defaults depend on others.
+
+    The default learning rate grows with the square root of the global batch, as suits Adam
+    (Granziol et al. 2022, arXiv:2006.09092); one that the user gives is taken as it is.
+    """
+    epochs = config.epochs or (EPOCHS_ON_FEATURES if uses_features(config) else EPOCHS_ON_IMAGES)
+    lr = config.lr or float(f"{PEAK_LR[config.finetune][config.optimizer] * (global_batch_size / 32) ** 0.5:.3g}")
+    return dataclasses.replace(config, epochs=epochs, lr=lr)
+
+
+def build_plan(config: TrainConfig, order: Order, num_classes: int) -> Plan:
+    """Steps, warm-up and learning rates of a run, from a config whose defaults are resolved."""
+    steps_per_epoch = order.steps_per_epoch
+    return Plan(
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch // 2),
+        peak_lr=config.lr,
+        num_classes=num_classes,
+        grad_accum_steps=config.grad_accum_steps,
+        label_smoothing=config.label_smoothing,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        max_grad_norm=config.max_grad_norm,
+        eval_every=config.eval_every,
+        log_interval=config.log_interval,
+        seed=config.seed,
+    )
+
+
+def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float | None]:
+    """Read ``--save-every``: "epoch", a number of steps ("200"), or minutes ("10m").
+
+    Returns:
+        Steps between checkpoints, or seconds between them; the other is None.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text == "epoch":
+        return steps_per_epoch, None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
+    if match and match[2] and float(match[1]) > 0:
+        return None, float(match[1]) * 60
+    if match and not match[2] and match[1].isdigit() and int(match[1]) > 0:
+        return int(match[1]), None
+    raise UsageError(f"--save-every: got {text!r}, expected epoch, a number of steps (200) or of minutes (10m)")
+
+
+def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int) -> dict:
+    """All that must be the same for a run to be gone on with, by the name that a refusal shows."""
+    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    kept = {"--" + name.replace("_", "-"): value for name, value in flags.items() if name not in FREE_FLAGS}
+    return {
+        "global_batch_size": global_batch_size,
+        "classes": _digest(list(data.classes.folders), None),
+        "train images": _digest(data.train.paths, data.train),
+        "valid images": _digest(data.valid.paths, data.valid),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
+    }
+
+
+def _digest(names, samples: Samples | None) -> str:
+    """How many, and a short hash of the names (and classes): equal only for the same images in the same order."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")
+    if samples is not None:
+        digest.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
+    return f"{len(names)} ({digest.hexdigest()[:12]})"

@@ -1,0 +1,281 @@
+"""One training job: from flags to a run folder with a model in it, started afresh or gone on with."""
+
+import contextlib
+import dataclasses
+import json
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from flowers import console, processes
+from flowers.cli import to_plain
+from flowers.config.train import TrainConfig
+from flowers.data.folders import ImageFolders, load_image_folders
+from flowers.errors import StoppedError
+from flowers.files import make_folder, write_atomically
+from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.reports.metrics import Metrics
+from flowers.training import checkpoint as checkpoints
+from flowers.training.checkpoint import Checkpoint, RunLock
+from flowers.training.history import History
+from flowers.training.loop import Run, evaluate, fit
+from flowers.training.plan import (
+    build_plan,
+    check_flags,
+    fingerprint,
+    parse_save_every,
+    resolve_defaults,
+    uses_features,
+)
+from flowers.training.preemption import StopRequest
+from flowers.training.recipe import WeightAverage, build_optimizer, parameter_groups
+from flowers.training.setup import (
+    HEAD_STAGE,
+    build_cache,
+    build_model,
+    find_checkpoint,
+    settle_bad_images,
+    settle_splits,
+)
+from flowers.training.sources import Source, build_augmentation, build_order, feature_source, image_source
+
+
+def train(config: TrainConfig) -> int:
+    """Train as the config says, in the run folder it names.
+
+    Returns:
+        0; a stop on request is raised, after saving.
+
+    Raises:
+        FlowersError: anything that the user can mend, in one line.
+    """
+    check_flags(config)
+    run_dir = config.run_dir
+    config = dataclasses.replace(config, output_dir=run_dir)
+    with contextlib.ExitStack() as stack:
+        if console.is_main_process():
+            make_folder(run_dir)
+            stack.enter_context(RunLock(run_dir))
+            checkpoints.remove_leftovers(run_dir)
+            console.log_to(run_dir / "log.txt")
+        data = load_image_folders(
+            config.data_dir,
+            class_names=config.class_names,
+            val_fraction=config.val_fraction,
+            seed=config.seed,
+            split_file=run_dir / "split.json",
+        )
+        stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
+        accelerator = processes.start(config.mixed_precision, config.log_with, str(run_dir))
+        data = settle_splits(data)
+        try:
+            if config.finetune == "staged" and find_checkpoint(config) is None:
+                Job(head_stage(config), accelerator, dataclasses.replace(data, test=None), stop).train(last_stage=False)
+                accelerator.free_memory()
+            Job(config, accelerator, data, stop).train()
+        except StoppedError:  # on all ranks alike; after any other error the ranks are no longer in step
+            accelerator.end_training()
+            raise
+        accelerator.end_training()
+    return 0
+
+
+def head_stage(config: TrainConfig) -> TrainConfig:
+    """The first stage of a staged run: the head on cached features, in a folder of its own, by its own defaults."""
+    changes = {"epochs": None, "lr": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "model_ema_decay": None}
+    folder = config.output_dir / HEAD_STAGE
+    return dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, resume="auto", **changes)
+
+
+class Job:
+    """A run while it is set up and finished; the loop in between knows only its ``Run``."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest):
+        self.accelerator, self.run_dir, self.stop = accelerator, config.output_dir, stop
+        self.resumed = find_checkpoint(config)
+        self.classifier, self.head, self.preprocessing = build_model(config, data.classes, self.resumed)
+        self.augmentation = build_augmentation(config, self.preprocessing)
+        self.cache = build_cache(config, data, self.augmentation.cache_short_side)
+        self.data = settle_bad_images(config, accelerator, data, self.cache)
+        self.order = build_order(config, self.data, accelerator.num_processes)
+        self.config = resolve_defaults(config, self.order.global_batch_size)
+        self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
+        if self.resumed is not None:
+            checkpoints.check_fingerprint(self.resumed, self.fingerprint)
+        self.plan = build_plan(self.config, self.order, len(data.classes.folders))
+
+    def train(self, last_stage: bool = True) -> None:
+        """Set up, fit, write the last model and the final figures; after the last stage say what to do with them."""
+        if self.is_finished():
+            console.say(f"{console.plain(self.run_dir)} is finished already; its model is in best/")
+            return
+        self.describe()
+        source = self.build_source()
+        run = self.build_run(source)
+        if self.resumed is not None:
+            self.restore(run, self.resumed)
+        elif self.accelerator.is_main_process:
+            run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
+        try:
+            fit(run)
+        except StoppedError:
+            if self.accelerator.is_main_process:
+                self.stop.clear()
+            raise
+        self.finish(run, source)
+        if last_stage:
+            best = console.plain(self.run_dir / "best")
+            console.say(f"model: {best}")
+            console.say(f"next:  python jobs/predict.py --checkpoint {best} --input PHOTOS --output predictions.csv")
+
+    def is_finished(self) -> bool:
+        """Whether an earlier start came to the end and wrote the final figures."""
+        done = self.resumed is not None and self.resumed.progress.step == self.plan.total_steps
+        return done and (self.run_dir / "metrics.json").exists()
+
+    def describe(self) -> None:
+        """Say what will be done, and keep the resolved config."""
+        config, plan, order = self.config, self.plan, self.order
+        if self.accelerator.is_main_process:
+            with write_atomically(self.run_dir / "config.yaml") as file:
+                yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+        trainable = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.classifier.parameters())
+        test = f", {len(self.data.test)} test" if self.data.test else ""
+        how = "head on cached features" if uses_features(config) else config.finetune
+        rows = [
+            ("data", f"{len(self.data.train)} train, {len(self.data.valid)} valid{test} images, "
+             f"{plan.num_classes} classes in {config.data_dir}"),
+            ("model", f"{config.model}, weights {config.weights}, {self.preprocessing.crop} px"),
+            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {plan.peak_lr:g}"),
+            ("batch", f"{config.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps = "
+             f"{order.global_batch_size} images a step"),
+            ("length", f"{plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.total_steps} steps"),
+            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
+            ("run folder", str(self.run_dir)),
+        ]  # fmt: skip
+        console.facts("flowers: train", rows)
+
+    def build_source(self) -> Source:
+        """Images, or cached features where the backbone does not change."""
+        parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
+        if not uses_features(self.config):
+            return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
+        key = {name: self.fingerprint[name] for name in ("--model", "train images", "valid images")}
+        key["weights"] = self.config.weights
+        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features", key=key)
+
+    def build_run(self, source: Source) -> Run:
+        """Optimizer, precision and wrappers around the network, and the places where things are written."""
+        config, accelerator = self.config, self.accelerator
+        module = source.module.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+            if accelerator.num_processes > 1 and config.finetune == "full":
+                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = module.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(config.optimizer, parameter_groups(module, config.weight_decay), accelerator.device)
+        average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay is not None else None
+        network, optimizer = accelerator.prepare(torch.compile(module) if config.compile else module, optimizer)
+        if config.log_with is not None:
+            flags = {
+                name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(config).items()
+            }
+            accelerator.init_trackers("flowers", config=flags)
+        save_steps, save_s = parse_save_every(config.save_every, self.plan.steps_per_epoch)
+        run = Run(
+            accelerator=accelerator,
+            network=network,
+            optimizer=optimizer,
+            inputs=source.inputs,
+            order=self.order,
+            train=source.train,
+            train_paths=self.data.train.paths,
+            valid=source.evaluation("valid", self.data.valid),
+            valid_images=len(self.data.valid),
+            plan=self.plan,
+            history=History(self.run_dir / "history.jsonl"),
+            timing=History(self.run_dir / "timing.jsonl"),
+            stop=self.stop,
+            save_checkpoint=lambda: self.save_checkpoint(run),
+            save_best=lambda metrics: self.save_bundle("best", metrics),
+            save_every_steps=save_steps,
+            save_every_s=save_s,
+            average=average,
+        )
+        return run
+
+    def restore(self, run: Run, resumed: Checkpoint) -> None:
+        """Put a run back to where its checkpoint was taken; the weights are in the network already."""
+        run.progress = resumed.progress
+        run.optimizer.load_state_dict(resumed.tensors["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(resumed.tensors["scaler"])
+        if run.average is not None:
+            run.average.load_state_dict(resumed.tensors["average"])
+        sums, rank = resumed.progress.rank_sums, self.accelerator.process_index
+        if len(sums) == self.accelerator.num_processes:
+            run.sums = sums[rank]
+        elif rank == 0:  # another number of processes: only the total matters
+            run.sums = [sum(column) for column in zip(*sums, strict=True)]
+        if self.accelerator.is_main_process:
+            run.history.cut(resumed.progress.history_bytes)
+        console.say(f"resumed from {resumed.path.name}: {run.progress.step} of {self.plan.total_steps} steps are done")
+
+    def finish(self, run: Run, source: Source) -> None:
+        """Write the last model, measure the best one on the test split, sum up."""
+        if run.last_metrics is None:  # an earlier start was killed between its last step and here
+            with run.averaged():
+                run.last_metrics = evaluate(self.accelerator, run.network, run.inputs, run.valid, len(self.data.valid))
+        with run.averaged():
+            self.save_bundle("last", run.last_metrics)
+        best = load_bundle(self.run_dir / "best")
+        results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
+        if self.data.test is not None:
+            self.classifier.load_state_dict(best.state_dict)
+            batches = source.evaluation("test", self.data.test)
+            metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(self.data.test))
+            results["test"] = metrics.to_dict()
+        if self.accelerator.is_main_process:
+            with write_atomically(self.run_dir / "metrics.json") as file:
+                json.dump({"best_step": run.progress.best_step, **results}, file, indent=1)
+        rows = [
+            (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
+            for split, values in results.items()
+        ]
+        console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
+
+    def bundle(self, metrics: dict) -> Bundle:
+        """The model as it is now."""
+        state = {name: tensor.detach().cpu() for name, tensor in self.classifier.state_dict().items()}
+        made = how_made(to_plain(self.config))
+        return Bundle(self.config.model, self.head, self.data.classes, self.preprocessing, metrics, made, state)
+
+    def save_bundle(self, name: str, metrics: Metrics) -> None:
+        """Write the model into the run folder, on rank 0."""
+        values = {f"valid_{key}": value for key, value in metrics.to_dict().items()}
+        processes.on_main_process(self.accelerator, lambda: save_bundle(self.bundle(values), self.run_dir / name))
+
+    def save_checkpoint(self, run: Run) -> None:
+        """Write all that a resume needs, on rank 0."""
+        run.progress.history_bytes = run.history.size_bytes
+        sums = torch.tensor([run.sums], dtype=torch.float64, device=self.accelerator.device)
+        run.progress.rank_sums = self.accelerator.gather(sums).tolist()
+        tensors = {"optimizer": run.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            tensors["scaler"] = self.accelerator.scaler.state_dict()
+        if run.average is not None:
+            tensors["average"] = run.average.state_dict()
+        processes.on_main_process(
+            self.accelerator,
+            lambda: checkpoints.save_checkpoint(
+                self.run_dir,
+                bundle=self.bundle({}),
+                tensors=tensors,
+                progress=run.progress,
+                fingerprint=self.fingerprint,
+                keep=self.config.keep,
+            ),
+        )

@@ -1,0 +1,144 @@
+"""What a run starts from: its data settled, its model built, its checkpoint found."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from flowers import console
+from flowers.config.train import TrainConfig
+from flowers.data.cache import ImageCache, open_cache
+from flowers.data.dataset import find_bad_images
+from flowers.data.folders import ClassIndex, ImageFolders, Samples
+from flowers.data.paths import readable
+from flowers.data.transforms import Preprocessing
+from flowers.data.workers import default_workers
+from flowers.errors import CheckpointError, DataError
+from flowers.models.backbones import build_backbone
+from flowers.models.bundle import load_bundle
+from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone
+from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from flowers.training.plan import uses_features
+
+SHOWN_BAD_IMAGES = 20
+HEAD_STAGE = "head"
+"""Folder, inside the run's, of the first stage of ``--finetune staged``: a run of its own."""
+
+
+def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint that ``--resume`` means, if any.
+
+    Raises:
+        CheckpointError: ``never``, and there is a run; or a path that holds no sound checkpoint.
+    """
+    run_dir = config.output_dir
+    if config.resume == "auto":
+        return newest_checkpoint(run_dir)
+    if config.resume == "never":
+        if list_checkpoints(run_dir):
+            raise CheckpointError(f"{run_dir} holds a run and --resume is never; give another --output-dir")
+        return None
+    path = Path(config.resume)
+    found = newest_checkpoint(path) if (path / "checkpoints").is_dir() else load_checkpoint(path)
+    if found is None:
+        raise CheckpointError(f"--resume {path}: holds no checkpoint")
+    ahead = [newer for newer in list_checkpoints(run_dir) if newer.name > found.path.name]
+    if ahead:
+        raise CheckpointError(
+            f"--resume {path}: {run_dir} is further already ({ahead[0].name}); give another --output-dir"
+        )
+    return found
+
+
+def settle_splits(data: ImageFolders) -> ImageFolders:
+    """Make sure that there is something to validate on.
+
+    Raises:
+        DataError: no valid/ and none could be drawn.
+    """
+    if data.valid is None or len(data.valid) == 0:
+        raise DataError("there are no validation images: add valid/, or let --val-fraction draw some of train/")
+    return data
+
+
+def build_cache(config: TrainConfig, data: ImageFolders, short_side: int) -> ImageCache | None:
+    """The decoded training images that ``--cache`` asks for; features are a cache of their own.
+
+    Raises:
+        DataError: they would not fit.
+    """
+    if config.cache == "none" or uses_features(config):
+        return None
+    return open_cache(
+        data.train,
+        config.cache,
+        short_side,
+        folder=config.output_dir / "cache",
+        workers=default_workers(config.workers),
+    )
+
+
+def settle_bad_images(
+    config: TrainConfig, accelerator: Accelerator, data: ImageFolders, cache: ImageCache | None
+) -> ImageFolders:
+    """Look at every image before the first step, each rank at its share; list those that cannot be read, or leave out.
+
+    With cached features every image is read once before the first step anyway, so only leaving out needs a look; with
+    a cache of images the training images have been decoded already.
+
+    Raises:
+        DataError: there are some, and ``--on-bad-image`` is fail.
+    """
+    if config.on_bad_image == "fail" and uses_features(config):
+        return data
+    splits = {name: split for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
+    bad = {
+        name: cache.bad if cache is not None and name == "train" else _find_bad(config, accelerator, split)
+        for name, split in splits.items()
+    }
+    lines = [f"{split}: {readable(path)}: {reason}" for split, found in bad.items() for path, reason in found]
+    if not lines:
+        return data
+    more = f" and {len(lines) - SHOWN_BAD_IMAGES} more" if len(lines) > SHOWN_BAD_IMAGES else ""
+    listed = "; ".join(lines[:SHOWN_BAD_IMAGES]) + more
+    if config.on_bad_image == "fail":
+        raise DataError(f"{len(lines)} images cannot be read: {listed}; mend or remove them, or --on-bad-image skip")
+    console.warn(f"leaving out {len(lines)} images that cannot be read: {listed}")
+    return dataclasses.replace(data, **{name: _without(splits[name], found) for name, found in bad.items()})
+
+
+def build_model(
+    config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | None
+) -> tuple[Classifier, HeadSpec, Preprocessing]:
+    """The classifier to train, with the weights of the checkpoint or of the stage before where there is one.
+
+    Raises:
+        ModelError: an unknown model, or weights that do not fit.
+    """
+    if resumed is not None or config.finetune == "staged":
+        start = resumed.bundle if resumed is not None else load_bundle(config.output_dir / HEAD_STAGE)
+        classifier, head, preprocessing = start.build(), start.head, start.preprocessing
+    else:
+        torch.manual_seed(config.seed)  # --weights none
+        backbone = build_backbone(config.model, config.weights, config.image_size)
+        torch.manual_seed(config.seed)
+        head = HeadSpec(len(classes.folders), backbone.num_features, config.hidden, config.dropout)
+        classifier = Classifier(backbone.network, build_head(head))
+        preprocessing = backbone.preprocessing
+        if config.resize is not None:
+            preprocessing = dataclasses.replace(preprocessing, resize=max(config.resize, preprocessing.crop))
+    if config.finetune == "head":
+        freeze_backbone(classifier)
+    return classifier, head, preprocessing
+
+
+def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> list[tuple[str, str]]:
+    share = samples.take(range(accelerator.process_index, len(samples), accelerator.num_processes))
+    return sorted(gather_object(find_bad_images(share, default_workers(config.workers))))
+
+
+def _without(samples: Samples, bad: list[tuple[str, str]]) -> Samples:
+    paths = {path for path, _ in bad}
+    return samples.take(index for index, path in enumerate(samples.paths) if path not in paths)

@@ -1,0 +1,165 @@
+"""Where a run's batches come from, and which network they feed: images through all of it, or features to the head."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flowers import console
+from flowers.config.evaluate import EvaluateConfig
+from flowers.config.train import TrainConfig
+from flowers.data.cache import ImageCache
+from flowers.data.dataset import Batch, EvalLoader, TrainLoader
+from flowers.data.folders import ImageFolders, Samples
+from flowers.data.order import Order, class_balance
+from flowers.data.transforms import Augmentation, Preprocessing
+from flowers.data.workers import default_workers
+from flowers.models.engines import build_engine
+from flowers.models.heads import Classifier
+from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
+from flowers.training.loop import TrainBatches
+
+AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the loop is fed.
+
+    Attributes:
+        module: the network to train, not yet prepared.
+        inputs: a batch on the device to what ``module`` takes.
+        train: training batches.
+        evaluation: a split to this rank's evaluation batches.
+    """
+
+    module: nn.Module
+    inputs: Callable[[Batch], Tensor]
+    train: TrainBatches
+    evaluation: Callable[[str, Samples], Iterable[Batch]]
+
+
+def build_order(config: TrainConfig, data: ImageFolders, world_size: int) -> Order:
+    """The run's order of images, the same for features as for images."""
+    balanced = config.balance == "classes"
+    return Order(
+        num_samples=len(data.train),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        world_size=world_size,
+        grad_accum_steps=config.grad_accum_steps,
+        sample_weights=class_balance(data.train.targets, len(data.classes.folders)) if balanced else None,
+    )
+
+
+def build_augmentation(config: TrainConfig, preprocessing: Preprocessing) -> Augmentation:
+    """The training view that the flags describe."""
+    return Augmentation(
+        size=config.train_size or preprocessing.crop,
+        rotation=config.rotation,
+        scale=config.scale,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter,
+        random_erasing=config.random_erasing,
+        trivial_augment=config.trivial_augment,
+        interpolation=preprocessing.interpolation,
+    )
+
+
+def eval_loader(
+    config: TrainConfig | EvaluateConfig, accelerator: Accelerator, samples: Samples, preprocessing: Preprocessing
+) -> EvalLoader:
+    """This rank's share of a split, in the plain view."""
+    return EvalLoader(
+        samples,
+        preprocessing,
+        config.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=default_workers(config.workers),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def image_source(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    data: ImageFolders,
+    order: Order,
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    *,
+    augmentation: Augmentation,
+    cache: ImageCache | None,
+) -> Source:
+    """Images through the whole network, augmented anew each epoch."""
+    mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0
+    dtype = torch.float32 if mixes else AUTOCAST[accelerator.mixed_precision]
+    train = TrainLoader(
+        data.train,
+        augmentation,
+        order,
+        rank=accelerator.process_index,
+        workers=default_workers(config.workers),
+        cache=cache,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+    def evaluation(_: str, samples: Samples) -> EvalLoader:
+        return eval_loader(config, accelerator, samples, preprocessing)
+
+    return Source(classifier, lambda batch: preprocessing.normalize(batch.images, dtype), train, evaluation)
+
+
+def feature_source(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    data: ImageFolders,
+    order: Order,
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    *,
+    augmentation: Augmentation,
+    folder: Path,
+    key: dict,
+) -> Source:
+    """Features of the frozen backbone, computed once by the fastest engine at hand, to the head alone.
+
+    Args:
+        folder: where the feature files lie.
+        key: what the features depend on besides the flags read here: model, weights, images.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    engine = build_engine(
+        classifier.backbone,
+        preprocessing,
+        precision=ENGINE_PRECISION[config.mixed_precision],
+        batch_size=config.batch_size,
+        device=accelerator.device,
+    )
+    console.say(f"features by {engine.description}")
+    key = {**key, "engine": engine.name, "precision": engine.precision, "preprocessing": preprocessing.to_dict()}
+
+    def features_of(name: str, samples: Samples, views: list[Iterable[Batch]], view_key: object) -> np.ndarray:
+        return extract_features(
+            accelerator, engine, samples, views, folder / f"{name}.npy", {**key, "views": view_key, "split": name}
+        )
+
+    def evaluation(name: str, samples: Samples) -> EvalFeatures:
+        features = features_of(name, samples, [eval_loader(config, accelerator, samples, preprocessing)], "plain")
+        return EvalFeatures(features, samples.targets, config.batch_size, rank, world_size)
+
+    every_image = Order(len(data.train), config.seed, config.batch_size, world_size)
+    loader = TrainLoader(data.train, augmentation, every_image, rank=rank, workers=default_workers(config.workers))
+    views = [
+        eval_loader(config, accelerator, data.train, preprocessing),
+        *(loader.epoch(view) for view in range(1, config.views)),
+    ]
+    view_key = "plain" if config.views == 1 else f"{config.views} of {augmentation}, seed {config.seed}"
+    train = FeatureBatches(features_of("train", data.train, views, view_key), data.train.targets, order, rank)
+    return Source(classifier.head, lambda batch: batch.images, train, evaluation)

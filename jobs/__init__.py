@@ -1,0 +1,1 @@
+"""One file a job: parse flags, build the config, call flowers."""

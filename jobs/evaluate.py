@@ -1,0 +1,28 @@
+"""Measure a trained model on one split: loss, top1, top5, every image counted once.
+
+python jobs/evaluate.py --checkpoint runs/a --data-dir data/sample --split test
+python jobs/evaluate.py --predictions predictions.csv --labels labels.csv
+"""
+
+from flowers.cli import run
+from flowers.config.evaluate import EvaluateConfig
+
+
+def main(config: EvaluateConfig) -> int:
+    """Evaluate as the flags say."""
+    if config.predictions is not None:
+        from flowers.prediction.score import score
+
+        return score(config)
+    from flowers.training.evaluation import evaluate_bundle
+
+    return evaluate_bundle(config)
+
+
+def cli() -> None:
+    """The console command ``flowers-evaluate``."""
+    run(main, EvaluateConfig)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,24 @@
+"""Classify every photo of a folder into a CSV: one row a file, on any number of processes.
+
+python jobs/predict.py --checkpoint runs/train/best --input photos --output predictions.csv --topk 5
+accelerate launch --config_file launch/cpu_multi.yaml --num_processes 2 jobs/predict.py --checkpoint C --input D
+"""
+
+from flowers.cli import run
+from flowers.config.predict import PredictConfig
+
+
+def main(config: PredictConfig) -> int:
+    """Classify as the flags say; 0 when done, 75 when stopped: start again and it goes on."""
+    from flowers.prediction.run import predict
+
+    return predict(config)
+
+
+def cli() -> None:
+    """The console command ``flowers-predict``."""
+    run(main, PredictConfig)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,98 @@
+"""What prediction costs beside decoding and inference, and whether its memory grows with the number of files.
+
+    python tests/bench/bench_predict_overhead.py                    # 1,000 and 1,000,000 files; some minutes
+    python tests/bench/bench_predict_overhead.py --files 100000
+
+The whole job runs, from the list to the joined CSV, on a list of names; only reading, decoding and the network are
+replaced by nothing. What is left is the overhead. It is compared with the time that decoding and inference of a photo
+take on this machine, if those are given in milliseconds of a CPU (bench_predict.py prints them).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+
+NUM_CLASSES = 102
+
+
+def main() -> None:
+    """Run the job on two lists, each in a process of its own, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--work-ms", type=float, default=8.0, help="CPU time of decoding and inference, a photo")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_run(options.one)))
+        return
+    few, many = (_measure(files) for files in (1000, options.files))
+    for figures in (few, many):
+        print(
+            f"{figures['files']:9} files: {figures['seconds']:7.1f} s, {figures['cpu_s']:7.1f} s of CPU, "
+            f"{figures['peak_mib']:6.0f} MiB at most"
+        )
+    per_file_ms = 1000 * (many["cpu_s"] - few["cpu_s"]) / (many["files"] - few["files"])
+    print(f"overhead: {1000 * per_file_ms:.0f} us of CPU a file, {per_file_ms / options.work_ms:.1%} of its work")
+    print(f"memory: {many['peak_mib'] - few['peak_mib']:+.0f} MiB")
+
+
+def _measure(files: int) -> dict:
+    command = [sys.executable, __file__, "--one", str(files)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def _run(files: int) -> dict:
+    """The job with nothing in it."""
+    from flowers.config.predict import PredictConfig
+    from flowers.data.folders import ClassIndex
+    from flowers.data.transforms import Preprocessing
+    from flowers.prediction import classify, pipeline, run
+
+    view = np.zeros((224, 224, 3), np.uint8)
+    probs = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), 32).astype(np.float32)
+
+    class NullEngine:
+        name, precision, description, batch_size = "null", "none", "none", 32
+
+        def submit(self, images: np.ndarray) -> types.SimpleNamespace:
+            outputs = types.SimpleNamespace(probs=probs[: len(images)], features=None)
+            return types.SimpleNamespace(result=lambda: outputs)
+
+        def close(self) -> None: ...
+
+    class NullView(Preprocessing):
+        def view(self, image: np.ndarray) -> np.ndarray:
+            return image
+
+    names = tuple(map(str, range(NUM_CLASSES)))
+    bundle = types.SimpleNamespace(
+        hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None
+    )
+    run.load_bundle = lambda path: bundle
+    classify.build_engine = lambda *args, **options: NullEngine()
+    classify.read_input = lambda root, entry: b"x"
+    pipeline.read_image = lambda data, **options: view
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder, "list.txt")
+        with open(names, "w") as file:
+            file.writelines(f"photos/{index // 1000:06}/image_{index:08}.jpg\n" for index in range(files))
+        start_s, cpu_s = time.perf_counter(), time.process_time()
+        code = run.predict(PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv")))
+        assert code == 0
+        seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
+        with open(Path(folder, "predictions.csv"), "rb") as file:
+            assert sum(1 for _ in file) == files + 1
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"files": files, "seconds": seconds, "cpu_s": cpu_s, "peak_mib": peak_mib}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Fixtures that every test may use. All tests run on CPU and offline."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["ACCELERATE_USE_CPU"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("COLUMNS", "160")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks on a busy machine: threads would wait for each other
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def flowers102() -> Path:
+    """Real photos: train/, valid/, photos/ of Oxford 102, where the checkout has them beside it."""
+    folder = Path(os.environ.get("FLOWERS102", ROOT.parent / "shared" / "flowers102"))
+    if not (folder / "train").is_dir():
+        pytest.skip("the real photos are not here; set FLOWERS102 to a folder with train/, valid/ and photos/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn set: 4 species with 8 train, 4 valid and 4 test images each, 96 px."""
+    from flowers.data.garden import draw_garden
+
+    folder = tmp_path_factory.mktemp("sample") / "garden"
+    draw_garden(folder, species=4, train=8, valid=4, test=4, image_size=96, seed=0)
+    return folder

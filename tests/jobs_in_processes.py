@@ -1,0 +1,107 @@
+"""Jobs in processes of their own that start in milliseconds: forked from a server that has imported torch already.
+
+The processes are real: they can be killed, get signals, form a process group. Only the seconds of importing are saved.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["flowers.training.run", "flowers.prediction.run", "timm", "accelerate"])
+
+TIMEOUT_S = 120
+
+
+class Job:
+    """One job over one or several processes.
+
+    Args:
+        module: a file of jobs/, "train" say.
+        flags: its command line.
+        processes: how many form the group.
+        before: called in each process before the job, with the arguments after it; sets traps for the test.
+        folder: working directory, and where out-RANK.txt of each process goes.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        flags: Sequence[object],
+        *,
+        folder: Path,
+        processes: int = 1,
+        before: Callable[..., None] | None = None,
+        arguments: tuple = (),
+    ):
+        env = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        flags = [str(flag) for flag in flags]
+        self._logs = [folder / f"out-{rank}.txt" for rank in range(processes)]
+        self.processes = []
+        for rank in range(processes):
+            own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else env
+            process = _server.Process(
+                target=_run, args=(module, flags, own, str(folder), str(self._logs[rank]), before, arguments)
+            )
+            process.start()
+            self.processes.append(process)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process, as a launcher or a terminal does."""
+        for process in self.processes:
+            os.kill(process.pid, number)
+
+    def wait(self) -> list[int]:
+        """Exit codes by rank; -9 for a killed process. One that does not end is killed and fails the test."""
+        for process in self.processes:
+            process.join(TIMEOUT_S)
+        hung = [process for process in self.processes if process.exitcode is None]
+        for process in hung:
+            process.kill()
+        assert not hung, f"processes hung:\n{self.output}"
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        """SIGKILL every process and wait until they are gone."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    @property
+    def output(self) -> str:
+        """What all processes printed, rank after rank."""
+        return "\n".join(log.read_text(errors="replace") for log in self._logs if log.exists())
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die() -> None:
+    """SIGKILL this process: no handler, no cleanup, no buffer flushed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run(
+    module: str, flags: list[str], env: dict, folder: str, log: str, before: Callable | None, arguments: tuple
+) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in a job that is started plainly
+    os.environ.update(env)
+    os.chdir(folder)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [f"{module}.py", *flags]
+    if before is not None:
+        before(*arguments)
+    __import__(f"jobs.{module}")
+    sys.modules[f"jobs.{module}"].cli()

@@ -1,0 +1,246 @@
+"""Training on a real Slurm: the same result as on one machine, through warnings, dead nodes and cancelled jobs."""
+
+import concurrent.futures
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cluster import ROOT, Cluster, ClusterJob, has_step, send
+
+pytestmark = pytest.mark.slurm
+
+SUBMIT = ROOT / "slurm" / "submit.sh"
+TRAIN = ROOT / "slurm" / "train.sbatch"
+MULTINODE = ROOT / "slurm" / "train_multinode.sbatch"
+HEAD_ONLY = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--epochs", "1", "-j", "0")
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    """Weights, history and metrics are the reference's, bit for bit."""
+    for name in ("last/model.safetensors", "best/model.safetensors", "history.jsonl", "metrics.json"):
+        assert (run_dir / name).read_bytes() == (reference / name).read_bytes(), name
+
+
+def submit(cluster: Cluster, *arguments: object, **environment: str) -> ClusterJob:
+    """Submit through slurm/submit.sh."""
+    return cluster.job(cluster.run("bash", SUBMIT, *arguments, **environment).stdout)
+
+
+def warned_before_the_time_limit(cluster: Cluster, train_flags: list[str], run_dir: Path) -> ClusterJob:
+    """A job of two minutes that Slurm warns in the middle of its training."""
+    where = ["--time=2", "--signal=B:USR1@60", "--cpus-per-task=2", f"--nodelist={cluster.node(1)}"]
+    job = submit(cluster, "train", *where, "--", "--processes", 2, *train_flags, "--output-dir", run_dir)
+    workers = job.freeze_when(has_step(run_dir), "save a checkpoint")
+    job.wait_for(lambda: "asked to stop" in job.log, "get Slurm's warning", 100)
+    send(workers, signal.SIGCONT)
+    job.wait()
+    return job
+
+
+def node_without_power(cluster: Cluster, train_flags: list[str], run_dir: Path) -> ClusterJob:
+    """A job on two nodes, one of which loses its power in the middle of training."""
+    lost = cluster.node(3)
+    where = ["--cpus-per-task=1", f"--nodelist={cluster.node(2)},{lost}"]
+    job = submit(cluster, "train_multinode", *where, "--", *train_flags, "--output-dir", run_dir)
+    workers = job.freeze_when(has_step(run_dir), "save a checkpoint")
+    cluster.manage("kill-node", lost)
+    send(workers[:1], signal.SIGCONT)
+    job.wait_for(lambda: "down" in cluster.node_state(lost), "lose its node", 90)
+    cluster.manage("boot-node", lost)
+    job.wait()
+    return job
+
+
+Story = tuple[concurrent.futures.Future[ClusterJob], Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stories(
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    train_flags: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Story]]:
+    """What mostly waits for Slurm's clocks happens beside the other tests, from the start on."""
+    wanted = {item.name for item in request.session.items}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        started = {}
+        for play in (warned_before_the_time_limit, node_without_power):
+            if f"test_{play.__name__}" in wanted:
+                run_dir = tmp_path_factory.mktemp("story") / "run"
+                started[play.__name__] = pool.submit(play, cluster, train_flags, run_dir), run_dir
+        yield started
+
+
+def rest(cluster: Cluster) -> str:
+    """sbatch's flag for the nodes that the stories leave to the other tests."""
+    return f"--exclude={','.join(cluster.node(number) for number in (1, 2, 3))}"
+
+
+@pytest.fixture
+def start(cluster: Cluster, train_flags: list[str], tmp_path: Path) -> Callable[..., ClusterJob]:
+    """Submits a training job with plain sbatch; its run folder is tmp_path/run."""
+
+    def start(*sbatch_flags: str, flags: tuple = (), script: Path = TRAIN, **environment: str) -> ClusterJob:
+        where = ("--cpus-per-task=2", rest(cluster), *sbatch_flags)
+        job_flags = (*flags, *train_flags, "--output-dir", tmp_path / "run")
+        return cluster.sbatch(*where, script, *job_flags, FLOWERS_HOME=str(ROOT), **environment)
+
+    return start
+
+
+def test_train_evaluate_predict_in_a_chain(
+    cluster: Cluster, train_flags: list[str], reference: Path, sample_set: Path, tmp_path: Path
+) -> None:
+    run_dir, output = tmp_path / "run", tmp_path / "out" / "predictions.csv"
+    sbatch_flags = ("--cpus-per-task=2", rest(cluster))
+    train = submit(cluster, "train", *sbatch_flags, "--", "--processes", 2, *train_flags, "--output-dir", run_dir)
+    after = ("--after", train.number)
+    checkpoint = ("--checkpoint", run_dir)
+    evaluate = submit(cluster, *after, "evaluate", *sbatch_flags, "--", *checkpoint, "--data-dir", sample_set)
+    photos = ("--input", sample_set / "test", "--output", output, "--engine", "torch")
+    merge = submit(cluster, *after, "predict", "--array=0-1", *sbatch_flags, "--", *checkpoint, *photos)
+
+    assert train.wait()["JobState"] == "COMPLETED", train.log
+    assert "4 x 2 processes" in train.log
+    assert_same_run(run_dir, reference)
+    assert evaluate.wait()["JobState"] == "COMPLETED", evaluate.log
+    measured = json.loads((run_dir / "metrics.json").read_text())["test"]
+    assert json.loads((run_dir / "metrics-test.json").read_text())["top1"] == measured["top1"]
+    assert merge.wait()["JobState"] == "COMPLETED", merge.log
+    assert len(output.read_text().splitlines()) == 1 + measured["images"]
+
+
+def test_wrong_data_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    refused = cluster.run("bash", SUBMIT, "train", "--", "--data-dir", "/nowhere", "--weights", "none", check=False)
+    assert refused.returncode == 1
+    assert "error: --data-dir /nowhere: no such file or folder" in refused.stderr
+
+    began_s = time.monotonic()
+    job = cluster.sbatch(rest(cluster), TRAIN, "--data-dir", "/nowhere", "--output-dir", tmp_path / "run")
+    assert job.wait(30)["JobState"] == "FAILED"
+    assert time.monotonic() - began_s < 30
+    assert "error: --data-dir /nowhere: no such file or folder" in job.log
+
+
+def test_missing_environment_fails_at_once(start: Callable[..., ClusterJob]) -> None:
+    began_s = time.monotonic()
+    job = start(FLOWERS_VENV="/nowhere/venv")
+    assert job.wait(30)["JobState"] == "FAILED"
+    assert time.monotonic() - began_s < 30
+    assert "/nowhere/venv/bin/python cannot run the jobs" in job.log
+    assert "set FLOWERS_VENV" in job.log
+
+
+def test_gpus_that_torch_does_not_see_fail_the_job(start: Callable[..., ClusterJob]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that torch would see")
+    job = start("--gpus-per-node=2")
+    assert job.wait(60)["JobState"] == "FAILED"
+    assert "Slurm gave 2 GPUs, torch sees 0, for 2 processes" in job.log
+
+
+def test_one_failing_rank_ends_the_job_and_cancels_its_dependents(
+    start: Callable[..., ClusterJob], cluster: Cluster, sample_set: Path, tmp_path: Path
+) -> None:
+    job = start("--cpus-per-task=1", "--nodes=2", script=MULTINODE)
+    waiting = submit(
+        cluster, "--after", job.number, "evaluate", "--", "--checkpoint", tmp_path / "run", "--data-dir", sample_set
+    )
+    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
+    began_s = time.monotonic()
+    send(workers[1:], signal.SIGKILL)
+    send(workers[:1], signal.SIGCONT)
+    assert job.wait(60)["JobState"] == "FAILED"
+    assert time.monotonic() - began_s < 30
+    assert "rank 1 was ended by SIGKILL" in job.log
+    assert waiting.wait(30)["JobState"] == "CANCELLED"
+
+
+def test_signal_to_the_steps_saves_and_requeues(
+    start: Callable[..., ClusterJob], cluster: Cluster, reference: Path, tmp_path: Path
+) -> None:
+    job = start(flags=("--processes", "2"))
+    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
+    cluster.run("scancel", "--signal=USR1", job.number)
+    send(workers, signal.SIGCONT)
+    assert job.wait()["Restarts"] == "1", job.log
+    assert job.state == "COMPLETED", job.log
+    assert "stopped and saved; requeueing" in job.log
+    assert_same_run(tmp_path / "run", reference)
+    assert (tmp_path / "run" / "slurm" / f"{job.number}.out").resolve() == cluster.folder / f"{job.number}.out"
+
+
+def test_requeues_are_bounded(start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path) -> None:
+    job = start(FLOWERS_MAX_REQUEUES="0", FLOWERS_WRAP="env WRAPPED=1")  # a container would stand here
+    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait_for(lambda: (tmp_path / "run" / "stop").exists(), "write the stop file")
+    assert "WRAPPED=1" in Path(f"/proc/{workers[0]}/environ").read_text().split("\0")
+    send(workers, signal.SIGCONT)
+    facts = job.wait()
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "75:0", "0")
+    assert "requeued 0 times already (FLOWERS_MAX_REQUEUES): submit the same command again to go on" in job.log
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+def test_warning_before_training_has_begun(start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text("echo modules are being loaded\nsleep 2\n")
+    job = start(FLOWERS_MAX_REQUEUES="0", FLOWERS_SITE=str(site))
+    job.wait_for(lambda: "modules are being loaded" in job.log, "start")
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.wait()["ExitCode"] == "75:0", job.log
+    assert "asked to stop before it began" in job.log
+    assert "flowers: train" not in job.log
+
+
+def test_cancelled_job_saves_and_does_not_come_back(
+    start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path
+) -> None:
+    job = start()
+    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
+    cluster.run("scancel", job.number)
+    send(workers, signal.SIGCONT)
+    facts = job.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
+    job.wait_for(lambda: "(SIGTERM), all saved" in job.log, "save", 20)
+
+
+def test_staged_tar_is_unpacked_on_the_node_and_removed(
+    start: Callable[..., ClusterJob], cluster: Cluster, checkout: Path, tmp_path: Path
+) -> None:
+    archive = checkout / "data" / "sample.tar"
+    job = cluster.sbatch(
+        rest(cluster), TRAIN, "--stage", "--data-dir", archive, "--output-dir", tmp_path / "run", *HEAD_ONLY
+    )
+    assert job.wait()["JobState"] == "COMPLETED", job.log
+    assert f"staging {archive}" in job.log
+    assert f"4 classes in {cluster.folder}/local/flowers-0-{job.number}/sample" in job.log
+    assert list((cluster.folder / "local").glob("*/")) == []
+
+
+def test_warned_before_the_time_limit(stories: dict[str, Story], reference: Path) -> None:
+    future, run_dir = stories["warned_before_the_time_limit"]
+    job = future.result()
+    assert job.state == "COMPLETED", job.log
+    assert int(job.facts()["Restarts"]) >= 1
+    assert "of the time left" in job.log
+    assert "s after the request to stop" in job.log
+    assert job.log.count("start 1:") == 1, "the log was not appended"
+    assert "resumed from step-" in job.log
+    assert_same_run(run_dir, reference)
+
+
+def test_node_without_power(stories: dict[str, Story], reference: Path) -> None:
+    future, run_dir = stories["node_without_power"]
+    job = future.result()
+    assert job.state == "COMPLETED", job.log
+    assert int(job.facts()["Restarts"]) >= 1
+    assert job.log.count("4 x 2 processes") >= 2
+    assert "resumed from step-" in job.log
+    assert_same_run(run_dir, reference)

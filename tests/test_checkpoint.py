@@ -1,0 +1,142 @@
+"""Checkpoints as files: whole or not there, damage noticed, code refused, one job at a time."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers.data.folders import ClassIndex
+from flowers.errors import CheckpointError, FlowersError
+from flowers.models.backbones import build_backbone
+from flowers.models.bundle import Bundle
+from flowers.models.heads import Classifier, HeadSpec, build_head
+from flowers.training import checkpoint as checkpoints
+from flowers.training.checkpoint import Progress, RunLock
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    backbone = build_backbone("timm/test_resnet", "none")
+    head = HeadSpec(2, backbone.num_features)
+    classifier = Classifier(backbone.network, build_head(head))
+    return Bundle("timm/test_resnet", head, ClassIndex(("a", "b"), ("A", "B")), backbone.preprocessing, {}, {},
+                  classifier.state_dict())  # fmt: skip
+
+
+def save(run_dir: Path, bundle: Bundle, step: int, tensors: dict | None = None, keep: int = 2) -> Path:
+    progress = Progress(step=step, epoch=1, step_in_epoch=step % 10, best_top1=0.1 + 0.2, rank_sums=[[0.1, 2.0, 3.0]])
+    return checkpoints.save_checkpoint(
+        run_dir,
+        bundle=bundle,
+        tensors=tensors or {"optimizer": {"step": torch.tensor(step)}},
+        progress=progress,
+        fingerprint={"global_batch_size": 8},
+        keep=keep,
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, bundle: Bundle) -> None:
+    save(tmp_path, bundle, 12)
+    found = checkpoints.newest_checkpoint(tmp_path)
+    assert found.path.name == "step-00000012"
+    assert found.progress == Progress(12, 1, 2, None, 0.1 + 0.2, None, 0, [[0.1, 2.0, 3.0]])
+    assert found.tensors["optimizer"]["step"] == 12
+    assert all(torch.equal(found.bundle.state_dict[name], value) for name, value in bundle.state_dict.items())
+
+
+def test_the_oldest_go_only_after_the_new_one_is_there(tmp_path: Path, bundle: Bundle) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, bundle, step)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-00000003", "step-00000002"]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "model.json", "state.json"])
+def test_a_file_cut_short_is_passed_over(
+    tmp_path: Path, bundle: Bundle, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    save(tmp_path, bundle, 1)
+    newest = save(tmp_path, bundle, 2)
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[: len(content) // 2])
+    assert checkpoints.newest_checkpoint(tmp_path).progress.step == 1
+    assert "step-00000002" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path, bundle: Bundle) -> None:
+    path = save(tmp_path, bundle, 1) / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load_checkpoint(path.parent)
+
+
+def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path, bundle: Bundle) -> None:
+    (save(tmp_path, bundle, 1) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints"):
+        checkpoints.newest_checkpoint(tmp_path)
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch attacked",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, bundle, 1)
+    torch.save({"optimizer": Attack()}, path / "optimizer.pt")
+    state = json.loads((path / "state.json").read_text())
+    state["files"]["optimizer.pt"] = checkpoints._digest(path / "optimizer.pt")  # the attacker knows the format
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="more than plain tensors; refused"):
+        checkpoints.load_checkpoint(path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, bundle, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FlowersError, match="disk is full"):
+        save(tmp_path, bundle, 2)
+    monkeypatch.undo()
+    assert checkpoints.newest_checkpoint(tmp_path).progress.step == 1
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001"]
+
+
+def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
+    save(tmp_path, bundle, 1)
+    found = checkpoints.newest_checkpoint(tmp_path)
+    checkpoints.check_fingerprint(found, {"global_batch_size": 8})
+    with pytest.raises(CheckpointError, match="global_batch_size was 8, is now 16"):
+        checkpoints.check_fingerprint(found, {"global_batch_size": 16})
+    other = dataclasses.replace(found, fingerprint={"--lr": 0.1})
+    with pytest.raises(CheckpointError, match="--lr was 0.1, is now 0.2"):
+        checkpoints.check_fingerprint(other, {"--lr": 0.2})
+
+
+def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from flowers.training.checkpoint import RunLock\n"
+        "with RunLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(CheckpointError, match=f"in use by process {holder.pid}"), RunLock(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with RunLock(tmp_path):
+        pass

@@ -1,0 +1,110 @@
+"""Flags, config files and exit codes; what a wrong word on the command line looks like."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from flowers import cli
+from flowers.config.train import TrainConfig
+from flowers.errors import DataError, StoppedError, UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A job's flags in small."""
+
+    folder: Path
+    """A folder."""
+    config: Path | None = None
+    """YAML file."""
+    epochs: int = 3
+    """Epochs."""
+    precision: Literal["no", "bf16"] | None = None
+    """Precision."""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Scale."""
+    fast: bool = True
+    """Fast."""
+
+
+def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("epochs: 7\nfast: false\nscale: [0.1, 0.2]\nprecision: null\nfolder: -odd name\n")
+    assert cli.parse(Small, ["--config", str(file), "--epochs", "9"]) == Small(
+        Path("-odd name"), file, 9, None, (0.1, 0.2), False
+    )
+
+
+def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
+    import yaml
+
+    config = cli.parse(TrainConfig, ["--data-dir", "a b", "--lr", "3e-05", "--scale", "0.3", "1", "--no-feature-cache"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(cli.to_plain(config)))
+    again = cli.parse(TrainConfig, ["--config", str(file)])
+    assert cli.to_plain(again) == cli.to_plain(config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--folder", "x", "--epoch", "3"], ["--epoch", "--epochs"]),
+        (["--folder", "x", "--epochs", "many"], ["--epochs", "many"]),
+        (["--folder", "x", "--precision", "fp8"], ["--precision", "fp8", "bf16"]),
+        ([], ["--folder", "required"]),
+        (["--folder", "x", "--config", "missing.yaml"], ["missing.yaml", "No such file"]),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(flags: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        cli.parse(Small, flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("epoch: 7\n")
+    with pytest.raises(UsageError, match="unknown setting 'epoch'; did you mean epochs?"):
+        cli.parse(Small, ["--folder", "x", "--config", str(file)])
+    file.write_text("- a\n- b\n")
+    with pytest.raises(UsageError, match="expected a mapping"):
+        cli.parse(Small, ["--folder", "x", "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [(None, 0), (DataError("no photos"), 1), (UsageError("bad"), 2), (StoppedError("saved"), 75)]
+)
+def test_outcomes_become_exit_codes_and_one_line(
+    outcome: Exception | None, code: int, capsys: pytest.CaptureFixture
+) -> None:
+    def main(config: Small) -> None:
+        if outcome is not None:
+            raise outcome
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, Small, ["--folder", "x"])
+    assert caught.value.code == code
+    assert capsys.readouterr().err.count("\n") == (outcome is not None)
+
+
+@pytest.mark.parametrize("job", sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")))
+def test_help_comes_without_torch(job: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['{job}.py', '--help']; from jobs.{job} import cli\n"
+        "try: cli()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'accelerate', 'PIL', 'openvino', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout

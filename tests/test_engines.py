@@ -1,0 +1,461 @@
+"""Whatever runs a network, the answers are those of plain float32 PyTorch, and the same bits every time."""
+
+import copy
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flowers.data.folders import ClassIndex
+from flowers.data.images import read_image
+from flowers.data.transforms import Preprocessing
+from flowers.errors import ModelError, UsageError
+from flowers.models import engine_openvino, engine_torch, engines
+from flowers.models.backbones import build_backbone
+from flowers.models.bundle import Bundle, load_bundle, save_bundle
+from flowers.models.engines import Engine, build_engine
+from flowers.models.heads import Classifier, HeadSpec, build_head
+
+try:
+    import openvino  # noqa: F401
+except ImportError:
+    HAS_OPENVINO = HAS_BF16 = False
+else:
+    HAS_OPENVINO, HAS_BF16 = True, engine_openvino.has_bf16()
+
+needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="OpenVINO does not compute bf16 on this CPU")
+ENGINES = [
+    pytest.param("torch", "float32"),
+    pytest.param("torch", "bf16"),
+    pytest.param("openvino", "float32", marks=needs_openvino),
+    pytest.param("openvino", "bf16", marks=needs_bf16),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Bundles that are in memory only have their conversions kept in the user's cache folder: not in the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def run(engine: Engine, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probs and features of any number of images, all batches in flight at once."""
+    handles = [engine.submit(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    outputs = [handle.result() for handle in handles]
+    features = [output.features for output in outputs]
+    return np.concatenate([output.probs for output in outputs]), None if features[0] is None else np.concatenate(
+        features
+    )
+
+
+def plain(classifier: nn.Module, preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
+    """The reference: eager float32, as anyone would write it."""
+    with torch.inference_mode():
+        batches = torch.from_numpy(images).split(4)  # small ones are faster
+        return torch.cat([classifier(preprocessing.normalize(batch)).softmax(1) for batch in batches]).numpy()
+
+
+def make_bundle(model: str, weights: str, num_classes: int) -> Bundle:
+    """A bundle whose head, though random, is sure of itself."""
+    torch.manual_seed(0)
+    backbone = build_backbone(model, weights)
+    spec = HeadSpec(num_classes, backbone.num_features)
+    head = build_head(spec)
+    nn.init.normal_(head.output.weight)
+    names = tuple(f"class {index:03}" for index in range(num_classes))
+    state = Classifier(backbone.network, head).state_dict()
+    return Bundle(model, spec, ClassIndex(names, names), backbone.preprocessing, {}, {}, state)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Bundle:
+    return make_bundle("efficientnet_lite0", "default", 102)
+
+
+@pytest.fixture
+def tiny() -> Bundle:
+    return make_bundle("timm/test_vit", "none", 5)
+
+
+def noise(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+# the same answers
+
+
+@pytest.fixture(scope="module")
+def trained(flowers102: Path) -> tuple[Bundle, np.ndarray, np.ndarray]:
+    """Lite0 with a head trained on 3 real photos a class; 150 other photos; what plain float32 says of those."""
+    backbone = build_backbone("efficientnet_lite0")
+    view, spec = backbone.preprocessing, HeadSpec(102, backbone.num_features)
+
+    def read(paths: list[Path]) -> np.ndarray:
+        return np.stack([view.view(read_image(path, min_short_side=view.min_short_side)) for path in paths])
+
+    folders = sorted((flowers102 / "train").iterdir())
+    images = read([path for folder in folders for path in sorted(folder.iterdir())[:3]])
+    engine = build_engine(backbone.network, view)
+    features = torch.from_numpy(
+        np.concatenate([engine.submit(images[i : i + 32]).result().features for i in range(0, 306, 32)])
+    )
+    engine.close()
+    targets = torch.arange(102).repeat_interleave(3)
+    torch.manual_seed(0)
+    head = build_head(spec)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features), targets).backward()
+        optimizer.step()
+    classifier = Classifier(backbone.network, head).eval()
+    names = tuple(folder.name for folder in folders)
+    bundle = Bundle("efficientnet_lite0", spec, ClassIndex(names, names), view, {}, {}, classifier.state_dict())
+    photos = read(sorted((flowers102 / "photos").iterdir())[:150])
+    return bundle, photos, plain(classifier, view, photos)
+
+
+MAX_PROB_DIFFERENCE = {"float32": 1e-4, "bf16": 0.2}
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_labels_of_real_photos_are_those_of_plain_float32(
+    engine: str, precision: str, trained: tuple[Bundle, np.ndarray, np.ndarray]
+) -> None:
+    bundle, photos, expected = trained
+    built = build_engine(bundle, engine=engine, precision=precision)
+    probs, _ = run(built, photos)
+    built.close()
+    assert probs.dtype == np.float32
+    assert (probs.argmax(1) == expected.argmax(1)).mean() >= 0.995
+    assert np.abs(probs - expected).max() <= MAX_PROB_DIFFERENCE[precision]
+    assert np.abs(probs.sum(1) - 1).max() < 1e-5
+    assert built.settled < len(photos) / 4
+    assert (built.settled > 0) == (precision == "bf16")
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_compiled_is_as_eager() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    classifier, view = Classifier(nn.Sequential(*layers), nn.Linear(16, 4)), Preprocessing(resize=16, crop=16)
+    images = noise(20, 16)
+    compiled = build_engine(classifier, view, engine="compile", precision="bf16", threads=2, features=True)
+    probs, features = run(compiled, images, 20)
+    again = run(compiled, images[::-1], 7)
+    compiled.close()
+    assert np.array_equal(again[0], probs[::-1])
+    assert np.array_equal(again[1], features[::-1])
+    expected = plain(classifier.eval(), view, images)
+    assert (probs.argmax(1) == expected.argmax(1)).all()
+    assert np.abs(probs - expected).max() < 0.01
+
+
+def test_compilation_without_a_compiler(tiny: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler and found none \(g\+\+ or clang\+\+\)"):
+        build_engine(tiny, engine="compile")
+
+
+# the same bits
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_bits_depend_on_the_image_alone(engine: str, precision: str, lite0: Bundle) -> None:
+    images = noise(6, 224)
+    built = build_engine(lite0, engine=engine, precision=precision, threads=2, batch_size=16, features=True)
+    probs, features = run(built, images, 6)
+    order = np.random.default_rng(1).permutation(6)
+    for batch_size, chosen in ((6, order), (5, np.arange(6)), (1, order[:2]), (9, np.repeat(order[:3], 3))):
+        again = run(built, images[chosen], batch_size)
+        assert np.array_equal(again[0], probs[chosen])
+        assert np.array_equal(again[1], features[chosen])
+    built.close()
+    single = build_engine(lite0, engine=engine, precision=precision, threads=1, batch_size=4, features=True)
+    again = run(single, images, 4)
+    single.close()
+    assert np.array_equal(again[0], probs)
+    assert np.array_equal(again[1], features)
+
+
+def test_a_batch_may_be_overwritten_once_it_is_submitted(tiny: Bundle) -> None:
+    images = noise(8, 160)
+    engine = build_engine(tiny, engine="torch", batch_size=8)
+    expected = engine.submit(images).result().probs
+    mine = images.copy()
+    handles = []
+    for _ in range(5):
+        mine[:] = images
+        handles.append(engine.submit(mine))
+        mine[:] = 0
+    assert all(np.array_equal(handle.result().probs, expected) for handle in handles)
+    assert np.array_equal(handles[0].result().probs, expected)  # a result can be asked for again
+    engine.close()
+
+
+# what goes in and comes out
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_a_backbone_alone_gives_features(engine: str) -> None:
+    backbone = build_backbone("timm/test_vit", "none")
+    network, images = backbone.network.train(), noise(5, 160)
+    before = copy.deepcopy(network.state_dict())
+    built = build_engine(network, backbone.preprocessing, engine=engine, batch_size=8)
+    outputs = built.submit(images).result()
+    built.close()
+    assert outputs.probs is None
+    assert outputs.features.shape == (5, backbone.num_features)
+    assert outputs.features.dtype == np.float32
+    assert network.training  # not changed
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with torch.inference_mode():
+        expected = network.eval()(backbone.preprocessing.normalize(torch.from_numpy(images))).numpy()
+    assert np.abs(outputs.features - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_features_come_when_asked_for(tiny: Bundle) -> None:
+    for wanted in (False, True):
+        engine = build_engine(tiny, engine="torch", features=wanted)
+        outputs = engine.submit(noise(1, 160)).result()
+        engine.close()
+        assert outputs.probs.shape == (1, 5)
+        assert (outputs.features is not None) == wanted
+
+
+def test_a_classifier_as_it_is_in_training(tiny: Bundle) -> None:
+    classifier = tiny.build().train()
+    engine = build_engine(classifier, tiny.preprocessing, engine="torch", precision="float32")
+    images = noise(3, 160)
+    assert np.allclose(run(engine, images)[0], plain(classifier.eval(), tiny.preprocessing, images), atol=1e-5)
+    engine.close()
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_batch_of_another_size_is_our_bug(count: int, tiny: Bundle) -> None:
+    engine = build_engine(tiny, engine="torch", batch_size=4)
+    with pytest.raises(ValueError, match=f"got {count} images, expected 1 to 4"):
+        engine.submit(noise(count, 160))
+    engine.close()
+
+
+# doubts
+
+
+def test_doubtful_labels_are_float32s(tiny: Bundle) -> None:
+    images = noise(40, 160)
+    exact = build_engine(tiny, engine="torch", precision="float32", batch_size=40, features=True)
+    quick = build_engine(tiny, engine="torch", precision="bf16", batch_size=40, features=True)
+    assert quick.doubt > 0
+    quick.doubt = 0.0
+    rough = quick.submit(images).result()
+    assert quick.settled == 0
+    margins = np.diff(np.sort(np.log(rough.probs), axis=1)[:, -2:])[:, 0]
+    quick.doubt = float(np.median(margins))
+    settled, expected = quick.submit(images).result(), exact.submit(images).result()
+    doubtful = margins < quick.doubt
+    assert quick.settled == doubtful.sum() == 20
+    assert np.abs(settled.probs - expected.probs)[doubtful].max() < 1e-5
+    assert np.abs(settled.features - expected.features)[doubtful].max() < 1e-4
+    assert np.array_equal(settled.probs[~doubtful], rough.probs[~doubtful])
+    for engine in (exact, quick):
+        engine.close()
+
+
+def test_no_doubt_about_a_single_class() -> None:
+    engine = build_engine(make_bundle("timm/test_vit", "none", 1), engine="torch", precision="bf16")
+    assert engine.doubt == 0.0
+    assert engine.submit(noise(2, 160)).result().probs.tolist() == [[1.0], [1.0]]
+    engine.close()
+
+
+class Overflowing(nn.Module):
+    """Features that bf16 or fp16 cannot hold for bright pictures; for others they can."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = images.mean((2, 3))
+        if images.dtype != torch.float32:
+            features = torch.where(features.amax(1, keepdim=True) > 0.9, torch.nan, features)
+        return features
+
+
+def test_what_overflows_is_settled_too() -> None:
+    classifier = Classifier(Overflowing(), nn.Linear(3, 4))
+    nn.init.constant_(classifier.head.bias, 0.0)
+    view = Preprocessing(resize=8, crop=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    engine = build_engine(classifier, view, engine="torch", precision="bf16")
+    engine.doubt = 0.0
+    probs, _ = run(engine, np.stack([np.full((8, 8, 3), value, np.uint8) for value in (255, 10)]))
+    engine.close()
+    assert np.isfinite(probs).all()
+    assert engine.settled == 1
+
+
+# choices
+
+
+def test_auto_says_what_it_took_and_why(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    engine = build_engine(tiny, threads=1)
+    engine.close()
+    assert (engine.name, engine.precision) == ("torch", "float32")
+    assert engine.description == "torch float32 on 1 CPU threads (OpenVINO is not installed)"
+    with pytest.raises(UsageError, match="--engine openvino: it is not installed: pip install openvino"):
+        build_engine(tiny, engine="openvino")
+    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    engine = build_engine(tiny, threads=1)
+    engine.close()
+    assert (engine.name, engine.precision) == ("torch", "bf16")
+    assert "settled in float32" in engine.description
+
+
+@needs_openvino
+def test_auto_takes_openvino_and_what_it_can(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_openvino, "has_bf16", lambda: False)
+    engine = build_engine(tiny, threads=1)
+    engine.close()
+    assert (engine.name, engine.precision) == ("openvino", "float32")
+    with pytest.raises(UsageError, match="OpenVINO does not compute it on this CPU"):
+        build_engine(tiny, engine="openvino", precision="bf16")
+
+
+@needs_openvino
+def test_what_openvino_cannot_convert_runs_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(images.mean((2, 3))[:, :, None] * torch.eye(3)).real
+
+    view = Preprocessing(resize=8, crop=8)
+    engine = build_engine(Odd(), view, precision="float32")
+    assert engine.name == "torch"
+    assert "OpenVINO cannot run this network" in engine.description
+    assert engine.submit(noise(2, 8)).result().features.shape == (2, 3)
+    engine.close()
+    with pytest.raises(ModelError, match="OpenVINO cannot run this network"):
+        build_engine(Odd(), view, engine="openvino", precision="float32")
+
+
+@needs_openvino
+def test_a_conversion_with_other_numbers_is_refused() -> None:
+    class Unsteady(nn.Module):
+        """As traced it is another function than when it is called again."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) * (1 if torch.jit.is_tracing() else 2)
+
+    with pytest.raises(ModelError, match="its numbers differ from PyTorch's by"):
+        build_engine(Unsteady(), Preprocessing(resize=8, crop=8), engine="openvino", precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "tensorrt"}, "expected one of auto, torch, compile, openvino"),
+        ({"precision": "int3"}, "expected one of auto"),
+        ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
+        pytest.param(
+            {"engine": "openvino", "device": "cuda"}, "computes on the CPU, not on cuda", marks=needs_openvino
+        ),
+    ],
+)
+def test_what_cannot_be_had(options: dict, message: str, tiny: Bundle) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_engine(tiny, **options)
+
+
+def test_native_bf16_is_read_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx512f", False)):
+        content = f"processor\t: 0\nflags\t\t: {flags}\n"
+        monkeypatch.setattr("builtins.open", lambda *args, text=content, **kwargs: __import__("io").StringIO(text))
+        assert engine_torch.cpu_has_bf16() == expected
+        monkeypatch.undo()
+
+
+# the cache of converted models
+
+
+@pytest.fixture
+def saved(tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle on disk, a home of its own for the user, and no home in the home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_bundle(tiny, tmp_path / "best")
+    return tmp_path / "best"
+
+
+def openvino_probs(folder: Path, **options: object) -> np.ndarray:
+    engine = build_engine(load_bundle(folder), engine="openvino", precision="float32", threads=1, **options)
+    probs, _ = run(engine, noise(3, 160))
+    engine.close()
+    return probs
+
+
+def converted(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.suffix in (".xml", ".bin"))
+
+
+@needs_openvino
+def test_a_model_is_converted_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = openvino_probs(saved)
+    assert converted(saved / "converted") == ["model.bin", "model.xml"]
+    load_bundle(saved)  # is a bundle still
+    monkeypatch.setattr(engine_openvino, "convert", lambda *args: pytest.fail("converted again"))
+    monkeypatch.setattr(Bundle, "build", lambda self: pytest.fail("built again"))
+    assert np.array_equal(openvino_probs(saved), expected)
+
+
+@needs_openvino
+def test_another_model_has_another_key(saved: Path, tiny: Bundle) -> None:
+    first = openvino_probs(saved)
+    tiny.state_dict["head.output.bias"] += 1 + torch.arange(5)
+    shutil.copytree(saved / "converted", saved.parent / "kept")
+    save_bundle(tiny, saved)
+    shutil.copytree(saved.parent / "kept", saved / "converted")
+    assert not np.allclose(openvino_probs(saved), first, atol=1e-3)
+    assert len(list((saved / "converted").iterdir())) == 2
+
+
+@needs_openvino
+def test_where_nothing_can_be_written_beside(saved: Path, tmp_path: Path) -> None:
+    (saved / "converted").write_text("a file where the folder would be")  # root may write into any folder
+    expected = openvino_probs(saved)
+    assert converted(tmp_path / "cache" / "flowers") == ["model.bin", "model.xml"]
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("here too")
+    assert np.array_equal(openvino_probs(saved), expected)  # in memory
+    assert np.array_equal(openvino_probs(saved, cache_dir=tmp_path / "mine"), expected)
+    assert converted(tmp_path / "mine") == ["model.bin", "model.xml"]
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_a_damaged_conversion_is_made_again(name: str, saved: Path) -> None:
+    expected = openvino_probs(saved)
+    (path,) = (saved / "converted").rglob(name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert np.array_equal(openvino_probs(saved), expected)
+    assert path.stat().st_size == len(whole)
+
+
+@needs_openvino
+def test_two_that_convert_at_once(saved: Path) -> None:
+    got: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: got.append(openvino_probs(saved))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 2
+    assert all(np.array_equal(probs, got[0]) for probs in got)
+    assert converted(saved / "converted") == ["model.bin", "model.xml"]
+    assert [path for path in (saved / "converted").iterdir() if path.name.startswith(".")] == []

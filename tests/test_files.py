@@ -1,0 +1,69 @@
+"""Files and folders that are whole or not there."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from flowers.errors import FlowersError
+from flowers.files import make_folder, replace_folder, restore_folder, write_atomically
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.csv"
+    with write_atomically(path) as file:
+        file.write("first\r\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"first\r\n"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), write_atomically(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FlowersError, match="disk is full"), write_atomically(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "best"
+    for content in ("one", "two"):
+        with replace_folder(path) as folder:
+            (folder / "model").write_text(content)
+        assert (path / "model").read_text() == content
+    with pytest.raises(FlowersError, match="disk is full"), replace_folder(path) as folder:
+        (folder / "model").write_text("three")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (path / "model").read_text() == "two"
+    assert os.listdir(tmp_path) == ["best"]
+
+
+def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
+    path = tmp_path / "best"
+    with replace_folder(path) as folder:
+        (folder / "model").write_text("one")
+    path.rename(tmp_path / ".best.old")
+    restore_folder(path)
+    assert (path / "model").read_text() == "one"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlowersError, match=r"cannot write .*file/run"):
+        make_folder(tmp_path / "file" / "run")

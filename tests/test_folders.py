@@ -1,0 +1,173 @@
+"""Classes and splits: the same index everywhere, mapped by name; what is no data set is refused in one line."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from odd_files import ODD_NAMES
+from trees import as_nobody, load, touch
+
+from flowers import console
+from flowers.data.folders import ClassIndex, Samples, load_split
+from flowers.data.paths import PathList
+from flowers.errors import DataError
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+    monkeypatch.setattr(console, "warn", told.append)
+    return told
+
+
+class TestClasses:
+    def test_index_is_that_of_the_folder_names_as_strings(self, tmp_path: Path):
+        touch(tmp_path, *(f"train/{number}/a.jpg" for number in (1, 2, 10, 100, 11)), "valid/2/b.jpg", "test/11/c.jpg")
+        found = load(tmp_path)
+        assert found.classes.folders == ("1", "10", "100", "11", "2")
+        assert found.valid.targets.tolist() == [4], "valid/ lacks classes; what it has is mapped by name"
+        assert found.test.targets.tolist() == [3]
+        assert found.test.full_path(0) == str(tmp_path / "test/11/c.jpg")
+        assert found.train.targets.dtype == np.int64
+
+    def test_every_image_has_the_class_of_its_folder(self, sample_set: Path):
+        found = load(sample_set)
+        for samples in (found.train, found.valid, found.test):
+            assert len(samples) > 0
+            for index, path in enumerate(samples.paths):
+                assert path.split("/")[1] == found.classes.folders[samples.targets[index]]
+                assert os.path.isfile(samples.full_path(index))
+            assert list(samples.paths) == sorted(samples.paths, key=os.fsencode)
+
+    def test_real_set(self, flowers102: Path):
+        found = load(flowers102)
+        assert (len(found.train), len(found.valid), found.test) == (2040, 818, None)
+        assert len(found.classes) == 102
+        assert found.classes.class_to_idx["100"] == 2
+        assert found.classes.labels[2] == "blanket flower"
+
+    def test_images_below_class_folders_count_and_hidden_ones_do_not(self, tmp_path: Path, warnings: list[str]):
+        touch(tmp_path, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/3.jpg", "train/b/.4.jpg")
+        touch(tmp_path, "train/.ipynb_checkpoints/5.jpg", "train/stray.jpg", "train/b/notes.txt")
+        found = load(tmp_path, val_fraction=0)
+        assert list(found.train.paths) == ["train/a/1.jpg", "train/a/deep/2.jpg", "train/b/3.jpg"]
+        assert found.train.targets.tolist() == [0, 0, 1]
+        assert warnings == [f"{tmp_path}/train: 1 images lie in no class folder, left out"]
+
+    def test_odd_class_names(self, tmp_path: Path):
+        names = sorted(os.fsdecode(name) for name in ODD_NAMES)
+        touch(tmp_path, *(f"{split}/{name}/a b.jpg" for split in ("train", "val") for name in names))
+        found = load(tmp_path)
+        assert found.classes.folders == tuple(names)
+        assert sorted(found.valid.targets.tolist()) == list(range(len(names)))
+
+    def test_val_means_valid(self, tmp_path: Path):
+        touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg")
+        assert list(load(tmp_path).valid.paths) == ["val/b/3.jpg"]
+
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            ([], "no train/ folder"),
+            (["photo.jpg"], "no train/ folder"),
+            (["valid/a/1.jpg"], r"no train/ folder \(found: valid\)"),
+            (["set/train/a/1.jpg", "set/train/b/1.jpg"], "no train/ folder"),
+            (["train/photo.jpg"], "train: no classes"),
+            (["train/a/1.jpg"], r"train: only one class \(a\)"),
+            (["train/a/1.jpg", "train/b/1.jpg", "train/c/no.txt", "train/d/no.txt"], "no images in c, d"),
+            (["train/a/1.jpg", "train/b/1.jpg", "valid/c/1.jpg"], "valid: c not among the 2 classes"),
+            (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"], "test: c not among the 2 classes"),
+            (["train/a/1.jpg", "train/b/1.jpg", "valid/a/no.txt"], "valid: no images"),
+            (["train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg", "val/a/1.jpg"], "there is .*valid, too; keep one"),
+            (["train/a/1.jpg", "train/b/1.jpg", "train.csv"], r"there is .*train\.csv, too"),
+            (["train/a/1.jpg", "train/b/1.jpg"], "one image a class, none to hold out"),
+        ],
+    )
+    def test_what_is_no_data_set(self, names: list[str], expected: str, tmp_path: Path):
+        touch(tmp_path, *names)
+        with pytest.raises(DataError, match=expected) as error:
+            load(tmp_path)
+        assert "\n" not in str(error.value)
+        assert str(tmp_path) in str(error.value)
+
+    def test_no_such_folder(self, tmp_path: Path):
+        with pytest.raises(DataError, match="no such folder or list file"):
+            load(tmp_path / "none")
+
+    def test_unreadable_class_folder(self, warnings: list[str]):
+        with as_nobody() as folder:
+            root = touch(folder, "train/a/1.jpg", "train/b/1.jpg")
+            (root / "train/b").chmod(0)
+            try:
+                with pytest.raises(DataError, match="no images in b"):
+                    load(root)
+                assert warnings == [f"{root}/train/b: no permission to list this folder; its images are left out"]
+            finally:
+                (root / "train/b").chmod(0o755)
+
+
+class TestClassNames:
+    @pytest.fixture
+    def data_dir(self, tmp_path: Path) -> Path:
+        return touch(tmp_path, "train/1/a.jpg", "train/2/a.jpg", "valid/1/a.jpg")
+
+    def test_default_file(self, data_dir: Path):
+        assert load(data_dir).classes.labels == ("1", "2")
+        (data_dir / "cat_to_name.json").write_text('{"2": "tulip", "1": "rose", "3": "not here"}')
+        assert load(data_dir).classes.labels == ("rose", "tulip")
+        assert load(data_dir).classes.folders == ("1", "2")
+
+    def test_given_file(self, data_dir: Path, tmp_path: Path):
+        (tmp_path / "names.json").write_text(
+            json.dumps({"1": "r\N{LATIN SMALL LETTER O WITH DIAERESIS}slein, wild", "2": "x"})
+        )
+        found = load(data_dir, class_names=tmp_path / "names.json")
+        assert found.classes.labels[0] == "r\N{LATIN SMALL LETTER O WITH DIAERESIS}slein, wild"
+
+    def test_missing_names_are_told(self, data_dir: Path, warnings: list[str]):
+        (data_dir / "cat_to_name.json").write_text('{"1": "rose"}')
+        assert load(data_dir).classes.labels == ("rose", "2")
+        assert warnings == [f"{data_dir}/cat_to_name.json: no name for 2; the folder's name is shown"]
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [("{", "not JSON"), ("[1]", "expected"), ('{"1": 5}', "expected"), ('{"7": "x"}', "names none of the classes")],
+    )
+    def test_broken_file(self, content: str, expected: str, data_dir: Path, tmp_path: Path):
+        (tmp_path / "names.json").write_text(content)
+        with pytest.raises(DataError, match=rf"names\.json: .*{expected}"):
+            load(data_dir, class_names=tmp_path / "names.json")
+
+    def test_missing_file(self, data_dir: Path):
+        with pytest.raises(DataError, match="cannot be read: no such file"):
+            load(data_dir, class_names=data_dir / "none.json")
+
+
+class TestLoadSplit:
+    def test_maps_by_name_through_the_model(self, tmp_path: Path):
+        touch(tmp_path, "test/10/a.jpg", "test/2/b.jpg")
+        classes = ClassIndex(("1", "10", "2"), ("one", "ten", "two"))
+        samples = load_split(tmp_path, "test", classes)
+        assert samples.targets.tolist() == [1, 2]
+        assert list(samples.paths) == ["test/10/a.jpg", "test/2/b.jpg"]
+
+    def test_says_what_is_wrong(self, tmp_path: Path):
+        touch(tmp_path, "test/rose/a.jpg", "valid/tulip/a.txt")
+        classes = ClassIndex(("tulip", "x"), ("tulip", "x"))
+        with pytest.raises(DataError, match="test: rose not among the 2 classes"):
+            load_split(tmp_path, "test", classes)
+        with pytest.raises(DataError, match=r"no split 'train' \(found: test, valid\)"):
+            load_split(tmp_path, "train", classes)
+        with pytest.raises(DataError, match=r"no split 'testing' \(found"):
+            load_split(tmp_path, "testing", classes)
+        with pytest.raises(DataError, match="valid: no images"):
+            load_split(tmp_path, "val", classes)
+        with pytest.raises(DataError, match="no such folder"):
+            load_split(tmp_path / "none", "test", classes)
+
+    def test_take_keeps_paths_and_targets_together(self):
+        samples = Samples(Path("/d"), PathList(["a", "b", "c"]), np.array([5, 6, 7]))
+        taken = samples.take([2, 0])
+        assert (list(taken.paths), taken.targets.tolist(), len(taken)) == (["c", "a"], [7, 5], 2)

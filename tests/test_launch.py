@@ -1,0 +1,336 @@
+"""The launcher with real processes: who is in the group, who gets signals, whose exit code it is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers.errors import ProcessError, UsageError
+from flowers.launch import Group, free_port, parse
+from flowers.processes import check_world_size
+
+ROOT = Path(__file__).parents[1]
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+WORKER = """
+import json, os, signal, sys, time
+rank = os.environ.get("RANK", "0")
+{body}
+"""
+WAITS = """
+def stop(number, _):
+    os.write(1, f"{{rank}} got {{number}}\\n".encode())
+    time.sleep({save_s})
+    sys.exit(75)
+for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), stop)
+open("ready-" + rank, "w").close()
+time.sleep(60)
+"""
+
+
+class Launch:
+    """A launcher at work, in a folder of its own."""
+
+    def __init__(self, folder: Path, body: str, *flags: str, environment: dict | None = None):
+        (folder / "worker.py").write_text(WORKER.format(body=body))
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flowers.launch", *flags, "worker.py"],
+            cwd=folder,
+            env=clean | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self, workers: int) -> None:
+        """Wait until so many workers handle signals."""
+        wait_for(lambda: len(list(self.folder.glob("ready-*"))) == workers)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=40)
+        return self.process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until_s, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
+    """Starts launchers; what is left of them at the end is killed."""
+    started = []
+
+    def start(body: str, *flags: str, **options: object) -> Launch:
+        started.append(Launch(tmp_path, body, *flags, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+def workers_of(launcher: Launch) -> list[int]:
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def test_workers_form_one_group(launch, tmp_path: Path) -> None:
+    say = f"json.dump({{name: os.environ.get(name) for name in {VARIABLES}}}, open('seen-' + rank, 'w'))"
+    environment = {"SLURM_CPUS_ON_NODE": "2", "RANK": "7", "WORLD_SIZE": "9"}  # left over from something around us
+    code, _, err = launch(say, "--num-processes", "2", environment=environment).end()
+    assert (code, err) == (0, "")
+    first, second = (json.loads((tmp_path / f"seen-{rank}").read_text()) for rank in (0, 1))
+    assert [first["RANK"], first["LOCAL_RANK"], second["RANK"], second["LOCAL_RANK"]] == ["0", "0", "1", "1"]
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        assert first[name] == second[name] == value
+    assert first["MASTER_PORT"] == second["MASTER_PORT"] != "0"
+    assert first["OMP_NUM_THREADS"] == "1"
+
+
+def test_one_process_is_in_no_group(launch) -> None:
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    code, out, _ = launch("print('RANK' in os.environ, 'MASTER_PORT' in os.environ)", "--num-processes", "1").end()
+    assert (code, out) == (0, "False False\n")
+    code, out, _ = launch("print('RANK' in os.environ)", "--num-processes", "1", environment=environment).end()
+    assert (code, out) == (0, "False\n")
+
+
+def test_ranks_on_the_second_of_two_machines() -> None:
+    group = Group(num_processes=6, num_machines=2, machine_rank=1, address="first", port=1234)
+    values = group.environment(local_rank=2)
+    assert [values[name] for name in VARIABLES[:6]] == ["5", "2", "6", "3", "first", "1234"]
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((75, 75), 75), ((0, 3), 3), ((3, 75), 75), ((0, 2), 2)])
+def test_exit_code(launch, codes: tuple[int, int], expected: int) -> None:
+    code, _, err = launch(f"sys.exit({codes}[int(rank)])", "--num-processes", "2").end()
+    assert (code, err) == (expected, "")
+
+
+def test_failure_ends_the_others_and_is_the_exit_code(launch) -> None:
+    body = "if rank == '1': print('why', file=sys.stderr); sys.exit(2)\ntime.sleep(60)"
+    began_s = time.monotonic()
+    code, _, err = launch(body, "--num-processes", "3").end()
+    assert (code, err) == (2, "why\n")
+    assert time.monotonic() - began_s < 10
+
+
+def test_stop_of_one_waits_for_the_others(launch) -> None:
+    body = "if rank == '1': sys.exit(75)\ntime.sleep(1)\nprint('saved')\nsys.exit(75)"
+    code, out, _ = launch(body, "--num-processes", "2").end()
+    assert (code, out) == (75, "saved\n")
+
+
+def test_killed_worker_is_named(launch) -> None:
+    body = "if rank == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)"
+    code, _, err = launch(body, "--num-processes", "2").end()
+    assert code == 137
+    assert err.startswith("error: rank 1 was ended by SIGKILL; often the machine ran out of memory")
+
+
+def test_killed_worker_is_named_though_it_pulled_another_down(launch) -> None:
+    body = "if rank == '0': sys.exit(1)\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGSEGV)"
+    body = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{body}"
+    code, _, err = launch(body, "--num-processes", "2").end()
+    assert (code, err) == (139, "error: rank 1 was ended by SIGSEGV\n")
+
+
+def test_workers_that_could_not_save_yet_are_named(launch) -> None:
+    body = "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nopen('ready-' + rank, 'w')\ntime.sleep(60)"
+    launcher = launch(body, "--num-processes", "2")
+    launcher.ready(2)
+    launcher.process.send_signal(signal.SIGTERM)
+    code, _, err = launcher.end()
+    assert (code, err) == (143, "error: rank 0 was ended by SIGTERM before it could save\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_reach_every_worker_once(launch, name: str, processes: int) -> None:
+    launcher = launch(WAITS.format(save_s=0.2), "--num-processes", str(processes))
+    launcher.ready(processes)
+    launcher.process.send_signal(getattr(signal, name))
+    code, out, err = launcher.end()
+    received = signal.SIGTERM if name == "SIGHUP" else getattr(signal, name)
+    assert sorted(out.splitlines()) == [f"{rank} got {int(received)}" for rank in range(processes)]
+    assert (code, err) == (75, "")
+
+
+def test_worker_that_does_not_end_in_time_is_killed(launch) -> None:
+    launcher = launch(WAITS.format(save_s=60), "--num-processes", "2", "--stop-timeout", "0.5")
+    launcher.ready(2)
+    launcher.process.send_signal(signal.SIGTERM)
+    code, _, err = launcher.end()
+    assert code == 1
+    assert "rank 0, 1 had not ended 0.5 s after SIGTERM" in err
+
+
+def test_third_interrupt_ends_at_once(launch) -> None:
+    launcher = launch(
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nopen('ready-0', 'w')\ntime.sleep(60)", "--num-processes", "1"
+    )
+    launcher.ready(1)
+    for _ in range(3):
+        launcher.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert launcher.end()[0] == 1
+
+
+def test_workers_do_not_outlive_a_killed_launcher(launch) -> None:
+    launcher = launch(WAITS.format(save_s=0), "--num-processes", "2")
+    launcher.ready(2)
+    workers = workers_of(launcher)
+    assert len(workers) == 2
+    launcher.process.kill()
+    wait_for(lambda: not any(is_running(pid) for pid in workers))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_stop_leaves_a_mark_for_srun(launch, tmp_path: Path) -> None:
+    assert launch("sys.exit(75)", "--num-processes", "1", "--stopped-mark", "mark").end()[0] == 0
+    assert (tmp_path / "mark").exists()
+    (tmp_path / "mark").unlink()
+    assert launch("sys.exit(1)", "--num-processes", "1", "--stopped-mark", "mark").end()[0] == 1
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_all_find_wrong_is_said_once(launch) -> None:
+    body = (
+        "from flowers.console import error\nerror('no such folder')\nerror('rank ' + rank)\ntime.sleep(1)\nsys.exit(1)"
+    )
+    code, _, err = launch(body, "--num-processes", "3").end()
+    lines = [line.rpartition(": ")[2] for line in err.splitlines()]
+    assert code == 1
+    assert sorted(lines) == ["no such folder", "rank 0", "rank 1", "rank 2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["nowhere.py"], "nowhere.py: no such file"),
+        (["--num-processes", "3", "--num-machines", "2", "--machine-rank", "0", *("--main-process-ip", "a")], "port"),
+        (["--num-processes", "2", "--num-machines", "2"], "--machine-rank: got -1, expected 0 to 1"),
+        (["--num-processes", "0"], "--num-processes 0 on --num-machines 1: expected the same number, at least one"),
+    ],
+)
+def test_refusals(flags: list[str], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NODEID", raising=False)
+    script = [] if flags[-1].endswith(".py") else [str(ROOT / "jobs" / "train.py")]
+    with pytest.raises(UsageError) as refused:
+        parse([*flags, *script])
+    assert reason in str(refused.value)
+
+
+def test_machine_rank_comes_from_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    meeting = ["--main-process-ip", "first", "--main-process-port", "1234"]
+    flags = ["--num-processes", "4", "--num-machines", "2", *meeting, str(ROOT / "jobs" / "train.py"), "--epochs", "3"]
+    group, given = parse(flags)
+    assert group == Group(4, 2, 1, "first", 1234)
+    assert given.arguments == ["--epochs", "3"]
+
+
+def test_a_launcher_that_started_less_than_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*VARIABLES, "FLOWERS_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    check_world_size(1)
+    monkeypatch.setenv("FLOWERS_WORLD_SIZE", "2")
+    check_world_size(2)
+    with pytest.raises(ProcessError, match="2 processes were asked for but 1 found each other"):
+        check_world_size(1)
+
+
+def test_the_trap_of_accelerate_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --cpu --num_processes 2` sets these, and starts one process."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    for name in (*VARIABLES, "FLOWERS_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    args = launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "job.py"])
+    _, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(args)[0])
+    for name in environment.keys() - os.environ.keys():
+        monkeypatch.setenv(name, environment[name])
+    with pytest.raises(ProcessError, match="starts one process whatever its --num_processes says"):
+        check_world_size(1)
+
+
+GROUP = """
+from flowers.processes import start
+accelerator = start()
+seen = accelerator.gather(__import__("torch").tensor([accelerator.process_index])).tolist()
+if accelerator.is_main_process:
+    print(seen)
+accelerator.end_training()
+os._exit(0)
+"""
+
+
+@pytest.mark.processes
+def test_processes_find_each_other(launch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("two processes on the CPU are meant; this machine has a GPU")
+    code, out, err = launch(GROUP, "--num-processes", "2").end()
+    assert (code, out) == (0, "[0, 1]\n"), err
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("config", "flags", "seen"),
+    [
+        ("cpu.yaml", [], ["None/None"]),
+        ("one_gpu.yaml", [], ["None/None"]),
+        ("multi_gpu.yaml", ["--num_processes", "2"], ["0/2", "1/2"]),
+    ],
+)
+def test_accelerate_configs(config: str, flags: list[str], seen: list[str], tmp_path: Path) -> None:
+    body = "os.write(1, (os.environ.get('RANK', 'None') + '/' + os.environ.get('WORLD_SIZE', 'None') + '\\n').encode())"
+    (output,) = accelerate_launch(tmp_path, body, config, flags)
+    assert sorted(output.split()) == seen
+
+
+@pytest.mark.processes
+def test_accelerate_config_of_several_cpu_processes(tmp_path: Path) -> None:
+    assert accelerate_launch(tmp_path, GROUP, "cpu_multi.yaml", ["--num_processes", "2"]) == ["[0, 1]\n"]
+
+
+@pytest.mark.processes
+def test_accelerate_config_of_several_machines(tmp_path: Path) -> None:
+    meeting = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    ranks = ["--machine_rank", "0"], ["--machine_rank", "1"]
+    assert accelerate_launch(tmp_path, GROUP, "multi_node.yaml", meeting, *ranks) == ["[0, 1]\n", ""]
+
+
+def accelerate_launch(folder: Path, body: str, config: str, flags: list[str], *machines: list[str]) -> list[str]:
+    """What each machine's `accelerate launch` with one of our config files printed."""
+    (folder / "worker.py").write_text(WORKER.format(body=body))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "launch" / config, *flags]
+    clean = {name: value for name, value in os.environ.items() if name not in (*VARIABLES, "ACCELERATE_USE_CPU")}
+    launchers = [
+        subprocess.Popen([*command, *machine, "worker.py"], cwd=folder, env=clean, stdout=subprocess.PIPE, text=True)
+        for machine in machines or [[]]
+    ]
+    outputs = [launcher.communicate(timeout=60)[0] for launcher in launchers]
+    assert all(launcher.returncode == 0 for launcher in launchers)
+    return outputs

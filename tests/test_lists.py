@@ -1,0 +1,97 @@
+"""List files: images named one by one."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+from odd_files import ODD_NAMES
+from trees import load, touch
+
+from flowers.data.lists import read_labelled, read_paths
+from flowers.data.paths import encode_path
+from flowers.errors import DataError
+
+
+class TestLists:
+    def write(self, file: Path, rows: list[list[str]]) -> Path:
+        with open(file, "w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle).writerows(rows)
+        return file
+
+    def test_list_with_splits(self, tmp_path: Path):
+        rows = [["path", "label", "split"], ["b/2.jpg", "tulip", "train"], ["a/1.jpg", "rose", ""]]
+        rows += [["c.jpg", "rose", "val"], ["/else/where.jpg", "tulip", "Test"]]
+        found = load(self.write(tmp_path / "data.csv", rows))
+        assert found.classes.folders == ("rose", "tulip")
+        assert list(found.train.paths) == ["a/1.jpg", "b/2.jpg"]
+        assert found.train.targets.tolist() == [0, 1]
+        assert found.train.full_path(0) == str(tmp_path / "a/1.jpg")
+        assert list(found.valid.paths) == ["c.jpg"]
+        assert found.test.full_path(0) == "/else/where.jpg"
+
+    def test_list_without_splits_is_split(self, tmp_path: Path):
+        rows = [["path", "label"], *([f"{index}.jpg", "ab"[index % 2]] for index in range(20))]
+        found = load(self.write(tmp_path / "data.csv", rows), split_file=tmp_path / "split.json")
+        assert (len(found.train), len(found.valid)) == (16, 4)
+        assert load(tmp_path / "data.csv", split_file=tmp_path / "split.json").valid.paths == found.valid.paths
+
+    def test_lists_in_place_of_split_folders(self, tmp_path: Path):
+        touch(tmp_path, "valid/rose/v.jpg")
+        self.write(tmp_path / "train.csv", [["path", "label"], ["all/1.jpg", "rose"], ["all/2.jpg", "tulip"]])
+        found = load(tmp_path)
+        assert found.train.full_path(1) == str(tmp_path / "all/2.jpg")
+        assert list(found.valid.paths) == ["valid/rose/v.jpg"]
+
+    def test_predictions_are_a_list(self, tmp_path: Path):
+        """The class is the folder's name there, the label the name that is shown."""
+        rows = [["path", "status", "label", "class", "prob", "error"], ["a.jpg", "ok", "pink primrose", "1", "0.9", ""]]
+        assert read_labelled(self.write(tmp_path / "p.csv", rows)) == [("a.jpg", "1", "train")]
+        assert list(read_paths(tmp_path / "p.csv")) == ["a.jpg"]
+
+    def test_odd_names_survive(self, tmp_path: Path):
+        names = [os.fsdecode(name) for name in ODD_NAMES]
+        self.write(tmp_path / "data.csv", [["path", "label"], *([encode_path(name), 'a, "b"\n'] for name in names)])
+        found = read_labelled(tmp_path / "data.csv")
+        assert [image.path for image in found] == sorted(names, key=os.fsencode)
+        assert {image.folder for image in found} == {'a, "b"\n'}
+        assert list(read_paths(tmp_path / "data.csv")) == names
+        (tmp_path / "null.txt").write_bytes(b"\0".join(ODD_NAMES) + b"\0")
+        assert list(read_paths(tmp_path / "null.txt")) == names
+        lines = [name for name in ODD_NAMES if b"\n" not in name]
+        (tmp_path / "lines.txt").write_bytes(b"\n".join(lines))
+        assert list(read_paths(tmp_path / "lines.txt")) == [os.fsdecode(name) for name in lines]
+
+    def test_files_as_windows_writes_them(self, tmp_path: Path):
+        (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\nb c.jpg\r\n")
+        assert list(read_paths(tmp_path / "list.txt")) == ["a.jpg", "b c.jpg"]
+        (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbfPath,Label\r\na.jpg,x\r\n\r\n")
+        assert read_labelled(tmp_path / "list.csv") == [("a.jpg", "x", "train")]
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ("", "the header lacks a column named path"),
+            ("a.jpg,rose\nb.jpg,tulip\n", "the header lacks a column named path"),
+            ("path\na.jpg\n", "columns are path, expected path,class or path,label"),
+            ("path,label\na.jpg,rose\na,b.jpg,rose\n", "line 3: got 3 cells, expected 2"),
+            ("path,label\na.jpg\n", "line 2: got 1 cells, expected 2"),
+            ("path,label\na.jpg,\n", "line 2: got class ''"),
+            ("path,label\na.jpg,x/y\n", "line 2: got class 'x/y'"),
+            ("path,label\n,rose\n", "line 2: got '' as a path"),
+            ("path,label,split\na.jpg,rose,trian\n", "line 2: got split 'trian', expected train, valid or test"),
+            ("path,label\na.jpg,rose\na.jpg,rose\n", r"a\.jpg is listed twice"),
+            ('path,label\n"a.jpg,rose\n', "cannot be read as CSV"),
+            ("path,label\na.jpg,rose\n", "only one class"),
+            ("path,label,split\na.jpg,rose,test\n", "no train"),
+        ],
+    )
+    def test_broken_list(self, content: str, expected: str, tmp_path: Path):
+        (tmp_path / "data.csv").write_text(content)
+        with pytest.raises(DataError, match=rf"data\.csv.*{expected}"):
+            load(tmp_path / "data.csv")
+
+    def test_plain_list_has_no_classes(self, tmp_path: Path):
+        (tmp_path / "data.txt").write_text("a.jpg\n")
+        with pytest.raises(DataError, match=r"must be a \.csv with the columns path,class"):
+            load(tmp_path / "data.txt")

@@ -1,0 +1,629 @@
+"""The prediction job in one process: every file accounted for, every kind of input and output, nothing lost."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import tarfile
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_job
+from odd_files import make_odd_files, make_odd_names, make_odd_tree
+
+from flowers.cli import parse
+from flowers.config.predict import PredictConfig
+from flowers.data.images import read_image
+from flowers.data.paths import decode_path
+from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
+from flowers.models.bundle import load_bundle
+from flowers.prediction import outputs, parts, sorting
+from flowers.prediction import pipeline as pipeline_module
+from flowers.prediction.filelist import Entry
+from flowers.prediction.inputs import list_inputs
+from flowers.prediction.run import predict
+from flowers.prediction.stop import StopRequest
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    tiny_job.make_photos(folder, 30)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+
+
+@pytest.fixture
+def run(bundle: Path, photos: Path, tmp_path: Path) -> Callable[..., int]:
+    """Run the job on the photos, or as the flags say."""
+
+    def run(**flags: object) -> int:
+        defaults = {"checkpoint": bundle, "input": photos, "output": tmp_path / "out.csv", "topk": 3}
+        defaults |= {"engine": "torch", "precision": "float32", "batch_size": 4}
+        return predict(PredictConfig(**{**defaults, **flags}))
+
+    return run
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("out.csv", "out.json"))
+
+
+# Rows
+
+
+def test_every_file_has_its_row_with_the_models_own_answer(
+    run: Callable, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    assert run(workers=3) == 0
+    rows = rows_of(tmp_path / "out.csv")
+    assert [row["path"] for row in rows] == tiny_job.make_photos(tmp_path / "again", 30)
+    model = load_bundle(bundle)
+    network, preprocessing = model.build(), model.preprocessing
+    import torch
+
+    for row in rows:
+        image = preprocessing.view(read_image(photos / row["path"], min_short_side=preprocessing.min_short_side))
+        with torch.no_grad():
+            probs = network(preprocessing.normalize(torch.from_numpy(image[None]))).softmax(1)[0]
+        best = probs.argsort(descending=True)
+        assert row["status"] == "ok"
+        assert row["error"] == ""
+        for rank, suffix in enumerate(("", "_2", "_3")):
+            assert row[f"class{suffix}"] == tiny_job.CLASSES.folders[best[rank]]
+            assert row[f"label{suffix}"] == tiny_job.CLASSES.labels[best[rank]]
+            assert float(row[f"prob{suffix}"]) == pytest.approx(probs[best[rank]].item(), abs=2e-5)
+    assert len({row["class"] for row in rows}) > 2, "a model that always says the same would hide mistakes"
+    assert left_over(tmp_path) == ["again"]
+
+
+def test_the_sidecar_tells_what_was_done(run: Callable, bundle: Path, tmp_path: Path) -> None:
+    run()
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert facts["model"] == load_bundle(bundle).hash
+    assert facts["counts"] == {"ok": 30}
+    assert facts["files"] == 30
+    assert facts["engine"] == {"engine": "torch", "precision": "float32"}
+    assert facts["output"] == {"name": "out.csv", "bytes": (tmp_path / "out.csv").stat().st_size}
+    assert set(facts["seconds"]) == {"read", "decode", "infer", "write", "join"}
+    assert all(facts["seconds"][stage] > 0 for stage in ("read", "decode", "infer", "write"))
+    assert facts["made"]["config"]["topk"] == 3
+
+
+def test_the_answers_do_not_depend_on_threads_or_shards(run: Callable, tmp_path: Path) -> None:
+    run(output=tmp_path / "a.csv", workers=1)
+    run(output=tmp_path / "b.csv", workers=5)
+    run(output=tmp_path / "c.csv", shard_size=8)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
+
+
+def test_an_engines_answers_do_not_depend_on_its_threads(bundle: Path) -> None:
+    import torch
+
+    from flowers.models.engines import build_engine
+
+    before = torch.get_num_threads()
+    images = np.random.default_rng(0).integers(0, 256, (48, tiny_job.SIDE, tiny_job.SIDE, 3), np.uint8)
+    found = []
+    try:
+        torch.set_num_threads(2)  # as a job finds it; each thread of the engine must leave it
+        for threads in (1, 2, 3, 2):
+            options = {"engine": "torch", "precision": "float32", "batch_size": 48, "threads": threads}
+            engine = build_engine(load_bundle(bundle), **options)
+            found.append(engine.submit(images).result().probs)
+            engine.close()
+    finally:
+        torch.set_num_threads(before)
+    for probs in found[1:]:
+        assert np.array_equal(probs, found[0])
+
+
+def test_more_guesses_than_classes_gives_all(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(topk=9)
+    assert list(rows_of(tmp_path / "out.csv")[0])[-1:-3:-1] == ["error", "prob_4"]
+    assert "knows 4 classes" in capsys.readouterr().err
+
+
+def test_unsure_rows_keep_their_guesses(run: Callable, tmp_path: Path) -> None:
+    run(min_prob=0.6)
+    rows = rows_of(tmp_path / "out.csv")
+    assert {row["status"] for row in rows} == {"ok", "unsure"}
+    for row in rows:
+        assert row["class"]
+        assert (row["status"] == "unsure") == (float(row["prob"]) < 0.6)
+
+
+def test_flip_is_the_mean_of_both_views(run: Callable, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    from flowers.models.engines import build_engine
+
+    run(tta="flip")
+    row = rows_of(tmp_path / "out.csv")[0]
+    model = load_bundle(bundle)
+    view = model.preprocessing.view(read_image(photos / row["path"], min_short_side=model.preprocessing.min_short_side))
+    engine = build_engine(model, engine="torch", precision="float32", batch_size=2)
+    probs = engine.submit(np.stack([view, view[:, ::-1]])).result().probs
+    assert np.abs(probs[0] - probs[1]).max() > 1e-3
+    assert float(row["prob"]) == pytest.approx(probs.mean(0).max(), abs=2e-5)
+
+
+# Bad files
+
+
+def test_sixty_odd_files_among_good_ones(
+    run: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(output=tmp_path / "good.csv", batch_size=8)
+    good = {row["path"]: row for row in rows_of(tmp_path / "good.csv")}
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for path in good:
+        (mixed / path).parent.mkdir(exist_ok=True)
+        os.link(photos / path, mixed / path)
+    odd = {f"odd/{file.name}": file for file in make_odd_files(mixed / "odd")}
+    names = {f"names/{name}" for name in make_odd_names(mixed / "names")}
+    tree = {f"tree/{name}" for name in make_odd_tree(mixed / "tree")}
+    bad = [path for path, file in odd.items() if file.pixels is None]
+    assert len(odd) + len(names) + len(tree) > 60
+    assert len(bad) > 10
+    assert run(input=mixed, batch_size=8) == 0
+    rows = {decode_path(row["path"]): row for row in rows_of(tmp_path / "out.csv")}
+    assert set(rows) == set(good) | set(odd) | names | tree
+    assert list(rows) == sorted(rows, key=os.fsencode)
+    for path, row in good.items():
+        assert {**rows[path], "path": row["path"]} == row, "a good file's row does not depend on its neighbours"
+    for path, file in odd.items():
+        if path == "odd/bomb.jpg":
+            assert rows[path]["status"] == "ok", "an eighth of its size is enough for the view"
+        elif file.pixels is None:
+            assert rows[path]["status"] == "error"
+            assert rows[path]["error"] == file.reason
+            assert not any(rows[path][name] for name in ("label", "class", "prob", "class_3"))
+        else:
+            assert rows[path]["status"] == "ok", rows[path]
+    assert len({rows[path]["class"] for path in names}) == 1
+    assert rows["tree/dangling.jpg"]["error"] == "file not found"
+    assert run(input=mixed, batch_size=8, strict=True) == 3, "the finished file is looked at, not made again"
+
+
+def test_a_file_removed_while_running_is_an_error_row(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    paths = tiny_job.make_photos(folder, 8)
+
+    def list_then_remove(*args: object) -> Iterator[Entry]:
+        yield from list_inputs(*args)
+        (folder / paths[3]).unlink()
+
+    monkeypatch.setattr("flowers.prediction.run.list_inputs", list_then_remove)
+    run(input=folder)
+    rows = rows_of(tmp_path / "out.csv")
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"] + ["ok"] * 4
+    assert rows[3]["error"] == "file not found"
+
+
+def test_whatever_a_decoder_raises_is_the_files_row(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def explode(data: bytes, **options: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 5:
+            raise ZeroDivisionError("odd\nheader")
+        return read_image(data, **options)
+
+    monkeypatch.setattr(pipeline_module, "read_image", explode)
+    run(workers=1)
+    errors = [row["error"] for row in rows_of(tmp_path / "out.csv") if row["status"] == "error"]
+    assert errors == ["ZeroDivisionError: odd header"]
+
+
+def test_probabilities_that_are_no_numbers_are_an_error(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flowers.models.engines import Outputs
+
+    class Broken:
+        name, precision, description, batch_size = "torch", "float32", "broken", 4
+
+        def submit(self, images: np.ndarray) -> types.SimpleNamespace:
+            probs = np.full((len(images), 4), 0.25, np.float32)
+            probs[0] = np.nan
+            return types.SimpleNamespace(result=lambda: Outputs(probs, None))
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("flowers.prediction.classify.build_engine", lambda *args, **options: Broken())
+    run()
+    rows = rows_of(tmp_path / "out.csv")
+    assert [row["status"] for row in rows[:8]] == ["error", "ok", "ok", "ok"] * 2
+    assert rows[0]["error"] == "the model gave no finite probabilities"
+
+
+# Inputs
+
+
+def test_extensions_choose_the_files(run: Callable, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    tiny_job.make_photos(folder, 2)
+    (folder / "0001.jpg").rename(folder / "0001.Photo")
+    run(input=folder, ext=("photo",))
+    assert [row["path"] for row in rows_of(tmp_path / "out.csv")] == ["0001.Photo"]
+    run(input=folder, ext=("",), overwrite=True)
+    assert len(rows_of(tmp_path / "out.csv")) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_a_list_names_files_relative_to_itself(
+    run: Callable, photos: Path, tmp_path: Path, end: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "pictures").symlink_to(photos)
+    wanted = ["pictures/0001.jpg", "pictures/nowhere.jpg", str(photos / "0002.jpg")]
+    (folder / "list.txt").write_text(end.join([*wanted, wanted[0], ""]), newline="")
+    run(input=folder / "list.txt")
+    assert "1 files are listed more than once" in capsys.readouterr().err
+    rows = rows_of(tmp_path / "out.csv")
+    assert [row["path"] for row in rows] == sorted(wanted)
+    assert [row["error"] for row in rows] == ["", "", "file not found"]
+
+
+def make_tar(path: Path, photos: Path, names: list[str]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.add(photos / name, name)
+            text = tarfile.TarInfo(f"{name}.cls")
+            text.size = 1
+            tar.addfile(text, io.BytesIO(b"1"))
+    return path
+
+
+def test_tars_are_read_where_they_are(run: Callable, photos: Path, tmp_path: Path) -> None:
+    run(output=tmp_path / "plain.csv")
+    plain = {row["path"]: row for row in rows_of(tmp_path / "plain.csv")}
+    names = list(plain)
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    make_tar(folder / "sub" / "a.tar", photos, names[:20])
+    make_tar(folder / "b.TAR", photos, names[20:])
+    os.link(photos / names[0], folder / "loose.jpg")
+    run(input=folder, output=tmp_path / "tars.csv")
+    rows = {row["path"]: row for row in rows_of(tmp_path / "tars.csv")}
+    wanted = {f"sub/a.tar/{name}": name for name in names[:20]} | {f"b.TAR/{name}": name for name in names[20:]}
+    wanted["loose.jpg"] = names[0]
+    assert set(rows) == set(wanted)
+    assert list(rows) == sorted(rows)
+    for path, name in wanted.items():
+        close = float(rows[path]["prob"]), float(plain[name]["prob"])
+        assert (rows[path]["status"], rows[path]["class"]) == ("ok", plain[name]["class"])
+        assert close[0] == pytest.approx(close[1], abs=2e-5)
+    run(input=folder / "sub" / "a.tar", output=tmp_path / "one.csv")
+    assert [row["path"] for row in rows_of(tmp_path / "one.csv")] == [f"a.tar/{name}" for name in names[:20]]
+
+
+def test_broken_tars_say_so_and_give_what_they_have(run: Callable, photos: Path, tmp_path: Path) -> None:
+    names = ["0001.jpg", "0002.jpg", "0004.jpg"]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    data = make_tar(folder / "cut.tar", photos, names).read_bytes()
+    with tarfile.open(folder / "cut.tar") as tar:
+        third = tar.getmember(names[2])
+    (folder / "cut.tar").write_bytes(data[: third.offset_data + 100])
+    (folder / "scrambled.tar").write_bytes(data[: third.offset] + b"rubbish " * 200)
+    (folder / "text.tar").write_text("not a tar at all, " * 100)
+    (folder / "empty.tar").touch()
+    assert run(input=folder) == 0
+    errors = {row["path"]: row["error"] for row in rows_of(tmp_path / "out.csv")}
+    assert errors.pop("cut.tar") == "broken archive: unexpected end of data"
+    assert errors.pop("cut.tar/0004.jpg") == "truncated archive"
+    assert errors.pop("scrambled.tar").startswith("broken archive: no header at byte")
+    assert errors.pop("text.tar").startswith("broken archive: ")
+    assert errors.pop("empty.tar") == "broken archive: empty file"
+    assert errors == dict.fromkeys([f"{tar}/{name}" for tar in ("cut.tar", "scrambled.tar") for name in names[:2]], "")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("nowhere", "no such file or folder"), ("x.tar.gz", "compressed"), ("empty", "no images")]
+)
+def test_an_input_that_gives_nothing_is_one_line(run: Callable, tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "x.tar.gz").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=said):
+        run(input=tmp_path / name)
+    assert left_over(tmp_path) == ["empty", "x.tar.gz"]
+
+
+# Outputs
+
+
+def test_every_kind_of_output_says_the_same(run: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    kinds = ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet"]
+    for kind in kinds:
+        run(output=tmp_path / kind, min_prob=0.5)
+    found = [list(outputs.read_rows(tmp_path / kind)) for kind in kinds]
+    for rows in found:
+        assert [list(row) for row in rows] == [list(row) for row in found[0]]
+        for row, wanted in zip(rows, found[0], strict=True):
+            for name, value in wanted.items():
+                assert (float(row[name]) == float(value)) if name.startswith("prob") else row[name] == value
+    assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl"])
+def test_the_same_job_gives_the_same_bytes(run: Callable, tmp_path: Path, name: str) -> None:
+    run(output=tmp_path / "1" / name)
+    run(output=tmp_path / "2" / name, workers=4)
+    assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_embeddings_stand_in_the_rows_order(run: Callable, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = tmp_path / "in"
+    paths = tiny_job.make_photos(folder, 11)
+    (folder / paths[6]).write_bytes(b"")
+    run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4)
+    features = np.load(tmp_path / "features.npy", mmap_mode="r")
+    model = load_bundle(bundle)
+    network, preprocessing = model.build(), model.preprocessing
+    assert features.shape == (11, model.head.in_features)
+    assert features.dtype == np.float32
+    for index, path in enumerate(paths):
+        if index == 6:
+            assert np.isnan(features[index]).all()
+        else:
+            image = preprocessing.view(read_image(folder / path, min_short_side=preprocessing.min_short_side))
+            with torch.no_grad():
+                wanted = network.features(preprocessing.normalize(torch.from_numpy(image[None])))[0]
+            np.testing.assert_allclose(features[index], wanted, rtol=1e-3, atol=1e-4)
+    assert left_over(tmp_path) == ["features.npy", "in"]
+    (tmp_path / "features.npy").unlink()
+    with pytest.raises(OutputError, match="embeddings: missing then, True now"):
+        run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4)
+    assert run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4, overwrite=True) == 0
+    assert np.array_equal(np.load(tmp_path / "features.npy"), features, equal_nan=True)
+
+
+def test_photos_are_sorted_into_class_folders(run: Callable, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    tiny_job.make_photos(folder, 12)
+    (folder / "twin").mkdir()
+    (folder / "twin" / "0001.jpg").write_bytes((folder / "0001.jpg").read_bytes() + b"\0")
+    (folder / "0002.jpg").write_bytes(b"broken")
+    tiny_job.make_photos(tmp_path / "others", 12, seed=1)
+    make_tar(folder / "t.tar", tmp_path / "others", ["0004.jpg"])
+    run(input=folder, min_prob=0.5, copy_to=tmp_path / "sorted")
+    rows = rows_of(tmp_path / "out.csv")
+    made = sorted(path.relative_to(tmp_path / "sorted").as_posix() for path in (tmp_path / "sorted").rglob("*.jpg"))
+    assert len(made) == sum(row["status"] != "error" for row in rows)
+    for row in rows:
+        if row["status"] == "error":
+            continue
+        wanted = "_unsure" if row["status"] == "unsure" else sorting.folder_name(row["label"])
+        assert any(name.startswith(f"{wanted}/{Path(row['path']).stem}") for name in made)
+    assert sum("/0001" in name for name in made) == 2
+    assert sum("/0004" in name for name in made) == 2
+    assert run(input=folder, min_prob=0.5, copy_to=tmp_path / "sorted") == 0, "again: nothing changes"
+    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == len(made)
+    with pytest.raises(UsageError, match="lies in an archive"):
+        run(input=folder, min_prob=0.5, link_to=tmp_path / "links")
+
+
+def test_links_lead_to_the_photos(run: Callable, photos: Path, tmp_path: Path) -> None:
+    run(link_to=tmp_path / "links")
+    links = list((tmp_path / "links").rglob("*.jpg"))
+    assert len(links) == 30
+    assert all(link.is_symlink() and link.resolve().is_relative_to(photos.resolve()) for link in links)
+
+
+def test_photos_are_not_sorted_into_the_input(run: Callable, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="would be input next time"):
+        run(copy_to=photos / "sorted")
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("a/b", "a_b"), ("..", "_"), ("", "_"), (" x. ", "x"), ("a\nb", "a_b"), ("é" * 300, "é" * 100)]
+)
+def test_labels_become_safe_folder_names(label: str, name: str) -> None:
+    assert sorting.folder_name(label) == name
+
+
+# Going on, and refusing to
+
+
+def test_a_finished_job_is_not_done_again(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run()
+    before = (tmp_path / "out.csv").stat()
+    monkeypatch.setattr("flowers.prediction.classify.build_engine", lambda *args, **options: pytest.fail("built"))
+    assert run() == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").stat() == before
+
+
+@pytest.mark.parametrize("change", [{"topk": 2}, {"min_prob": 0.9}, {"tta": "flip"}, {"batch_size": 5}])
+def test_a_change_of_what_decides_the_rows_is_refused(run: Callable, tmp_path: Path, change: dict) -> None:
+    run()
+    before = (tmp_path / "out.csv").read_bytes()
+    with pytest.raises(OutputError, match=next(iter(change))):
+        run(**change)
+    assert (tmp_path / "out.csv").read_bytes() == before
+    assert run(**change, overwrite=True) == 0
+    assert (tmp_path / "out.csv").read_bytes() != before or "batch_size" in change
+    assert left_over(tmp_path) == []
+
+
+def test_another_model_or_file_is_noticed(run: Callable, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    tiny_job.make_photos(folder, 5)
+    run(input=folder)
+    with pytest.raises(OutputError, match=r"model: \w{12} then, \w{12} now"):
+        run(input=folder, checkpoint=tiny_job.make_bundle(tmp_path / "other", seed=1))
+    os.link(photos / "0001.jpg", folder / "new.jpg")
+    with pytest.raises(OutputError, match="number of files: 5 then, 6 now"):
+        run(input=folder)
+    assert run(input=folder, overwrite=True) == 0
+    assert len(rows_of(tmp_path / "out.csv")) == 6
+
+
+def run_until(batches: int, run: Callable, monkeypatch: pytest.MonkeyPatch, **flags: object) -> int:
+    """Run the job with a signal that comes after so many batches; returns the exit code."""
+    seen = []
+
+    def check(self: StopRequest) -> None:
+        seen.append(1)
+        if len(seen) > batches:
+            raise StoppedError("stopped by SIGTERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "check", check)
+        try:
+            return run(**flags)
+        except StoppedError as error:
+            return error.exit_code
+
+
+def test_a_stopped_job_goes_on_with_what_is_missing(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(output=tmp_path / "whole.csv")
+    assert run_until(4, run, monkeypatch) == 75
+    assert not (tmp_path / "out.csv").exists()
+    work = next((tmp_path / "out.csv.parts").glob("?" * 12))
+    done = parts.finished(work / "parts")
+    assert 0 < len(done) < 8
+    assert not list((work / "claims").iterdir())
+    stamps = {index: (work / "parts" / parts.part_name(index)).stat().st_mtime_ns for index in done}
+    assert run_until(2, run, monkeypatch) == 75
+    assert parts.finished(work / "parts") > done
+    assert all((work / "parts" / parts.part_name(i)).stat().st_mtime_ns == stamp for i, stamp in stamps.items())
+    assert run() == 0
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not (tmp_path / "out.csv.parts").exists()
+
+
+def test_a_work_in_progress_holds_on_to_its_engine(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_until(4, run, monkeypatch, engine="auto", precision="auto") == 75
+    work = next((tmp_path / "out.csv.parts").glob("?" * 12))
+    settled = json.loads((work / "engine.json").read_text())
+    (work / "engine.json").write_text(json.dumps({"engine": "torch", "precision": "float32"}))
+    assert settled["precision"] in ("float32", "bf16", "fp16")
+    assert run(engine="auto", precision="auto") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["engine"] == {"engine": "torch", "precision": "float32"}
+
+
+def test_an_array_does_its_shards_and_the_last_task_joins(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(output=tmp_path / "whole.csv")
+    assert run(shard="2/3") == 0
+    with pytest.raises(OutputError, match="of 8 shards are missing"):
+        run(merge=True)
+    assert run(shard="0/3") == 0
+    assert "--shard 0/3 is done; 3 of 8 shards are left to other tasks" in capsys.readouterr().out
+    assert not (tmp_path / "out.csv").exists()
+    assert run(shard="1/3") == 0
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert run(merge=True) == 0, "the merge job that follows finds all done"
+    assert run(shard="1/3") == 0, "and so does a task that is queued again"
+
+
+def test_strict_of_an_array_task_counts_its_own_files(run: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    paths = tiny_job.make_photos(folder, 8)
+    (folder / paths[0]).write_bytes(b"")
+    assert run(input=folder, shard="1/3", strict=True, shard_size=2) == 0
+    assert run(input=folder, shard="0/3", strict=True, shard_size=2) == 3
+    assert run(input=folder, shard="2/3", strict=True, shard_size=2) == 3, "it joins, and sees all"
+
+
+# A full disk
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")
+@pytest.mark.parametrize("kib", [24, 48, 72])
+def test_a_full_disk_is_one_line_and_the_job_goes_on_once_there_is_room(
+    run: Callable, tmp_path: Path, kib: int, mount: Callable
+) -> None:
+    run(output=tmp_path / "whole.csv", batch_size=2)
+    small = mount(kib)
+    with pytest.raises(FlowersError, match=r"cannot write .*: the disk is full: free some space"):
+        run(output=small / "out.csv", batch_size=2)
+    assert not (small / "out.csv").exists()
+    assert not (small / "out.json").exists()
+    mount.grow(4096)
+    assert run(output=small / "out.csv", batch_size=2) == 0
+    assert (small / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.name for path in small.iterdir()) == ["out.csv", "out.json"]
+
+
+@pytest.fixture
+def mount(tmp_path: Path):
+    """Mount a tmpfs of so many KiB; ``grow`` makes it larger."""
+    import subprocess
+
+    folder = tmp_path / "small"
+
+    def mount(kib: int) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("cannot mount here")
+        return folder
+
+    mount.grow = lambda kib: subprocess.run(["mount", "-o", f"remount,size={kib}k", str(folder)], check=True)
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--shard 3/3", "--shard: got 3/3, expected a first number from 0 to 2"),
+        ("--shard 1", "--shard: got '1', expected I/N"),
+        ("--topk 0", "--topk: got 0"),
+        ("--min-prob 1.5", "--min-prob: got 1.5"),
+        ("--output out.txt", "--output: got out.txt, expected a name ending in .csv"),
+        ("--embeddings x.bin", "ending in .npy"),
+        ("--copy-to a --link-to b", "choose one"),
+        ("--merge --shard 0/2", "leave --shard out"),
+        ("-j 0", "--workers: got 0"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(PredictConfig, ["--checkpoint", "c", "--input", "i", *flags.split()])
+    assert said in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowersError, match="a part of this path is a file"):
+        run(output=tmp_path / "file" / "out.csv")

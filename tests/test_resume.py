@@ -1,0 +1,380 @@
+"""A run that is killed, stopped or moved goes on as if nothing had happened. Every test starts real processes."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.jobs_in_processes import Job, die
+
+pytestmark = pytest.mark.processes
+
+# A small network without dropout or batch norm in the way, trained in full on 32 images: 8 steps an epoch.
+COMMON = ["--model", "timm/test_vit", "--weights", "none", "--finetune", "full", "--image-size", 96,
+          "-j", 0, "--log-interval", 2, "--eval-every", 3]  # fmt: skip
+CONVNET = ["--model", "timm/test_resnet", "--weights", "none", "--finetune", "full", "--image-size", 64,
+           "-j", 0, "--log-interval", 2, "--eval-every", 3]  # fmt: skip
+
+
+def record_steps(log: str) -> None:
+    """Write down each step's images, views and learning rate, a JSON line a micro-batch."""
+    from flowers.training import loop
+
+    original = loop.train_step
+
+    def recorded(run, micro_batches, real_images):
+        with open(log, "a") as file:
+            for batch in micro_batches:
+                real = batch.weights > 0
+                line = {
+                    "step": run.progress.step,
+                    "indices": batch.indices[real].tolist(),
+                    "pixels": [int(image.long().sum()) for image in batch.images[real]],
+                    "lr": run.plan.lr(run.progress.step),
+                }
+                file.write(json.dumps(line) + "\n")
+        original(run, micro_batches, real_images)
+
+    loop.train_step = recorded
+
+
+def recorded(*logs: Path) -> dict[int, tuple]:
+    """By step: learning rate, and the set of (image, sum of its pixels) over all ranks and micro-steps."""
+    steps: dict[int, tuple] = {}
+    for line in (json.loads(text) for log in logs for text in log.read_text().splitlines()):
+        rate, images = steps.setdefault(line["step"], (line["lr"], []))
+        assert rate == line["lr"]
+        images += zip(line["indices"], line["pixels"], strict=True)
+    return {step: (rate, sorted(images)) for step, (rate, images) in steps.items()}
+
+
+def record_and_stop(log: str, step: int) -> None:
+    """Record, and touch the run's stop file when a step is reached."""
+    record_steps(log)
+    from flowers.training import loop, preemption
+
+    preemption.LOOK_EVERY_S = 0.0
+    inner = loop.train_step
+
+    def stopping(run, micro_batches, real_images):
+        inner(run, micro_batches, real_images)
+        if run.progress.step + 1 == step and run.accelerator.is_main_process:
+            Path(run.timing.path.parent / "stop").touch()
+
+    loop.train_step = stopping
+
+
+def result(run_dir: Path) -> tuple:
+    """All that must be equal between two runs that did the same."""
+    weights = {name: (run_dir / name / "model.safetensors").read_bytes() for name in ("best", "last")}
+    return weights, (run_dir / "metrics.json").read_bytes(), (run_dir / "history.jsonl").read_bytes()
+
+
+def die_in_step(number: int) -> None:
+    """Be killed in the middle of micro-step ``number`` of this start."""
+    from flowers.training import loop
+
+    original, seen = loop.weighted_loss, []
+
+    def trap(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == number:
+            die()
+        return original(*args, **kwargs)
+
+    loop.weighted_loss = trap
+
+
+def die_in_save(call: str) -> None:
+    """Be killed inside a save: before this call of the second one."""
+    import shutil
+
+    import torch
+
+    from flowers import files
+    from flowers.training import checkpoint
+
+    seen = []
+
+    def trap(original):
+        def wrapped(*args, **kwargs):
+            if "checkpoints" in str(args[0]) or "checkpoints" in str(args[-1]):
+                seen.append(1)
+                if len(seen) == 2:
+                    die()
+            return original(*args, **kwargs)
+
+        return wrapped
+
+    if call == "write weights":
+        checkpoint.write_bundle = trap(checkpoint.write_bundle)
+    elif call == "write optimizer":
+        torch.save = trap(torch.save)
+    elif call == "rename":
+        files.os.rename = trap(os.rename)
+    elif call == "remove old":
+        shutil.rmtree = trap(shutil.rmtree)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_killed_ten_times_and_bit_for_bit_the_same(sample_set: Path, tmp_path: Path, precision: str) -> None:
+    flags = [*CONVNET, "--data-dir", sample_set, "--epochs", 4, "-b", 4, "--grad-accum-steps", 2, "--dropout", 0.3,
+             "--hidden", 8, "--model-ema-decay", 0.9, "--mixup-alpha", 0.2, "--save-every", 2,
+             "--mixed-precision", precision, "--max-grad-norm", 1.0]  # fmt: skip
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    points = random.Random(precision).sample(range(2, 14), 6)
+    traps = [(die_in_step, point) for point in points]
+    traps += [(die_in_save, call) for call in ("write weights", "write optimizer", "rename", "remove old")]
+    random.Random(precision).shuffle(traps)
+    kills = 0
+    for trap, argument in traps:
+        job = Job("train", [*flags, "--output-dir", "killed"], folder=tmp_path, before=trap, arguments=(argument,))
+        codes = job.wait()
+        kills += codes == [-signal.SIGKILL]
+        assert codes in ([-signal.SIGKILL], [0]), job.output
+    last = Job("train", [*flags, "--output-dir", "killed"], folder=tmp_path)
+    assert last.wait() == [0], last.output
+    assert kills >= 5
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("*tmp*"))
+
+
+def test_a_head_on_features_is_resumed_bit_for_bit_too(sample_set: Path, tmp_path: Path) -> None:
+    flags = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0, "-b", 8, "--epochs", 6]
+    flags += ["--data-dir", sample_set, "--views", 2, "--hidden", 16, "--dropout", 0.5, "--save-every", 3]
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    for step in (5, 2, 9):
+        killed = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, before=die_in_step, arguments=(step,))
+        assert killed.wait() == [-signal.SIGKILL], killed.output
+    last = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path)
+    assert last.wait() == [0], last.output
+    assert "features of train" not in last.output, "the backbone does not run again"
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+def test_a_staged_run_is_resumed_in_either_stage(sample_set: Path, tmp_path: Path) -> None:
+    flags = ["--finetune", "staged", "--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0]
+    flags += ["--data-dir", sample_set, "--train-size", 48, "-b", 16, "--epochs", 3, "--save-every", 2]
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    assert "head on cached features" in whole.output
+    for step in (10, 95):  # the head takes 100 steps, all of the network 6: once in each stage
+        killed = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, before=die_in_step, arguments=(step,))
+        assert killed.wait() == [-signal.SIGKILL], killed.output
+    last = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path)
+    assert last.wait() == [0], last.output
+    assert "head on cached features" not in last.output
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    head, end = (load_file(tmp_path / "run" / name / "last" / "model.safetensors") for name in ("head", "."))
+    assert any((end[name] != tensor).any() for name, tensor in head.items() if name.startswith("backbone."))
+
+
+def train_recorded(folder: Path, name: str, flags: list, processes: int = 1) -> dict[int, tuple]:
+    """Train with every step written down, each rank to a file of its own."""
+    job = Job("train", [*flags, "--output-dir", name], folder=folder, processes=processes,
+              before=record_rank, arguments=(str(folder / name),))  # fmt: skip
+    assert job.wait() == [0] * processes, job.output
+    return recorded(*folder.glob(f"{name}-rank*.jsonl"))
+
+
+def record_rank(prefix: str) -> None:
+    record_steps(f"{prefix}-rank{os.environ.get('RANK', '0')}.jsonl")
+
+
+def record_rank_and_stop(prefix: str, step: int) -> None:
+    record_and_stop(f"{prefix}-rank{os.environ.get('RANK', '0')}.jsonl", step)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Final weights equal within what another order of adding up may change."""
+    left, right = load_file(one / "last" / "model.safetensors"), load_file(other / "last" / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert (tensor - right[name]).abs().max() < 2e-4, name
+
+
+def test_one_and_two_processes_and_accumulation_do_the_same(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 2, "--lr", 0.001, "--optimizer", "sgd"]
+    one = train_recorded(tmp_path, "one", [*flags, "-b", 12])
+    two = train_recorded(tmp_path, "two", [*flags, "-b", 6], processes=2)
+    accumulated = train_recorded(tmp_path, "accumulated", [*flags, "-b", 6, "--grad-accum-steps", 2])
+    assert len(one) == 6  # 32 images in steps of 12, twice
+    assert [len(images) for _, images in one.values()] == [12, 12, 8] * 2
+    assert one == two == accumulated
+    assert_close(tmp_path / "one", tmp_path / "two")
+    assert_close(tmp_path / "one", tmp_path / "accumulated")
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two", "accumulated")]
+    for split in ("valid", "test"):
+        assert len({(m[split]["images"], m[split]["top1"], m[split]["top5"]) for m in metrics}) == 1
+        assert metrics[0][split]["loss"] == pytest.approx(metrics[1][split]["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_stopped_and_resumed_on_another_number_of_processes(
+    sample_set: Path, tmp_path: Path, first: int, then: int
+) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 2, "--output-dir", "run"]
+    stopped = Job("train", [*flags, "-b", 8 // first], folder=tmp_path, processes=first,
+                  before=record_rank_and_stop, arguments=(str(tmp_path / "first"), 5))  # fmt: skip
+    assert stopped.wait() == [75] * first, stopped.output
+    assert "the same command goes on from here" in stopped.output
+    assert not (tmp_path / "run" / "stop").exists()
+    refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
+    assert 1 in refused.wait()
+    assert f"global_batch_size was 8, is now {5 * then}" in refused.output
+    resumed = Job("train", [*flags, "-b", 8 // then], folder=tmp_path, processes=then,
+                  before=record_rank, arguments=(str(tmp_path / "then"),))  # fmt: skip
+    assert resumed.wait() == [0] * then, resumed.output
+    before, after = recorded(*tmp_path.glob("first-*.jsonl")), recorded(*tmp_path.glob("then-*.jsonl"))
+    assert not before.keys() & after.keys()
+    steps = before | after
+    assert sorted(steps) == list(range(8))
+    for epoch in (0, 1):
+        seen = [index for step in range(4 * epoch, 4 * epoch + 4) for index, _ in steps[step][1]]
+        assert sorted(seen) == list(range(32))
+    assert steps == train_recorded(tmp_path, "whole", [*flags[:-2], "-b", 8])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_saves_and_exits_75(sample_set: Path, tmp_path: Path, name: str) -> None:
+    processes = 2 if name == "SIGTERM" else 1
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "-j", 1, "--save-every", "60m"]
+    job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes)
+    wait_for(tmp_path / "run" / "history.jsonl", job)
+    job.signal(getattr(signal, name))
+    assert job.wait() == [75] * processes, job.output
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
+    assert 0 < state["progress"]["step"] < 1000
+
+
+def wait_for(path: Path, job: Job) -> None:
+    """Wait until a run has written a file; a job that ends before fails the test with what it said."""
+    for _ in range(1200):
+        if path.exists() and path.stat().st_size:
+            return
+        if job.processes[0].exitcode is not None:
+            break
+        time.sleep(0.05)
+    pytest.fail(f"{path} did not appear:\n{job.output}")
+
+
+def test_time_runs_out(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run"]
+    job = Job("train", [*flags, "--max-hours", 0.0005], folder=tmp_path)
+    assert job.wait() == [75], job.output
+
+
+def test_a_finished_run_is_not_done_again(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 1, "-b", 8, "--output-dir", "run"]
+    assert Job("train", flags, folder=tmp_path).wait() == [0]
+    before = result(tmp_path / "run")
+    again = Job("train", flags, folder=tmp_path)
+    assert again.wait() == [0]
+    assert "finished already" in again.output
+    assert result(tmp_path / "run") == before
+    never = Job("train", [*flags, "--resume", "never"], folder=tmp_path)
+    assert never.wait() == [1]
+    assert "holds a run and --resume is never" in never.output
+    other = Job("train", [*flags, "--lr", 0.5], folder=tmp_path)
+    assert other.wait() == [1]
+    assert "--lr was" in other.output
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--lr", 1e30, "--warmup-epochs", 0]
+    job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path)
+    assert job.wait() == [1], job.output
+    assert "the loss is not finite at step" in job.output
+    assert ".jpg" in job.output
+    assert "Traceback" not in job.output
+
+
+def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run"]
+    first = Job("train", flags, folder=tmp_path)
+    wait_for(tmp_path / "run" / "history.jsonl", first)
+    (tmp_path / "second").mkdir()
+    second = Job("train", [*flags[:-1], tmp_path / "run"], folder=tmp_path / "second")
+    assert second.wait() == [1]
+    assert f"in use by process {first.processes[0].pid}" in second.output
+    first.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 24 MiB, where one may be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=24m tmpfs '{folder}' 2> /dev/null") != 0:
+        pytest.skip("needs root, to mount a small file system")
+    yield folder
+    os.system(f"umount '{folder}'")
+
+
+def test_a_full_disk_ends_in_one_line_with_the_old_checkpoint_whole(
+    sample_set: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 4, "-b", 8, "--save-every", 1]
+    flags += ["--output-dir", small_disk / "run", "--eval-every", 1000]
+    filler = small_disk / "filler"
+    whole = Job("train", [*flags[:-4], "--output-dir", "whole", "--eval-every", 1000], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    size = sum(file.stat().st_size for file in (tmp_path / "whole" / "checkpoints").glob("step-00000016/*"))
+    filler.write_bytes(bytes(24 * 2**20 - int(3.0 * size)))  # room for best/ and two and a half checkpoints
+    full = Job("train", flags, folder=tmp_path)
+    assert full.wait() == [1], full.output
+    assert "the disk is full" in full.output
+    assert "Traceback" not in full.output
+    filler.unlink()
+    resumed = Job("train", flags, folder=tmp_path)
+    assert resumed.wait() == [0], resumed.output
+    assert "resumed from step-" in resumed.output
+
+
+def test_head_training_leaves_every_tensor_of_the_backbone_alone(sample_set: Path, tmp_path: Path) -> None:
+    flags = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "--data-dir", sample_set]
+    flags += ["--epochs", 2, "-b", 8, "-j", 0, "--no-feature-cache", "--output-dir", "run"]
+    job = Job("train", flags, folder=tmp_path, before=save_first_weights, arguments=(str(tmp_path / "first"),))
+    assert job.wait() == [0], job.output
+    first, last = load_file(tmp_path / "first"), load_file(tmp_path / "run" / "last" / "model.safetensors")
+    assert any("running_mean" in name for name in first)
+    for name, tensor in first.items():
+        assert (tensor == last[name]).all() == name.startswith("backbone."), name
+
+
+def save_first_weights(path: str) -> None:
+    from safetensors.torch import save_file
+
+    from flowers.training import run
+
+    original = run.build_model
+
+    def trapped(*args):
+        built = original(*args)
+        save_file(built[0].state_dict(), path)
+        return built
+
+    run.build_model = trapped
+
+
+def test_a_model_of_two_processes_in_bf16_is_measured_by_one_in_float32(sample_set: Path, tmp_path: Path) -> None:
+    flags = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "--data-dir", sample_set]
+    flags += ["--epochs", 3, "-b", 4, "-j", 0, "--finetune", "full", "--mixed-precision", "bf16"]
+    job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=2)
+    assert job.wait() == [0, 0], job.output
+    alone = Job("evaluate", ["--checkpoint", "run", "--data-dir", sample_set, "-j", 0], folder=tmp_path)
+    assert alone.wait() == [0], alone.output
+    figures = json.loads((tmp_path / "run" / "metrics-test.json").read_text())
+    assert figures["images"] == 16
+    trained = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+    assert figures["loss"] == pytest.approx(trained["loss"], abs=0.05)
+    together = ["--checkpoint", "run", "--data-dir", sample_set, "-j", 0, "--output", "two.json"]
+    assert Job("evaluate", together, folder=tmp_path, processes=2).wait() == [0, 0]
+    assert json.loads((tmp_path / "two.json").read_text()) == figures

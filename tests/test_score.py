@@ -1,0 +1,109 @@
+"""Predictions against labels: counted by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowers.errors import DataError, UsageError
+from flowers.prediction.score import score_predictions
+
+HEADER = "path,status,label,class,prob,label_2,class_2,prob_2,error\r\n"
+ROWS = [
+    "a/1.jpg,ok,daisy,1,0.9,rose,2,0.1,",  # right
+    "a/2.jpg,ok,rose,2,0.8,daisy,1,0.2,",  # second guess
+    "b/3.jpg,unsure,rose,2,0.4,tulip,3,0.3,",  # right
+    '"b/4, x.jpg",ok,tulip,3,0.7,daisy,1,0.2,',  # wrong
+    "b/5.jpg,error,,,,,,,zero bytes",
+    "6.jpg,ok,daisy,1,0.9,rose,2,0.1,",  # no label
+]
+LABELS = "path,class\na/1.jpg,1\na/2.jpg,1\nb/3.jpg,2\n" + '"b/4, x.jpg",2\nb/5.jpg,3\nb/nowhere.jpg,3\n'
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    path = tmp_path / "predictions.csv"
+    path.write_text(HEADER + "\r\n".join(ROWS) + "\r\n", newline="")
+    return path
+
+
+@pytest.mark.parametrize("names", [{"1": "1", "2": "2", "3": "3"}, {"1": "daisy", "2": "rose", "3": "tulip"}])
+def test_a_score_by_hand_with_folder_or_display_names(predictions: Path, tmp_path: Path, names: dict) -> None:
+    lines = [line.rpartition(",") for line in LABELS.splitlines()]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(f"{path},{names.get(name, name)}" for path, _, name in lines))
+    score = score_predictions(predictions, labels)
+    assert (score.images, score.k) == (5, 2)
+    assert score.top1 == 2 / 5
+    assert score.topk == 3 / 5
+    assert (score.errors, score.unsure, score.unlabelled, score.missing) == (1, 1, 1, 1)
+    assert score.sure_top1 == 1 / 3
+    assert score.classes == {
+        names["1"]: {"images": 2, "top1": 0.5},
+        names["2"]: {"images": 2, "top1": 0.5},
+        names["3"]: {"images": 1, "top1": 0.0},
+    }
+    assert score.confusions == [(names["1"], names["2"], 1), (names["2"], names["3"], 1)]
+
+
+def test_labels_from_folder_names(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("path,class\nx/daisy/1.jpg,daisy\ndaisy/2.jpg,rose\nrose/3.jpg,rose\n4.jpg,rose\n")
+    score = score_predictions(path, None)
+    assert (score.images, score.top1, score.unlabelled, score.sure_top1) == (3, 2 / 3, 1, 2 / 3)
+
+
+def test_jsonl_scores_the_same(predictions: Path, tmp_path: Path) -> None:
+    from flowers.prediction.outputs import read_rows
+
+    (tmp_path / "labels.csv").write_text(LABELS)
+    lines = [json.dumps({name: value or None for name, value in row.items()}) for row in read_rows(predictions)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n")
+    labels = tmp_path / "labels.csv"
+    assert score_predictions(tmp_path / "p.jsonl", labels) == score_predictions(predictions, labels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "said"),
+    [
+        (ROWS[:1], "path,class\na/1.jpg,sunflower\n", r"no true class \(sunflower\) is among the guesses \(1, 2\)"),
+        (ROWS[:1], "path,class\nother.jpg,1\n", "none of its 1 paths is in"),
+        (ROWS[:1] * 2, "path,class\na/1.jpg,1\n", "two rows for a/1.jpg"),
+        (["a/1.jpg,ok"], "path,class\na/1.jpg,1\n", "another number of cells"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path: Path, rows: list[str], labels: str, said: str) -> None:
+    (tmp_path / "p.csv").write_text(HEADER + "\r\n".join(rows) + "\r\n")
+    (tmp_path / "labels.csv").write_text(labels)
+    with pytest.raises(DataError, match=said):
+        score_predictions(tmp_path / "p.csv", tmp_path / "labels.csv")
+
+
+def test_something_else_than_predictions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("name,value\nx,1\n")
+    with pytest.raises(DataError, match="no column 'path'"):
+        score_predictions(tmp_path / "p.csv", None)
+    with pytest.raises(DataError, match="cannot be read"):
+        score_predictions(tmp_path / "nowhere.csv", None)
+
+
+def test_scoring_needs_no_torch() -> None:
+    code = "import sys, flowers.prediction.score; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_job_tells_and_keeps_the_score(predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from flowers.cli import parse
+    from flowers.config.evaluate import EvaluateConfig
+    from flowers.prediction.score import score
+
+    (tmp_path / "labels.csv").write_text(LABELS)
+    flags = ["--predictions", str(predictions), "--labels", str(tmp_path / "labels.csv")]
+    assert score(parse(EvaluateConfig, flags)) == 0
+    assert "40.00% of 5 images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "predictions-score.json").read_text())["top1"] == 0.4
+    for wrong in ([], ["--checkpoint", "c"], [*flags, "--data-dir", "d"], ["--labels", "l"]):
+        with pytest.raises(UsageError):
+            parse(EvaluateConfig, wrong)

@@ -1,0 +1,107 @@
+"""The drawn validation split: stratified, fixed by the seed, drawn once."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from odd_files import make_odd_names
+from trees import images, load, touch
+
+from flowers.data.folders import ImageFolders, load_split
+from flowers.errors import DataError, UsageError
+
+
+class TestDrawnSplit:
+    COUNTS = (("a", 1), ("b", 2), ("c", 3), ("d", 10), ("e", 101))
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        return touch(tmp_path / "tree", *images(*self.COUNTS))
+
+    def held_out(self, found: ImageFolders) -> Counter:
+        return Counter(found.classes.folders[target] for target in found.valid.targets)
+
+    def test_stratified(self, tree: Path):
+        found = load(tree)
+        assert self.held_out(found) == {"b": 1, "c": 1, "d": 2, "e": 20}
+        assert sorted([*found.train.paths, *found.valid.paths]) == sorted(images(*self.COUNTS))
+        assert len(set(found.train.targets)) == len(self.COUNTS), "every class keeps one to train on"
+        assert self.held_out(load(tree, val_fraction=0.9)) == {"b": 1, "c": 2, "d": 9, "e": 91}
+        assert load(tree, val_fraction=0).valid is None
+
+    def test_same_images_in_train_folder_or_list(self, tree: Path, tmp_path: Path):
+        touch(tmp_path / "D", *images(*((f"train/{name}", count) for name, count in self.COUNTS)))
+        assert self.held_out(load(tmp_path / "D")) == self.held_out(load(tree))
+
+    def test_depends_on_the_seed_and_on_nothing_else(self, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        found = load(tree)
+        assert load(tree).valid.paths == found.valid.paths
+        assert load(tree, seed=1).valid.paths != found.valid.paths
+        moved = tmp_path / "moved"
+        touch(moved, *reversed(images(*self.COUNTS)))  # other inodes, another order in the folder
+        assert load(moved).valid.paths == found.valid.paths
+        # Drawn once and typed in: no new version of a library may draw another one.
+        small = [path for path in found.valid.paths if path[0] in "bcd"]
+        assert small == ["b/000.jpg", "c/001.jpg", "d/006.jpg", "d/007.jpg"]
+
+    def test_images_of_other_classes_do_not_matter(self, tree: Path):
+        before = [path for path in load(tree).valid.paths if path.startswith("d/")]
+        touch(tree, *images(("f", 20)))
+        assert [path for path in load(tree).valid.paths if path.startswith("d/")] == before
+
+    def test_saved_and_used_again(self, tmp_path: Path):
+        tree = tmp_path / "tree"
+        make_odd_names(tree / "a")
+        make_odd_names(tree / "b")
+        split_file = tmp_path / "run/split.json"
+        found = load(tree, split_file=split_file)
+        saved = json.loads(split_file.read_text(encoding="utf-8"))
+        assert saved["valid"] == list(found.valid.paths)
+        one, other = saved["valid"][0], saved["train"][0]
+        saved["valid"][0], saved["train"][0] = other, one
+        split_file.write_text(json.dumps(saved), encoding="utf-8")
+        again = load(tree, split_file=split_file)
+        assert sorted(again.valid.paths) == sorted(saved["valid"]), "what the file says holds, whatever would be drawn"
+        assert sorted(again.train.paths) == sorted(saved["train"])
+
+    def test_other_ranks_do_not_write(self, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        main = load(tree)
+        monkeypatch.setenv("RANK", "1")
+        other = load(tree, split_file=tmp_path / "split.json")
+        assert other.valid.paths == main.valid.paths
+        assert not (tmp_path / "split.json").exists()
+
+    def test_refuses_other_data_and_other_flags(self, tree: Path, tmp_path: Path):
+        split_file = tmp_path / "split.json"
+        load(tree, split_file=split_file)
+        with pytest.raises(DataError, match=r"drawn with --val-fraction 0\.2 --seed 0, got 0\.2 and 1"):
+            load(tree, split_file=split_file, seed=1)
+        touch(tree, "a/new.jpg")
+        with pytest.raises(DataError, match=r"1 new and 0 gone \(such as a/new\.jpg\)"):
+            load(tree, split_file=split_file)
+        (tree / "a/new.jpg").unlink()
+        (tree / "e/000.jpg").unlink()
+        with pytest.raises(DataError, match=r"0 new and 1 gone \(such as e/000\.jpg\)"):
+            load(tree, split_file=split_file)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "train": 5}', '{"format_version": 9}'])
+    def test_broken_split_file(self, content: str, tree: Path, tmp_path: Path):
+        (tmp_path / "split.json").write_text(content)
+        with pytest.raises(DataError, match=r"split\.json: (not a split file|format 9, this version reads 1)"):
+            load(tree, split_file=tmp_path / "split.json")
+
+    @pytest.mark.parametrize("val_fraction", [-0.1, 1, 20])
+    def test_val_fraction_is_a_share(self, val_fraction: float, tree: Path):
+        with pytest.raises(UsageError, match="--val-fraction: got"):
+            load(tree, val_fraction=val_fraction)
+
+    def test_evaluation_finds_the_drawn_split(self, tree: Path, tmp_path: Path):
+        split_file = tmp_path / "split.json"
+        found = load(tree, split_file=split_file)
+        assert load_split(tree, "val", found.classes, split_file).paths == found.valid.paths
+        assert load_split(tree, "train", found.classes, split_file).paths == found.train.paths
+        assert len(load_split(tree, "train", found.classes)) == sum(count for _, count in self.COUNTS)
+        (tree / found.valid.paths[0]).unlink()
+        with pytest.raises(DataError, match="lacks 1 images of the split"):
+            load_split(tree, "valid", found.classes, split_file)

@@ -1,0 +1,257 @@
+"""Training as a user starts it: the main path on the drawn set, the launchers, and every wrong start in one line."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowers.models.bundle import load_bundle
+from tests.jobs_in_processes import Job
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0, "-b", 8]
+
+
+def train(folder: Path, *flags: object, processes: int = 1) -> Job:
+    job = Job("train", [*flags, "--output-dir", "run"], folder=folder, processes=processes)
+    job.codes = job.wait()
+    return job
+
+
+def test_a_head_on_cached_features(sample_set: Path, tmp_path: Path) -> None:
+    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 20, "--views", 3)
+    assert job.codes == [0], job.output
+    run = tmp_path / "run"
+    assert np.load(run / "features" / "train.npy").shape[:2] == (32, 3)
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in history] == ["valid", "train"] * 20
+    assert history[-1]["loss"] < history[1]["loss"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["valid"]["top1"] == max(line["top1"] for line in history if line["event"] == "valid")
+    assert metrics["test"]["images"] == 16
+    best = load_bundle(run)
+    assert best.classes.folders == ("1", "2", "3", "4")
+    assert best.metrics["valid_top1"] == metrics["valid"]["top1"]
+    assert best.made["config"]["epochs"] == 20
+    again = Job("evaluate", ["--checkpoint", "run", "--data-dir", sample_set, "-j", 0], folder=tmp_path)
+    assert again.wait() == [0], again.output
+    alone = json.loads((run / "metrics-test.json").read_text())
+    assert alone["top1"] == metrics["test"]["top1"]
+    assert alone["loss"] == pytest.approx(metrics["test"]["loss"], abs=0.02)
+
+
+def test_features_and_the_classic_loop_agree(sample_set: Path, tmp_path: Path) -> None:
+    """With the plain view and no augmentation both train the same head on the same images in the same order."""
+    plain = ["--rotation", 0, "--scale", 1, 1, "--hflip", 0, "--resize", 64, "--mixed-precision", "no", "--epochs", 3]
+    square = tmp_path / "square"
+    shutil.copytree(sample_set, square)
+    losses = []
+    for name, flags in (("features", []), ("loop", ["--no-feature-cache", "--lr", 0.003])):
+        folder = tmp_path / name
+        folder.mkdir()
+        job = train(folder, *TINY, "--data-dir", square, *plain, "--lr", 0.003, *flags)
+        assert job.codes == [0], job.output
+        losses.append(json.loads((folder / "run" / "metrics.json").read_text())["test"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_two_processes_share_the_backbone_work(sample_set: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    flags = ["--data-dir", sample_set, "--epochs", 4]
+    assert train(one, *TINY[:-1], 8, *flags).codes == [0]
+    job = train(two, *TINY[:-1], 4, *flags, processes=2)
+    assert job.codes == [0, 0], job.output
+    features = [np.load(folder / "run" / "features" / "train.npy") for folder in (one, two)]
+    assert np.isfinite(features[1]).all()
+    np.testing.assert_allclose(features[0], features[1], rtol=0.02, atol=0.02)
+    top1 = [json.loads((folder / "run" / "metrics.json").read_text())["valid"]["top1"] for folder in (one, two)]
+    assert abs(top1[0] - top1[1]) <= 1 / 16
+
+
+def test_a_set_without_valid_is_split_once(sample_set: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set / "train", data / "train")
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1, "--val-fraction", 0.25)
+    assert job.codes == [0], job.output
+    assert "24 train, 8 valid images" in job.output
+    assert (tmp_path / "run" / "split.json").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--no-feature-cache"], ["--no-feature-cache", "--cache", "ram"]])
+def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path: Path, how: list[str]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    victims = sorted((data / "train").rglob("*.jpg"))[:2]
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(victims[1].read_bytes()[:900])
+    failed = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1)
+    assert failed.codes == [1], failed.output
+    assert victims[0].name in failed.output
+    assert "--on-bad-image skip" in failed.output
+    if how:
+        assert victims[1].name in failed.output
+    skipped = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip")
+    assert skipped.codes == [0], skipped.output
+    assert "leaving out 2 images" in skipped.output
+    assert "30 train" in skipped.output
+
+
+def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard")
+    assert job.codes == [0], job.output
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = next((tmp_path / "run").rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder)).Reload()
+    assert len(events.Scalars("valid/top1")) == 2
+    assert len(events.Scalars("train/loss")) == 2
+
+
+def test_a_compiled_network_trains_and_saves_plain_names(sample_set: Path, tmp_path: Path) -> None:
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    flags = ["--finetune", "full", "--compile", "--data-dir", sample_set, "--epochs", 1]
+    job = train(tmp_path, *TINY, *flags)
+    assert job.codes == [0], job.output
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert train(plain, *TINY, *flags[:2], *flags[3:]).codes == [0]
+    for run in (tmp_path / "run", plain / "run"):
+        assert all("_orig_mod" not in name for name in load_bundle(run).state_dict)
+    losses = [json.loads((folder / "run" / "metrics.json").read_text())["test"]["loss"] for folder in (tmp_path, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def wrong_starts(data: Path, folder: Path) -> dict[str, tuple[list, int, str]]:
+    empty_class, extra_class, no_classes = folder / "empty", folder / "extra", folder / "none"
+    shutil.copytree(data, empty_class)
+    (empty_class / "train" / "9").mkdir()
+    shutil.copytree(data, extra_class)
+    shutil.copytree(data / "valid" / "1", extra_class / "valid" / "77")
+    (no_classes / "train").mkdir(parents=True)
+    (folder / "occupied").write_text("a file")
+    weights = folder / "weights.pth"
+    weights.write_bytes(b"not a checkpoint")
+    return {
+        "no such folder": (["--data-dir", folder / "missing"], 1, "missing"),
+        "no classes": (["--data-dir", no_classes], 1, "class"),
+        "empty class": (["--data-dir", empty_class], 1, "9"),
+        "class that train lacks": (["--data-dir", extra_class], 1, "77"),
+        "unknown model": (["--data-dir", data, "--model", "resnet81"], 1, "resnet18"),
+        "weights that are none": (["--data-dir", data, "--weights", weights], 1, "weights.pth"),
+        "output that is a file": (["--data-dir", data, "--output-dir", folder / "occupied"], 1, "occupied"),
+        "bad value": (["--data-dir", data, "--epochs", 0], 2, "--epochs: got 0, expected at least 1"),
+        "bad word": (["--data-dir", data, "--epochs", "ten"], 2, "--epochs"),
+        "unknown flag": (["--data-dir", data, "--learning-rate", 1], 2, "--learning-rate"),
+        "features cannot be mixed": (["--data-dir", data, "--mixup-alpha", 0.2], 2, "--no-feature-cache"),
+        "fp16 on a CPU": (["--data-dir", data, "--mixed-precision", "fp16"], 2, "bf16"),
+        "unknown tracker": (["--data-dir", data, "--log-with", "paper"], 2, "paper"),
+        "silly saving": (["--data-dir", data, "--save-every", "often"], 2, "often"),
+    }
+
+
+def test_every_wrong_start_is_one_line(sample_set: Path, tmp_path: Path) -> None:
+    for name, (flags, code, words) in wrong_starts(sample_set, tmp_path).items():
+        job = Job("train", [*TINY, "--output-dir", "run", *flags], folder=tmp_path)
+        assert job.wait() == [code], f"{name}: {job.output}"
+        lines = [line for line in job.output.splitlines() if line]
+        assert len([line for line in lines if line.startswith("error: ")]) == 1, f"{name}: {job.output}"
+        assert "Traceback" not in job.output, name
+        assert words in lines[-1], f"{name}: {lines[-1]}"
+
+
+def test_odd_names_survive_training_prediction_and_reading_back(sample_set: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    odd = os.fsdecode(b'a "b", c\n\xff \xf0\x9f\x8c\xbc')  # quotes, comma, newline, a byte that is not UTF-8, emoji
+    for split in ("train", "valid", "test"):
+        (data / split / "1").rename(data / split / odd)
+    victim = next((data / "test" / odd).iterdir())
+    victim = victim.rename(victim.with_name(os.fsdecode(b"\xe9t\xe9, 1\\2.JPG")))
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
+    assert job.codes == [0], job.output
+    assert load_bundle(tmp_path / "run").classes.folders[-1] == odd
+    predict = ["--checkpoint", "run", "--input", data / "test", "--output", "p.csv", "--engine", "torch"]
+    predicted = Job("predict", predict, folder=tmp_path)
+    assert predicted.wait() == [0], predicted.output
+    from flowers.data.paths import decode_path
+
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        paths = {decode_path(row["path"]) for row in csv.DictReader(file)}
+    assert paths == {path.relative_to(data / "test").as_posix() for path in (data / "test").rglob("*.[jJ]*")}
+    assert victim.relative_to(data / "test").as_posix() in paths
+    evaluated = Job("evaluate", ["--checkpoint", "run", "--data-dir", data, "-j", 0], folder=tmp_path)
+    assert evaluated.wait() == [0], evaluated.output
+
+
+def test_a_list_file_serves_training_and_evaluation(sample_set: Path, tmp_path: Path) -> None:
+    rows = [
+        (path, path.parent.name, split)
+        for split in ("train", "valid", "test")
+        for path in sorted((sample_set / split).rglob("*.jpg"))
+    ]
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "class", "split"])
+        writer.writerows(rows)
+    job = train(tmp_path, *TINY, "--data-dir", "list.csv", "--epochs", 1)
+    assert job.codes == [0], job.output
+    assert "32 train, 16 valid, 16 test images, 4 classes" in job.output
+    evaluated = Job("evaluate", ["--checkpoint", "run", "--data-dir", "list.csv", "-j", 0], folder=tmp_path)
+    assert evaluated.wait() == [0], evaluated.output
+    assert json.loads((tmp_path / "run" / "metrics-test.json").read_text())["images"] == 16
+
+
+def test_accelerate_launch_really_runs_two_processes(sample_set: Path, tmp_path: Path) -> None:
+    accelerate = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        ROOT / "launch" / "cpu_multi.yaml",
+    ]
+    launch = [*accelerate, "--num_processes", 2]
+    env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    flags = [*TINY[:-1], 4, "--data-dir", sample_set, "--epochs", 1, "--output-dir", "run"]
+
+    def run(*command: object) -> str:
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "4 x 2 processes x 1 micro-steps = 8 images a step" in run(*launch, ROOT / "jobs" / "train.py", *flags)
+    predict = ["--checkpoint", "run", "--input", sample_set / "test", "--engine", "torch", "-b", 4]
+    run(*launch, ROOT / "jobs" / "predict.py", *predict, "--output", "two.csv")
+    run(sys.executable, ROOT / "jobs" / "predict.py", *predict, "--output", "one.csv")
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    with open(tmp_path / "one.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 16
+
+
+def test_the_quickstart(tmp_path: Path) -> None:
+    """The command that README starts with, in the environment that runs these tests."""
+    env = {**os.environ, "FLOWERS_VENV": sys.prefix, "WORK_DIR": str(tmp_path)}
+    env.pop("OMP_NUM_THREADS")
+    script = ROOT / "launch" / "quickstart.sh"
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "quickstart"
+    assert json.loads((run / "metrics.json").read_text())["test"]["top1"] > 0.95
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 240
+    right = sum(row["path"].split("/")[0] == row["class"] for row in rows)
+    assert right / 240 > 0.95
