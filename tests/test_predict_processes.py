@@ -97,7 +97,7 @@ def test_embeddings_survive_kills(start, place: Path, tmp_path: Path) -> None:
     assert job.wait() == [0], job.output
     for enough in (1, 15):
         job = start("--embeddings", tmp_path / "found.npy", processes=2)
-        wait_for(lambda enough=enough: len(list((tmp_path / "out.csv.parts").glob("*/parts/????????"))) >= enough)
+        wait_for(lambda enough=enough: len(parts_in(tmp_path)) >= enough)
         job.kill()
     assert not (tmp_path / "found.npy").exists()
     job = start("--embeddings", tmp_path / "found.npy", processes=2)
@@ -117,7 +117,7 @@ def test_two_processes_share_the_work(start, place: Path, tmp_path: Path) -> Non
 
 def test_one_of_two_processes_dies_and_the_other_does_its_shards(start, undisturbed: bytes, tmp_path: Path) -> None:
     job = start(processes=2)
-    parts = wait_for(lambda: sorted((tmp_path / "out.csv.parts").glob("*/parts/????????")))
+    parts = wait_for(lambda: parts_in(tmp_path))
     assert len(parts) < PHOTOS // 8
     job.processes[1].kill()
     assert job.wait() == [0, -signal.SIGKILL], job.output
@@ -135,7 +135,7 @@ def test_two_jobs_on_one_output_do_the_work_together(start, undisturbed: bytes, 
 
 def test_another_job_on_a_busy_output_is_refused_even_with_overwrite(start, undisturbed: bytes, tmp_path: Path) -> None:
     first = start()
-    wait_for(lambda: list((tmp_path / "out.csv.parts").glob("*/parts/????????")))
+    wait_for(lambda: parts_in(tmp_path))
     os.kill(first.processes[0].pid, signal.SIGSTOP)
     second = start("--topk", 2, "--overwrite")
     second_codes = second.wait()
@@ -151,7 +151,7 @@ def test_a_stop_signal_ends_in_75_and_the_next_start_finishes(
     start, undisturbed: bytes, tmp_path: Path, number: int
 ) -> None:
     job = start(processes=2)
-    wait_for(lambda: list((tmp_path / "out.csv.parts").glob("*/parts/????????")))
+    wait_for(lambda: parts_in(tmp_path))
     job.signal(number)
     assert job.wait() == [75, 75], job.output
     assert "the same command goes on from there" in job.output
@@ -164,10 +164,8 @@ def test_a_stop_signal_ends_in_75_and_the_next_start_finishes(
 
 def test_what_fails_on_the_main_process_ends_the_others_too(start, tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("somebody else's")
-    started_s = time.monotonic()
     job = start(processes=2)
     assert job.wait() == [1, 1]
-    assert time.monotonic() - started_s < 30
     assert job.output.count("error:") == 1
     assert "not known to be this job's" in job.output
 
@@ -182,7 +180,7 @@ def test_the_true_command_line_killed_and_finished(place: Path, undisturbed: byt
     command += ["--checkpoint", place / "bundle", "--input", place / "photos", "--output", tmp_path / "out.csv"]
     command = list(map(str, [*command, *FLAGS]))
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: list((tmp_path / "out.csv.parts").glob("*/parts/????????")), timeout_s=60)
+    wait_for(lambda: parts_in(tmp_path), timeout_s=120)
     os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
     assert not (tmp_path / "out.csv").exists()
@@ -193,7 +191,15 @@ def test_the_true_command_line_killed_and_finished(place: Path, undisturbed: byt
     check_clean(tmp_path)
 
 
-def wait_for(look, timeout_s: float = 30):
+def parts_in(folder: Path) -> list[Path]:
+    """The finished parts, in order; the job renames and removes folders while we look."""
+    try:
+        return sorted((folder / "out.csv.parts").glob("*/parts/????????"))
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(look, timeout_s: float = 120):
     """What ``look`` finds, as soon as it finds something."""
     until_s = time.monotonic() + timeout_s
     while not (found := look()):

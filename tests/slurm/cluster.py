@@ -84,9 +84,10 @@ class Cluster:
         """A job by its number, 12 or, of an array, 12_3."""
         return ClusterJob(self, number.strip())
 
-    def node_state(self, node: str) -> str:
-        """Such as ``idle``, ``alloc``, ``down*``."""
-        return self.run("sinfo", "-h", "-n", node, "-o", "%t").stdout.strip()
+    def boot(self, node: str) -> None:
+        """Power a node on again, and let Slurm use it whatever it had made of the loss."""
+        self.manage("boot-node", node)
+        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
 
 class ClusterJob:
