@@ -79,7 +79,7 @@ def duration(seconds: Sequence[float]) -> str:
 
 
 def times_faster(plain: Sequence[float], ours: Sequence[float]) -> str:
-    """How often as fast we are, round by round: the median of the ratios and their spread, such as 2.1x (2.0 to 2.3)."""
+    """How often as fast we are, round by round: the median ratio and the spread, such as 2.1x (2.0 to 2.3)."""
     ratios = [plain_s / our_s for plain_s, our_s in zip(plain, ours, strict=True)]
     return f"{short(statistics.median(ratios))}x ({spread(ratios)})"
 
@@ -138,7 +138,7 @@ class Contestant:
     def __init__(self, prepare: Callable[..., Callable[[], object]], *arguments: object):
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_live, args=(other, prepare, arguments), daemon=True)
+        self._process = context.Process(target=_live, args=(other, prepare, arguments))
         self._process.start()
         other.close()
 
