@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from flowers import processes
 from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
 from flowers.data.transforms import Preprocessing
 from flowers.errors import ModelError, UsageError
-from flowers.models import engine_openvino, engine_torch, engines
+from flowers.models import engine_openvino, engines
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.engines import Engine, build_engine
@@ -377,7 +378,7 @@ def test_native_bf16_is_read_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     for flags, expected in (("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx512f", False)):
         content = f"processor\t: 0\nflags\t\t: {flags}\n"
         monkeypatch.setattr("builtins.open", lambda *args, text=content, **kwargs: __import__("io").StringIO(text))
-        assert engine_torch.cpu_has_bf16() == expected
+        assert processes.cpu_has_bf16() == expected
         monkeypatch.undo()
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from flowers.config.recipes import RECIPES, recipe_defaults
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -20,6 +22,8 @@ class TrainConfig:
     """Run folder: config, history, checkpoints, best and last model; default: runs/DATA-MODEL."""
     config: Path | None = None
     """YAML file of defaults for these flags; a run's own config.yaml works."""
+    recipe: Literal[*RECIPES] | None = None
+    """Named set of defaults for these flags; what is given beside it wins. original2018: the blog post's set-up."""
 
     model: Annotated[str, arg(aliases=["--arch"])] = "efficientnet_lite0"
     """efficientnet_lite0, any torchvision classifier by name, or any timm model as timm/NAME."""
@@ -44,8 +48,10 @@ class TrainConfig:
     """Peak learning rate; the default depends on what is trained and is printed."""
     weight_decay: float = 0.1
     """Not applied to biases and normalisation."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine down to zero, or as it is."""
     warmup_epochs: float = 0.5
-    """Epochs of linear warm-up before the cosine."""
+    """Epochs of linear warm-up."""
     max_grad_norm: float | None = None
     """Clip the gradient to this norm."""
     label_smoothing: float = 0.1
@@ -109,11 +115,16 @@ class TrainConfig:
     """A tracker of Accelerate's: tensorboard, wandb, ..."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Default: what `accelerate launch` says, else no."""
+    """Default: what `accelerate launch` says; else bf16 for whole networks where the device has it, no for heads."""
     compile: bool = False
     """Compile the network with torch.compile."""
     seed: int = 0
     """Fixes order, augmentation, head initialisation and dropout."""
+
+    @staticmethod
+    def preset(recipe: str) -> dict[str, object]:
+        """Defaults that ``--recipe`` puts in the place of these; see ``flowers.cli.parse``."""
+        return recipe_defaults(recipe)
 
     @property
     def run_dir(self) -> Path:

@@ -13,6 +13,7 @@ from torch import nn
 from flowers.data.transforms import Preprocessing
 from flowers.errors import UsageError
 from flowers.models.heads import Classifier, pooled
+from flowers.processes import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Infer = Callable[[np.ndarray], list[np.ndarray]]
@@ -58,6 +59,8 @@ def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) ->
         UsageError: compilation for the CPU without a C++ compiler.
     """
     network = network.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if compiled:
         if device.type == "cpu":
             _check_compiler()
@@ -89,16 +92,6 @@ def drawn_pictures(count: int, size: int) -> np.ndarray:
         detail = torch.from_numpy(rng.standard_normal((count, 3, cells, cells), np.float32))
         total += nn.functional.interpolate(detail, (size, size), mode="bilinear") * (2 / cells)
     return (120 + 50 * total).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or ARM's); elsewhere bf16 is slower."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.lower().startswith(("flags", "features"))), "")
-    except OSError:  # not Linux
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 def _check_compiler() -> None:

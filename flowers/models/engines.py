@@ -26,9 +26,9 @@ from flowers.errors import ModelError, UsageError
 from flowers.models import engine_openvino
 from flowers.models.bundle import Bundle
 from flowers.models.engine_pool import Pool, cut, run_all
-from flowers.models.engine_torch import DTYPES, PixelNetwork, cpu_has_bf16, drawn_pictures, torch_worker
+from flowers.models.engine_torch import DTYPES, PixelNetwork, drawn_pictures, torch_worker
 from flowers.models.heads import Classifier
-from flowers.processes import cpus_per_process
+from flowers.processes import cpu_has_bf16, cpus_per_process
 
 ENGINES = ("auto", "torch", "compile", "openvino")
 PRECISIONS = ("auto", *DTYPES)

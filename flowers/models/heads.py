@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flowers.errors import ModelError
+from flowers.models.depthwise import fast_depthwise
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Classifier(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images [B, 3, H, W] to what the head sees, [B, in_features]."""
         if not self._frozen:
-            return pooled(self.backbone(images))
+            with fast_depthwise(images.device):
+                return pooled(self.backbone(images))
         if self.backbone.training:  # someone called backbone.train() behind our back
             self.backbone.eval()
         with torch.no_grad():

@@ -28,7 +28,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         raise UsageError(f"--batch-size: got {config.batch_size}, expected at least 1")
     bundle = load_bundle(config.checkpoint)
     samples = load_split(config.data_dir, config.split, bundle.classes)
-    accelerator = processes.start(config.mixed_precision)
+    accelerator = processes.start(config.mixed_precision, default_precision="no")
     classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)

@@ -67,7 +67,12 @@ def train(config: TrainConfig) -> int:
             split_file=run_dir / "split.json",
         )
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
-        accelerator = processes.start(config.mixed_precision, config.log_with, str(run_dir))
+        accelerator = processes.start(
+            config.mixed_precision,
+            config.log_with,
+            str(run_dir),
+            default_precision="no" if config.finetune == "head" else None,
+        )
         data = settle_splits(data)
         try:
             if config.finetune == "staged" and find_checkpoint(config) is None:
