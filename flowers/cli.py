@@ -71,7 +71,9 @@ def is_lost_peer(error: RuntimeError) -> bool:
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """Build a job's config from flags, over the YAML file that ``--config`` names, over the defaults.
+    """Build a job's config from flags, over the YAML file that ``--config`` names, over a recipe, over the defaults.
+
+    A config class with a ``preset`` takes ``--recipe NAME``, from the flags or the file, for a set of defaults.
 
     Raises:
         UsageError: one line, for a wrong flag, value, or config file.
@@ -81,6 +83,9 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     config_file = _value_of(argv, "--config")
     if config_file is not None and dataclasses.is_dataclass(config_type):
         argv = [*flags_from_yaml(config_type, Path(config_file)), *argv]
+    recipe = _value_of(argv, "--recipe")
+    if recipe not in (None, "None") and hasattr(config_type, "preset"):
+        argv = [*_as_flags(config_type.preset(recipe)), *argv]
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -109,15 +114,20 @@ def flags_from_yaml(config_type: type, path: Path) -> list[str]:
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: got a {type(values).__name__}, expected a mapping such as `epochs: 20`")
     known = {field.name for field in dataclasses.fields(config_type)} - {"config"}
-    flags: list[str] = []
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name == "config":
-            continue
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values.pop("config", None)
+    for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"--config {path}: unknown setting {key!r}{hint}")
+            raise UsageError(f"--config {path}: unknown setting {name!r}{hint}")
+    return _as_flags(values)
+
+
+def _as_flags(values: dict[str, object]) -> list[str]:
+    """Field names and plain values, as on a command line."""
+    flags: list[str] = []
+    for name, value in values.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))

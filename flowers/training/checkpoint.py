@@ -40,6 +40,8 @@ class Progress:
     history_bytes: int = 0
     rank_sums: list[list[float]] = field(default_factory=list)
     """For each rank, of the epoch so far: summed loss, hits, images."""
+    validated: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Summed loss and images of the epoch, over all ranks, when it was last validated."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Plan:
     warmup_steps: int
     peak_lr: float
     num_classes: int
+    schedule: str = "cosine"
     grad_accum_steps: int = 1
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0
@@ -62,7 +63,13 @@ class Plan:
 
     def lr(self, step: int) -> float:
         """Learning rate of an update."""
-        return learning_rate(step, peak=self.peak_lr, warmup_steps=self.warmup_steps, total_steps=self.total_steps)
+        return learning_rate(
+            step,
+            peak=self.peak_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+            schedule=self.schedule,
+        )
 
 
 @dataclass
@@ -248,17 +255,32 @@ def validate(run: Run) -> None:
         if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
             progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
             run.save_best(metrics)
+    values = {**metrics.to_dict(), "train_loss": loss_since_validation(run)}
     if run.accelerator.is_main_process:
-        run.history.append("valid", step=progress.step, epoch=progress.epoch + 1, **metrics.to_dict())
-    run.accelerator.log({f"valid/{name}": value for name, value in metrics.to_dict().items()}, step=progress.step)
+        run.history.append("valid", step=progress.step, epoch=progress.epoch + 1, **values)
+    run.accelerator.log({f"valid/{name}": value for name, value in values.items()}, step=progress.step)
     run.last_metrics = metrics
+    if progress.step_in_epoch < run.plan.steps_per_epoch:
+        say_validation(run, metrics, values["train_loss"])
+
+
+def epoch_sums(run: Run) -> list[float]:
+    """Of the epoch so far, over all ranks: summed loss, hits, images."""
+    return run.accelerator.reduce(torch.tensor(run.sums, dtype=torch.float64).to(run.accelerator.device)).tolist()
+
+
+def loss_since_validation(run: Run) -> float:
+    """Mean training loss of all ranks' images since the last validation, or since the epoch began."""
+    loss, _, images = epoch_sums(run)
+    loss_before, images_before = run.progress.validated
+    run.progress.validated = [loss, images]
+    return (loss - loss_before) / max(images - images_before, 1.0)
 
 
 def end_epoch(run: Run) -> None:
     """Sum the epoch up over all ranks and go on to the next one."""
     progress = run.progress
-    sums = torch.tensor(run.sums, dtype=torch.float64).to(run.accelerator.device)
-    loss, hits, images = run.accelerator.reduce(sums).tolist()
+    loss, hits, images = epoch_sums(run)
     values = {"loss": loss / images, "top1": hits / images, "images": int(images)}
     lr = run.plan.lr(progress.step - 1)
     if run.accelerator.is_main_process:
@@ -267,7 +289,18 @@ def end_epoch(run: Run) -> None:
     say_epoch(run, values)
     progress.epoch += 1
     progress.step_in_epoch = 0
+    progress.validated = [0.0, 0.0]
     run.sums = [0.0, 0.0, 0.0]
+
+
+def say_validation(run: Run, metrics: Metrics, train_loss: float) -> None:
+    """A line for each validation that ``--eval-every`` asks for within an epoch."""
+    progress = run.progress
+    best = ", the best so far" if progress.best_step == progress.step else ""
+    console.say(
+        f"epoch {progress.epoch + 1}/{run.plan.epochs}, step {progress.step}: train loss {train_loss:.4f}; "
+        f"valid loss {metrics.loss:.4f} top1 {metrics.top1:.4f} top5 {metrics.top5:.4f}{best}"
+    )
 
 
 def say_epoch(run: Run, values: dict) -> None:

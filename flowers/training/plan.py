@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from flowers.config.recipes import check_model
 from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.order import Order
@@ -15,9 +16,9 @@ from flowers.training.loop import Plan
 
 # What a resume may change: flags that do not alter what is computed, and those that are checked by their effect.
 FREE_FLAGS = {
-    "data_dir", "output_dir", "config", "weights", "batch_size", "grad_accum_steps", "class_names", "on_bad_image",
-    "val_fraction", "cache", "workers", "eval_every", "save_every", "keep", "resume", "max_hours", "log_interval",
-    "log_with",
+    "data_dir", "output_dir", "config", "recipe", "weights", "batch_size", "grad_accum_steps", "class_names",
+    "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep", "resume", "max_hours",
+    "log_interval", "log_with",
 }  # fmt: skip
 PEAK_LR = {
     "head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03},
@@ -59,6 +60,7 @@ def check_flags(config: TrainConfig) -> None:
     if config.views > 1 and not uses_features(config):
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
     parse_save_every(config.save_every, 1)
+    check_model(config.recipe, config.model)
 
 
 def uses_features(config: TrainConfig) -> bool:
@@ -85,6 +87,7 @@ def build_plan(config: TrainConfig, order: Order, num_classes: int) -> Plan:
         steps_per_epoch=steps_per_epoch,
         warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch // 2),
         peak_lr=config.lr,
+        schedule=config.schedule,
         num_classes=num_classes,
         grad_accum_steps=config.grad_accum_steps,
         label_smoothing=config.label_smoothing,

@@ -42,8 +42,10 @@ def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torc
     return kinds[name]()
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
     """Learning rate of the update number ``step`` (the first is 0): linear warm-up, then half a cosine to zero.
+
+    Or, of a schedule that is "constant", the peak from there on.
 
     A function of the update count alone, so one process and eight follow the same curve.
 
@@ -51,6 +53,8 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return peak
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
