@@ -31,6 +31,11 @@ def test_learning_rate_without_warmup_starts_at_the_peak() -> None:
     assert learning_rate(0, peak=0.3, warmup_steps=0, total_steps=10) == 0.3
 
 
+def test_a_constant_schedule_stays_at_the_peak_after_the_warmup() -> None:
+    rates = [learning_rate(step, peak=1.0, warmup_steps=1, total_steps=4, schedule="constant") for step in range(4)]
+    assert rates == [0.5, 1.0, 1.0, 1.0]
+
+
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
