@@ -44,8 +44,8 @@ class TrainConfig:
     """Micro-steps whose gradients make one step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """SGD has Nesterov momentum 0.9."""
-    lr: float | None = None
-    """Peak learning rate; the default depends on what is trained and is printed."""
+    lr: float | Literal["auto"] | None = None
+    """Peak learning rate; the default depends on what is trained and is printed. auto: found by a range test."""
     weight_decay: float = 0.1
     """Not applied to biases and normalisation."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -45,7 +45,7 @@ def check_flags(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
     for name in ("lr", "max_grad_norm", "max_hours"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value not in (None, "auto") and not 0 < value < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
     for name in ("dropout", "label_smoothing", "val_fraction", "hflip", "random_erasing", "model_ema_decay"):
         value = getattr(config, name)
@@ -72,10 +72,15 @@ def resolve_defaults(config: TrainConfig, global_batch_size: int) -> TrainConfig
     """Fill in the flags whose defaults depend on others.
 
     The default learning rate grows with the square root of the global batch, as suits Adam
-    (Granziol et al. 2022, arXiv:2006.09092); one that the user gives is taken as it is.
+    (Granziol et al. 2022, arXiv:2006.09092); one that the user gives is taken as it is. In the place of ``auto``
+    stands the default, about which it will be searched.
     """
     epochs = config.epochs or (EPOCHS_ON_FEATURES if uses_features(config) else EPOCHS_ON_IMAGES)
-    lr = config.lr or float(f"{PEAK_LR[config.finetune][config.optimizer] * (global_batch_size / 32) ** 0.5:.3g}")
+    lr = (
+        config.lr
+        if isinstance(config.lr, float | int)
+        else float(f"{PEAK_LR[config.finetune][config.optimizer] * (global_batch_size / 32) ** 0.5:.3g}")
+    )
     return dataclasses.replace(config, epochs=epochs, lr=lr)
 
 

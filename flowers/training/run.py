@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import yaml
@@ -21,6 +23,7 @@ from flowers.training.checkpoint import Checkpoint, RunLock
 from flowers.training.history import History
 from flowers.training.loop import Run, evaluate, fit
 from flowers.training.plan import (
+from flowers.training.lr_finder import SPAN, STEPS, LrCurve, range_test, write_curve
     build_plan,
     check_flags,
     fingerprint,
@@ -51,8 +54,22 @@ def train(config: TrainConfig) -> int:
         FlowersError: anything that the user can mend, in one line.
     """
     check_flags(config)
-    run_dir = config.run_dir
-    config = dataclasses.replace(config, output_dir=run_dir)
+    config = dataclasses.replace(config, output_dir=config.run_dir)
+    with opened(config) as (accelerator, data, stop):
+        if config.finetune == "staged" and find_checkpoint(config) is None:
+            train_head_stage(config, accelerator, data, stop)
+        Job(config, accelerator, data, stop).train()
+    return 0
+
+
+@contextlib.contextmanager
+def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, StopRequest]]:
+    """Inside the block the run folder is ours, the processes are one group, and signals ask to stop.
+
+    Raises:
+        FlowersError: the folder is in use or cannot be written, the data or the launch is not as it should be.
+    """
+    run_dir = config.output_dir
     with contextlib.ExitStack() as stack:
         if console.is_main_process():
             make_folder(run_dir)
@@ -75,15 +92,17 @@ def train(config: TrainConfig) -> int:
         )
         data = settle_splits(data)
         try:
-            if config.finetune == "staged" and find_checkpoint(config) is None:
-                Job(head_stage(config), accelerator, dataclasses.replace(data, test=None), stop).train(last_stage=False)
-                accelerator.free_memory()
-            Job(config, accelerator, data, stop).train()
+            yield accelerator, data, stop
         except StoppedError:  # on all ranks alike; after any other error the ranks are no longer in step
             accelerator.end_training()
             raise
         accelerator.end_training()
-    return 0
+
+
+def train_head_stage(config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest) -> None:
+    """What a staged run begins with, unless it is done already."""
+    Job(head_stage(config), accelerator, dataclasses.replace(data, test=None), stop).train(last_stage=False)
+    accelerator.free_memory()
 
 
 def head_stage(config: TrainConfig) -> TrainConfig:
@@ -105,6 +124,9 @@ class Job:
         self.data = settle_bad_images(config, accelerator, data, self.cache)
         self.order = build_order(config, self.data, accelerator.num_processes)
         self.config = resolve_defaults(config, self.order.global_batch_size)
+        if config.lr == "auto" and self.resumed is not None:
+            config = dataclasses.replace(config, lr=self.resumed.fingerprint["--lr"])
+        self.searches_lr = config.lr == "auto"
         self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
         if self.resumed is not None:
             checkpoints.check_fingerprint(self.resumed, self.fingerprint)
@@ -124,6 +146,8 @@ class Job:
             run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
         try:
             fit(run)
+            if self.searches_lr:
+                self.settle_lr(run)
         except StoppedError:
             if self.accelerator.is_main_process:
                 self.stop.clear()
@@ -142,9 +166,7 @@ class Job:
     def describe(self) -> None:
         """Say what will be done, and keep the resolved config."""
         config, plan, order = self.config, self.plan, self.order
-        if self.accelerator.is_main_process:
-            with write_atomically(self.run_dir / "config.yaml") as file:
-                yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+        self.save_config()
         trainable = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.classifier.parameters())
         test = f", {len(self.data.test)} test" if self.data.test else ""
@@ -153,7 +175,8 @@ class Job:
             ("data", f"{len(self.data.train)} train, {len(self.data.valid)} valid{test} images, "
              f"{plan.num_classes} classes in {config.data_dir}"),
             ("model", f"{config.model}, weights {config.weights}, {self.preprocessing.crop} px"),
-            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {plan.peak_lr:g}"),
+            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr "
+             + ("auto" if self.searches_lr else f"{plan.peak_lr:g}")),
             ("batch", f"{config.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps = "
              f"{order.global_batch_size} images a step"),
             ("length", f"{plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.total_steps} steps"),
@@ -163,6 +186,38 @@ class Job:
         console.facts("flowers: train", rows)
 
     def build_source(self) -> Source:
+    def save_config(self) -> None:
+        """Keep the resolved config in the run folder."""
+        if self.accelerator.is_main_process:
+            with write_atomically(self.run_dir / "config.yaml") as file:
+                yaml.safe_dump(to_plain(self.config), file, sort_keys=False, allow_unicode=True)
+
+    def settle_lr(self, run: Run) -> None:
+        """``--lr auto``: search, and go on as if the rate that was found had been given."""
+        curve = self.search_lr(run)
+        lr = curve.suggestion or self.config.lr
+        self.config = dataclasses.replace(self.config, lr=lr)
+        self.fingerprint["--lr"] = lr
+        run.plan = self.plan = dataclasses.replace(self.plan, peak_lr=lr)
+        self.save_config()
+
+    def search_lr(
+        self,
+        run: Run,
+        low: float | None = None,
+        high: float | None = None,
+        steps: int = STEPS,
+        output: Path | None = None,
+    ) -> LrCurve:
+        """Draw the loss over the learning rate, about the default one; show, write and return what was found."""
+        default = self.config.lr
+        curve = range_test(run, low or default / SPAN, high or default * SPAN, steps)
+        output = output or self.run_dir / "lr_finder.png"
+        config, images = self.config, self.order.global_batch_size
+        what = f"{config.model}, --finetune {config.finetune}, {config.optimizer}, {images} images a step"
+        processes.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
+        return curve
+
         """Images, or cached features where the backbone does not change."""
         parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
         if not uses_features(self.config):

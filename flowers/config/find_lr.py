@@ -1,0 +1,35 @@
+"""Flags of ``jobs/find_lr.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowers.config.train import TrainConfig
+from flowers.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FindLrConfig(TrainConfig):
+    """Look for a learning rate: train some steps at growing rates and see how the loss answers. Nothing is kept of it.
+
+    Takes all flags of jobs/train.py, so that what is tested is what will be trained; `--lr auto` there does the same.
+    """
+
+    steps: int = 100
+    """Steps of the test; more give a smoother curve."""
+    min_lr: float | None = None
+    """Rate of the first step; default: a three-hundredth of --lr, or of its default."""
+    max_lr: float | None = None
+    """Rate of the last step; default: three hundred times --lr, or its default."""
+    output: Path | None = None
+    """Picture of the curve, .png; the figures go beside it into a .json. Default: lr_finder.png in the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 10:
+            raise UsageError(f"--steps: got {self.steps}, expected at least 10")
+        for flag, rate in (("--min-lr", self.min_lr), ("--max-lr", self.max_lr)):
+            if rate is not None and not 0 < rate < float("inf"):
+                raise UsageError(f"{flag}: got {rate}, expected a number above 0")
+        if self.min_lr is not None and self.max_lr is not None and self.min_lr >= self.max_lr:
+            raise UsageError(f"--min-lr {self.min_lr:g}: expected less than --max-lr {self.max_lr:g}")
+        if self.output is not None and self.output.suffix.lower() != ".png":
+            raise UsageError(f"--output: got {self.output.name}, expected a name ending in .png")

@@ -1,0 +1,40 @@
+"""The job that looks for a learning rate: a run set up as for training, and only tried."""
+
+import dataclasses
+
+from flowers import console
+from flowers.config.find_lr import FindLrConfig
+from flowers.errors import CheckpointError, UsageError
+from flowers.training.lr_finder import SPAN
+from flowers.training.plan import check_flags
+from flowers.training.run import Job, opened, train_head_stage
+
+
+def find_lr(config: FindLrConfig) -> int:
+    """Test learning rates as the flags say; the curve is written, and in the run folder stays what training needs too.
+
+    That is the cache of features, and of a staged run the head of its first stage.
+
+    Returns:
+        0, with a suggestion or without.
+
+    Raises:
+        FlowersError: anything that the user can mend, in one line.
+    """
+    check_flags(config)
+    config = dataclasses.replace(config, output_dir=config.run_dir, log_with=None)
+    with opened(config) as (accelerator, data, stop):
+        if config.finetune == "staged":
+            train_head_stage(config, accelerator, data, stop)
+        job = Job(config, accelerator, data, stop)
+        if job.resumed is not None:
+            raise CheckpointError(f"{console.plain(config.output_dir)} holds a run, begun with its own learning rate; "
+                                  "give another --output-dir")  # fmt: skip
+        low, high = config.min_lr or job.config.lr / SPAN, config.max_lr or job.config.lr * SPAN
+        if low >= high:
+            raise UsageError(f"the rates would go from {low:g} to {high:g}: choose --min-lr and --max-lr")
+        job.describe()
+        curve = job.search_lr(job.build_run(job.build_source()), low, high, config.steps, config.output)
+    lr = curve.suggestion or job.config.lr
+    console.say(f"next:  the same flags to jobs/train.py, with --lr {lr:g}")
+    return 0
