@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from flowers.training.groups import parameter_groups
 from flowers.training.recipe import (
     WeightAverage,
     build_optimizer,
     learning_rate,
     mix,
-    parameter_groups,
     step_seed,
     weighted_loss,
 )

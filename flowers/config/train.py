@@ -48,6 +48,8 @@ class TrainConfig:
     """Peak learning rate; the default depends on what is trained and is printed. auto: found by a range test."""
     weight_decay: float = 0.1
     """Not applied to biases and normalisation."""
+    layer_decay: float = 1.0
+    """Share of the learning rate that each block of the backbone has of that of the block above it."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: half a cosine down to zero, or as it is."""
     warmup_epochs: float = 0.5
@@ -60,6 +62,14 @@ class TrainConfig:
     """Beta parameter of mixup; 0 is off."""
     cutmix_alpha: float = 0.0
     """Beta parameter of CutMix; 0 is off."""
+    mix_off_epochs: int = 0
+    """Epochs at the end without mixup and CutMix."""
+    drop_path: float = 0.0
+    """Stochastic depth: probability of leaving out the last residual branch, less for those below."""
+    freeze_bn: bool = False
+    """With --finetune full or staged: batch norm keeps its statistics."""
+    patience: int | None = None
+    """Stop when so many epochs in a row have brought no better model."""
     model_ema_decay: float | None = None
     """Keep an exponential moving average of the weights, evaluate and save that."""
     balance: Literal["none", "classes"] = "none"
@@ -69,6 +79,8 @@ class TrainConfig:
     """Side of the square that the network sees; default: the model's own."""
     train_size: int | None = None
     """Side of the square at training, if another than at evaluation; smaller trains faster."""
+    first_train_size: int | None = None
+    """Side of the square in the first epoch; it grows evenly up to --train-size, reached for the last quarter."""
     resize: int | None = None
     """Short side before the centre crop at evaluation; default: the model's own."""
     rotation: float = 30.0

@@ -1,6 +1,7 @@
 """From sample lists to uint8 batches, in loader processes that can be of any number: the batches stay the same."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class TrainLoader:
         rank: of this process, 0 to order.world_size - 1.
         workers: loader processes; 0 loads in this process.
         cache: decoded images to use instead of the files.
+        sizes: side of the views, epoch by epoch; default: always the augmentation's.
         pin_memory: for a GPU.
     """
 
@@ -55,11 +57,12 @@ class TrainLoader:
         rank: int,
         workers: int,
         cache: ImageCache | None = None,
+        sizes: Sequence[int] = (),
         pin_memory: bool = False,
     ):
         self.order = order
         self._batches = _EpochBatches(order, rank)
-        views = _TrainViews(samples, augmentation, order.seed, cache)
+        views = _TrainViews(samples, augmentation, order.seed, cache, sizes)
         self._loader = make_loader(
             views,
             self._batches,
@@ -191,7 +194,8 @@ class _Views(torch.utils.data.Dataset):
         return len(self._samples)
 
     def __getitems__(self, draws: list[Draw]) -> Batch | str:
-        images = torch.empty((len(draws), self._size, self._size, 3), dtype=torch.uint8)
+        size = self._side(draws[0].epoch)
+        images = torch.empty((len(draws), size, size, 3), dtype=torch.uint8)
         for pixels, draw in zip(images.numpy(), draws, strict=True):
             try:
                 pixels[:] = self._view(draw)
@@ -203,23 +207,37 @@ class _Views(torch.utils.data.Dataset):
         weights = np.array([draw.weight for draw in draws], dtype=np.float32)
         return Batch(images, *map(torch.from_numpy, (targets, weights, indices)))
 
+    def _side(self, epoch: int) -> int:
+        return self._size
+
     def _view(self, draw: Draw) -> np.ndarray:
         raise NotImplementedError
 
 
 class _TrainViews(_Views):
-    def __init__(self, samples: Samples, augmentation: Augmentation, seed: int, cache: ImageCache | None):
-        super().__init__(samples, augmentation.size)
-        self._augmentation, self._seed, self._cache = augmentation, seed, cache
+    def __init__(
+        self,
+        samples: Samples,
+        augmentation: Augmentation,
+        seed: int,
+        cache: ImageCache | None,
+        sizes: Sequence[int],
+    ):
+        super().__init__(samples, max([augmentation.size, *sizes]))
+        self._augmentation, self._seed, self._cache, self._sizes = augmentation, seed, cache, sizes
         self._rows = cache.rows(samples) if cache is not None else None
 
+    def _side(self, epoch: int) -> int:
+        return self._sizes[epoch] if self._sizes else self._augmentation.size
+
     def _view(self, draw: Draw) -> np.ndarray:
+        augmentation = dataclasses.replace(self._augmentation, size=self._side(draw.epoch))
         if self._cache is not None:
             image = self._cache.read(self._rows[draw.index])
         else:
             path = self._samples.full_path(draw.index)
-            image = read_image(path, min_short_side=self._augmentation.min_short_side)
-        return self._augmentation.view(image, sample_rng(self._seed, draw.epoch, draw.index, draw.occurrence))
+            image = read_image(path, min_short_side=augmentation.min_short_side)
+        return augmentation.view(image, sample_rng(self._seed, draw.epoch, draw.index, draw.occurrence))
 
 
 class _EvalViews(_Views):

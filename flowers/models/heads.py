@@ -76,6 +76,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self._frozen = False
+        self._still: list[nn.Module] = []
 
     @property
     def is_frozen(self) -> bool:
@@ -87,6 +88,8 @@ class Classifier(nn.Module):
         super().train(mode)
         if self._frozen:
             self.backbone.eval()
+        for module in self._still:
+            module.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -124,6 +127,16 @@ def freeze_backbone(classifier: Classifier) -> None:
     classifier._frozen = True
     classifier.backbone.requires_grad_(False)
     classifier.backbone.eval()
+
+
+def freeze_batch_norm(classifier: Classifier) -> None:
+    """Let batch norm keep and use the statistics it has while all its weights learn.
+
+    Those of a large data set are better than those of small batches, and steps are faster.
+    """
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    classifier._still = [module for module in classifier.backbone.modules() if isinstance(module, kinds)]
+    classifier.train(classifier.training)
 
 
 def unfreeze_backbone(classifier: Classifier) -> None:

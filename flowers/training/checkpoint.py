@@ -42,6 +42,8 @@ class Progress:
     """For each rank, of the epoch so far: summed loss, hits, images."""
     validated: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Summed loss and images of the epoch, over all ranks, when it was last validated."""
+    finished: bool = False
+    """All epochs are done, or ``--patience`` has run out."""
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,16 @@ class Plan:
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    mix_epochs: int = 0
+    patience: int | None = None
     max_grad_norm: float | None = None
     eval_every: int | None = None
     log_interval: int = 10
     seed: int = 0
+
+    def mixes(self, epoch: int) -> bool:
+        """Whether images of an epoch (from 0) are blended."""
+        return epoch < self.mix_epochs and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     @property
     def total_steps(self) -> int:
@@ -116,7 +122,7 @@ def fit(run: Run) -> None:
     order, progress = run.order, run.progress
     steps_left = run.plan.total_steps - progress.step
     with console.progress("train", steps_left * order.global_batch_size) as meter:
-        while progress.epoch < run.plan.epochs:
+        while not progress.finished:
             meter.describe(f"epoch {progress.epoch + 1}/{run.plan.epochs}")
             train_one_epoch(run, meter)
 
@@ -151,14 +157,14 @@ def train_step(run: Run, micro_batches: list[Batch], real_images: int) -> None:
     run.network.train()
     lr = plan.lr(step)
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     for micro_step, batch in enumerate(micro_batches):
         # Dropout depends on the step alone, so nothing of a generator's state needs saving.
         torch.manual_seed(step_seed(plan.seed, step, micro_step, accelerator.process_index))
         is_last = micro_step == len(micro_batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(run.network):
             images, targets = run.inputs(batch), batch.targets
-            if plan.mixup_alpha > 0 or plan.cutmix_alpha > 0:
+            if plan.mixes(run.progress.epoch):
                 images, targets = mix(
                     images,
                     targets,
@@ -187,12 +193,10 @@ def end_step(run: Run, meter: console.Meter) -> None:
     progress.step += 1
     progress.step_in_epoch += 1
     ends_epoch = progress.step_in_epoch == plan.steps_per_epoch
-    ends_run = progress.step == plan.total_steps
     evaluates = ends_epoch or (plan.eval_every is not None and progress.step % plan.eval_every == 0)
     votes = ends_epoch or run.accelerator.num_processes == 1 or progress.step % AGREE_EVERY == 0
     stops, saves = vote(run) if votes else (False, False)
-    stops = stops and not ends_run
-    saves = saves or stops or ends_run or (run.save_every_steps and progress.step % run.save_every_steps == 0)
+    saves = saves or stops or (run.save_every_steps and progress.step % run.save_every_steps == 0)
     if evaluates or saves or progress.step % plan.log_interval == 0:
         loss = read_losses(run)
         meter.advance(0, loss=loss, lr=f"{plan.lr(progress.step - 1):.2g}", best_valid=progress.best_top1 or 0.0)
@@ -200,12 +204,23 @@ def end_step(run: Run, meter: console.Meter) -> None:
         validate(run)
     if ends_epoch:
         end_epoch(run)
-    if saves:
+        progress.finished = progress.step == plan.total_steps or is_out_of_patience(run)
+    if saves or progress.finished:
         run.save_checkpoint()
         run.saved_s = time.monotonic()
-    if stops:
+    if stops and not progress.finished:
         reason = run.stop.reason() or "another process was asked"
         raise StoppedError(f"stopped at step {progress.step} ({reason}), all saved: the same command goes on from here")
+
+
+def is_out_of_patience(run: Run) -> bool:
+    """Whether too many epochs in a row have brought no better model; all ranks measured the same and agree."""
+    plan, progress = run.plan, run.progress
+    waited = (progress.step - progress.best_step) // plan.steps_per_epoch
+    if plan.patience is None or waited < plan.patience:
+        return False
+    console.say(f"no better model in {waited} epochs (--patience): stopping after epoch {progress.epoch}")
+    return True
 
 
 def vote(run: Run) -> tuple[bool, bool]:

@@ -37,7 +37,8 @@ def check_flags(config: TrainConfig) -> None:
     at_least = {
         "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
         "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
-        "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0,
+        "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
+        "train_size": 1, "first_train_size": 1,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)
@@ -47,10 +48,17 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value not in (None, "auto") and not 0 < value < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
-    for name in ("dropout", "label_smoothing", "val_fraction", "hflip", "random_erasing", "model_ema_decay"):
+    shares = ("dropout", "label_smoothing", "val_fraction", "hflip", "random_erasing", "model_ema_decay", "drop_path")
+    for name in shares:
         value = getattr(config, name)
         if value is not None and not 0 <= value <= (1 if name in ("hflip", "random_erasing") else 0.99999):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to below 1")
+    if not 0 < config.layer_decay <= 1:
+        raise UsageError(f"--layer-decay: got {config.layer_decay}, expected a share above 0, at most 1")
+    if config.finetune == "head" and (config.layer_decay < 1 or config.drop_path > 0 or config.freeze_bn):
+        raise UsageError(
+            "--layer-decay, --drop-path and --freeze-bn are about training the backbone: add --finetune full or staged"
+        )
     if not 0 < config.scale[0] <= config.scale[1] <= 1:
         raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
     if config.image_size and config.resize and config.resize < config.image_size:
@@ -98,11 +106,26 @@ def build_plan(config: TrainConfig, order: Order, num_classes: int) -> Plan:
         label_smoothing=config.label_smoothing,
         mixup_alpha=config.mixup_alpha,
         cutmix_alpha=config.cutmix_alpha,
+        mix_epochs=config.epochs - config.mix_off_epochs,
+        patience=config.patience,
         max_grad_norm=config.max_grad_norm,
         eval_every=config.eval_every,
         log_interval=config.log_interval,
         seed=config.seed,
     )
+
+
+def view_sizes(config: TrainConfig, size: int) -> list[int]:
+    """Side of the training views, epoch by epoch, in steps of 16 pixels; ``size`` is that of the last ones.
+
+    Small views are a fast and strong augmentation to begin with; the last quarter of the epochs sees the full size.
+
+    Source: Tan and Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
+    """
+    first = config.first_train_size or size
+    growing = max(1, round(0.75 * config.epochs))
+    share = [min(1.0, epoch / growing) for epoch in range(config.epochs)]
+    return [size if done == 1 else min(size, 16 * round((first + (size - first) * done) / 16)) for done in share]
 
 
 def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float | None]:

@@ -1,4 +1,4 @@
-"""What turns gradients into a good model: parameter groups, the schedule, losses, mixing, the weight average.
+"""What turns gradients into a good model: the optimizer, the schedule, losses, mixing, the weight average.
 
 Everything here is a pure function of its arguments or keeps its whole state in ``state_dict``, so that a resumed
 run and a run on another number of processes do the same.
@@ -12,20 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split trainable parameters into those that decay and those that do not.
-
-    Biases and the scales of normalisation layers (all of one dimension) are not decayed.
-
-    Source: He et al. 2019, "Bag of Tricks", arXiv:1812.01187, section 3.1.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
-    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torch.optim.Optimizer:

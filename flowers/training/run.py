@@ -20,10 +20,11 @@ from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Checkpoint, RunLock
+from flowers.training.groups import parameter_groups
 from flowers.training.history import History
 from flowers.training.loop import Run, evaluate, fit
-from flowers.training.plan import (
 from flowers.training.lr_finder import SPAN, STEPS, LrCurve, range_test, write_curve
+from flowers.training.plan import (
     build_plan,
     check_flags,
     fingerprint,
@@ -32,7 +33,7 @@ from flowers.training.lr_finder import SPAN, STEPS, LrCurve, range_test, write_c
     uses_features,
 )
 from flowers.training.preemption import StopRequest
-from flowers.training.recipe import WeightAverage, build_optimizer, parameter_groups
+from flowers.training.recipe import WeightAverage, build_optimizer
 from flowers.training.setup import (
     HEAD_STAGE,
     build_cache,
@@ -123,10 +124,10 @@ class Job:
         self.cache = build_cache(config, data, self.augmentation.cache_short_side)
         self.data = settle_bad_images(config, accelerator, data, self.cache)
         self.order = build_order(config, self.data, accelerator.num_processes)
-        self.config = resolve_defaults(config, self.order.global_batch_size)
         if config.lr == "auto" and self.resumed is not None:
             config = dataclasses.replace(config, lr=self.resumed.fingerprint["--lr"])
         self.searches_lr = config.lr == "auto"
+        self.config = resolve_defaults(config, self.order.global_batch_size)
         self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
         if self.resumed is not None:
             checkpoints.check_fingerprint(self.resumed, self.fingerprint)
@@ -145,9 +146,9 @@ class Job:
         elif self.accelerator.is_main_process:
             run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
         try:
-            fit(run)
             if self.searches_lr:
                 self.settle_lr(run)
+            fit(run)
         except StoppedError:
             if self.accelerator.is_main_process:
                 self.stop.clear()
@@ -160,7 +161,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether an earlier start came to the end and wrote the final figures."""
-        done = self.resumed is not None and self.resumed.progress.step == self.plan.total_steps
+        done = self.resumed is not None and self.resumed.progress.finished
         return done and (self.run_dir / "metrics.json").exists()
 
     def describe(self) -> None:
@@ -185,7 +186,6 @@ class Job:
         ]  # fmt: skip
         console.facts("flowers: train", rows)
 
-    def build_source(self) -> Source:
     def save_config(self) -> None:
         """Keep the resolved config in the run folder."""
         if self.accelerator.is_main_process:
@@ -218,6 +218,7 @@ class Job:
         processes.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
         return curve
 
+    def build_source(self) -> Source:
         """Images, or cached features where the backbone does not change."""
         parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
         if not uses_features(self.config):
@@ -236,7 +237,8 @@ class Job:
             if accelerator.num_processes > 1 and config.finetune == "full":
                 module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
         module = module.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(config.optimizer, parameter_groups(module, config.weight_decay), accelerator.device)
+        groups = parameter_groups(module, config.weight_decay, config.layer_decay)
+        optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
         average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay is not None else None
         network, optimizer = accelerator.prepare(torch.compile(module) if config.compile else module, optimizer)
         if config.log_with is not None:

@@ -18,7 +18,8 @@ from flowers.data.workers import default_workers
 from flowers.errors import CheckpointError, DataError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
-from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone
+from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
+from flowers.models.stochastic_depth import set_stochastic_depth
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.plan import uses_features
 
@@ -131,6 +132,10 @@ def build_model(
             preprocessing = dataclasses.replace(preprocessing, resize=max(config.resize, preprocessing.crop))
     if config.finetune == "head":
         freeze_backbone(classifier)
+    elif config.freeze_bn:
+        freeze_batch_norm(classifier)
+    if config.drop_path > 0:
+        set_stochastic_depth(classifier.backbone, config.drop_path)
     return classifier, head, preprocessing
 
 

@@ -22,6 +22,7 @@ from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier
 from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
 from flowers.training.loop import TrainBatches
+from flowers.training.plan import view_sizes
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
@@ -107,6 +108,7 @@ def image_source(
         rank=accelerator.process_index,
         workers=default_workers(config.workers),
         cache=cache,
+        sizes=view_sizes(config, augmentation.size),
         pin_memory=accelerator.device.type == "cuda",
     )
 

@@ -16,7 +16,8 @@ from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training.checkpoint import Progress, save_checkpoint
-from flowers.training.recipe import build_optimizer, parameter_groups
+from flowers.training.groups import parameter_groups
+from flowers.training.recipe import build_optimizer
 
 
 def main() -> None:
