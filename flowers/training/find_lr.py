@@ -4,10 +4,12 @@ import dataclasses
 
 from flowers import console
 from flowers.config.find_lr import FindLrConfig
+from flowers.data.paths import readable
 from flowers.errors import CheckpointError, UsageError
 from flowers.training.lr_finder import SPAN
 from flowers.training.plan import check_flags
 from flowers.training.run import Job, opened, train_head_stage
+from flowers.training.setup import find_checkpoint
 
 
 def find_lr(config: FindLrConfig) -> int:
@@ -24,12 +26,14 @@ def find_lr(config: FindLrConfig) -> int:
     check_flags(config)
     config = dataclasses.replace(config, output_dir=config.run_dir, log_with=None)
     with opened(config) as (accelerator, data, stop):
+        if find_checkpoint(config) is not None:
+            raise CheckpointError(
+                f"{readable(config.output_dir)} holds a run, begun with a learning rate of its own; give another "
+                "--output-dir"
+            )
         if config.finetune == "staged":
             train_head_stage(config, accelerator, data, stop)
         job = Job(config, accelerator, data, stop)
-        if job.resumed is not None:
-            raise CheckpointError(f"{console.plain(config.output_dir)} holds a run, begun with its own learning rate; "
-                                  "give another --output-dir")  # fmt: skip
         low, high = config.min_lr or job.config.lr / SPAN, config.max_lr or job.config.lr * SPAN
         if low >= high:
             raise UsageError(f"the rates would go from {low:g} to {high:g}: choose --min-lr and --max-lr")

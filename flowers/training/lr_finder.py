@@ -134,8 +134,9 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], images: Sequence
     if not fall > max(LEAST_FALL * smoothed[0], NOISES * noise / math.sqrt(averaged)):
         why = f"the loss did not fall: {smoothed[0]:.4g} at first, {smoothed[lowest]:.4g} at best"
         return LrCurve(list(rates), list(losses), smoothed, None, rates[lowest], why)
+    why = RULE if lowest < len(rates) - 1 else f"{RULE}; it still fell at the end, so a larger one may do better"
     suggestion = float(f"{rates[lowest] / 10:.3g}")
-    return LrCurve(list(rates), list(losses), smoothed, suggestion, rates[lowest], RULE)
+    return LrCurve(list(rates), list(losses), smoothed, suggestion, rates[lowest], why)
 
 
 def smooth(rates: Sequence[float], losses: Sequence[float], images: Sequence[int]) -> list[float]:
@@ -161,7 +162,7 @@ def write_curve(curve: LrCurve, path: Path, title: str, default_lr: float) -> No
         FlowersError: a file cannot be written.
     """
     if curve.suggestion is not None:
-        console.say(f"learning rate: {curve.suggestion:g}, {curve.why}, {curve.lowest:.3g}")
+        console.say(f"learning rate: {curve.suggestion:g} (lowest loss at {curve.lowest:.3g}): {curve.why}")
     else:
         console.warn(f"no learning rate to suggest: {curve.why}; the default is {default_lr:g}")
     facts = {"what": title, "default_lr": default_lr, **curve.to_dict()}
@@ -201,10 +202,10 @@ def untouched(run: Run) -> Iterator[None]:
 
 
 def _steps(run: Run) -> Iterator[tuple[list[Batch], int]]:
-    """The micro-batches of this rank and the images over all ranks of each step, epoch after epoch."""
+    """The micro-batches of this rank and the images over all ranks of each step, epoch after epoch, round and round."""
     epoch = 0
     while True:
-        batches = to_device(iter(run.train.epoch(epoch, 0)), run.accelerator.device)
+        batches = to_device(iter(run.train.epoch(epoch % run.plan.epochs, 0)), run.accelerator.device)
         for step in range(run.plan.steps_per_epoch):
             yield [next(batches) for _ in range(run.plan.grad_accum_steps)], run.order.real_in_step(step)
         epoch += 1
