@@ -1,19 +1,15 @@
 """How fast one core makes training and evaluation views, against torchvision's usual chains on Pillow images.
 
-    python tests/bench/bench_augment.py PHOTOS [--images 60] [--rounds 7]
-
-PHOTOS is a folder of original photos, such as photos/ of the Oxford 102 subset (300 of about 500 x 667 pixels). The
-contestants take turns, round by round, so that a busy machine slows all of them; the median round counts.
+python tests/bench/bench_augment.py                              # the real photos, about 500 x 667 pixels
+python tests/bench/bench_augment.py --photos DIR [--images 60] [--rounds 7]
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, times_faster
 from PIL import Image
 from torchvision import transforms as tv
 
@@ -24,18 +20,18 @@ from flowers.data.order import sample_rng
 from flowers.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing
 
 
-def main() -> None:
-    """Time everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this script."""
+    parser.add_argument("--photos", type=Path, default=FLOWERS102 / "photos")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    paths = sorted(path.name for path in arguments.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
-    paths = paths[: arguments.images]
-    samples = Samples(arguments.photos, paths, np.zeros(len(paths), np.int64))
 
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Rows of the table."""
+    torch.set_num_threads(1)
+    paths = [str(path.relative_to(options.photos)) for path in photos_in(options.photos)][: options.images]
+    samples = Samples(options.photos, paths, np.zeros(len(paths), np.int64))
     finish = [tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     augment_chain = tv.Compose(
         [tv.RandomRotation(30), tv.RandomResizedCrop(224, (0.5, 1.0)), tv.RandomHorizontalFlip(), *finish]
@@ -55,30 +51,33 @@ def main() -> None:
     def evaluated(index: int) -> object:
         return preprocessing.view(read_image(samples.full_path(index), min_short_side=preprocessing.min_short_side))
 
-    contestants: dict[str, Callable[[int], object]] = {
-        "training: torchvision's chain, from file": lambda index: chain(augment_chain, index),
-        "training: one warp, from file": augmented,
-        "training: one warp, from the cache": lambda index: augmentation.view(
+    ways = {
+        "chain": lambda index: chain(augment_chain, index),
+        "training views from files": augmented,
+        "training views from the image cache (--cache)": lambda index: augmentation.view(
             cache.read(index), sample_rng(0, 0, index)
         ),
-        "evaluation: torchvision's chain, from file": lambda index: chain(evaluate_chain, index),
-        "evaluation: ours, from file": evaluated,
+        "evaluation chain": lambda index: chain(evaluate_chain, index),
+        "evaluation views from files": evaluated,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(arguments.rounds):
-        for name, make_view in contestants.items():
-            start_s = time.perf_counter()
-            for index in range(len(samples)):
-                make_view(index)
-            seconds[name].append(time.perf_counter() - start_s)
 
-    base_s = 1.0
-    print(f"{len(samples)} photos, median of {arguments.rounds} rounds, one core")
-    for name, rounds in seconds.items():
-        typical_s = statistics.median(rounds)
-        base_s = typical_s if "chain" in name else base_s
-        print(f"{name:45s} {len(samples) / typical_s:6.0f} images/s  {base_s / typical_s:5.2f} x")
+    def all_with(make_view) -> None:
+        for index in range(len(samples)):
+            make_view(index)
+
+    seconds = take_turns(
+        {name: lambda make_view=make_view: all_with(make_view) for name, make_view in ways.items()}, options.rounds
+    )
+    return [
+        Row(
+            f"{name}, one core",
+            rate(len(samples), seconds[name]),
+            f"{times_faster(seconds[plain], seconds[name])} torchvision's chain on Pillow images, "
+            f"{rate(len(samples), seconds[plain])}",
+        )
+        for name, plain in zip(list(ways)[1:3] + list(ways)[4:], ("chain", "chain", "evaluation chain"), strict=True)
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, add_flags, __doc__)

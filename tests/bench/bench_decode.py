@@ -4,47 +4,48 @@
     python tests/bench/bench_decode.py --photos DIR         # any folder of photos
     python tests/bench/bench_decode.py --size 4000 3000     # drawn photos of this size
 
-All ways take turns within one run; of each the fastest round counts. On one core the processor's time is counted, so
-that other work on the machine matters little; for two threads it is the clock.
+On one core the processor's time is counted, so that other work on the machine matters little; for two threads it is the
+clock.
 """
 
 import argparse
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, times_faster
 from PIL import Image
 from torchvision import transforms
 
 from flowers.data import images
-from flowers.data.folders import scan_images
 from flowers.data.images import read_image
 from flowers.data.transforms import Preprocessing
 
-PHOTOS = Path(os.environ.get("FLOWERS102", Path(__file__).parents[3] / "shared" / "flowers102")) / "photos"
 BATCH_SIZE = 32
+USUAL = "usual"
+OPEN = "usual open"
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this script."""
+    parser.add_argument("--photos", type=Path, default=FLOWERS102 / "photos", help="folder of photos")
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="draw photos instead")
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Rows of the table."""
     if options.size:
         photos = [_draw(*options.size, seed) for seed in range(10)]
     else:
-        photos = [Path(options.photos, path).read_bytes() for path in scan_images(options.photos)]
+        photos = [path.read_bytes() for path in photos_in(options.photos)]
     torch.set_num_threads(1)
-    cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cpus[:1])
-
     preprocessing = Preprocessing(256, 224)
     normalize = transforms.Normalize(preprocessing.mean, preprocessing.std)
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize])
@@ -68,49 +69,55 @@ def main() -> None:
             work(data)
 
     width, height = Image.open(io.BytesIO(photos[0])).size
-    print(
-        f"{len(photos)} photos, the first of {width} x {height}, {np.mean([*map(len, photos)]) / 1000:.0f} kB; one core"
-    )
-    _compare(
-        {
-            "usual: open, convert, Resize, CenterCrop, ToTensor, Normalize": lambda: each(
-                lambda data: usual(Image.open(io.BytesIO(data)).convert("RGB"))
-            ),
-            "ours: read_image, view": lambda: each(ours),
-            "ours: the same, and normalize in batches": ours_normalized,
-            "only decode, usual: open, convert": lambda: each(lambda data: Image.open(io.BytesIO(data)).convert("RGB")),
-            "only decode, ours": lambda: each(lambda data: read_image(data, min_short_side=short_side)),
-            "only decode, ours, at full scale": lambda: each(read_image),
-            "only decode, ours, without torchvision.io": decode_with_pillow,
-        },
-        len(photos),
-        options.rounds,
-        time.process_time,
-    )
-
-    os.sched_setaffinity(0, cpus)
-    if len(cpus) > 1:
+    photo = f"photos of {width}x{height}"
+    ours_by_name = {
+        f"{photo} to normalised evaluation batches, one core": ours_normalized,
+        f"{photo} to evaluation views, one core": lambda: each(ours),
+    }
+    decoding_by_name = {
+        f"{photo} decoded at the scale needed, one core": lambda: each(
+            lambda data: read_image(data, min_short_side=short_side)
+        ),
+        f"{photo} decoded at full scale, one core": lambda: each(read_image),
+        f"{photo} decoded without torchvision.io, one core": decode_with_pillow,
+    }
+    with one_core():
+        seconds = take_turns(
+            {
+                USUAL: lambda: each(lambda data: usual(Image.open(io.BytesIO(data)).convert("RGB"))),
+                OPEN: lambda: each(lambda data: Image.open(io.BytesIO(data)).convert("RGB")),
+                **ours_by_name,
+                **decoding_by_name,
+            },
+            options.rounds,
+            clock_s=time.process_time,
+        )
+    count = len(photos)
+    texts = {USUAL: "the usual Pillow and torchvision chain", OPEN: "Pillow's open and convert"}
+    rows = [
+        Row(name, rate(count, seconds[name]), f"{times_faster(seconds[plain], seconds[name])} {texts[plain]}, "
+            f"{rate(count, seconds[plain])}")
+        for plain, names in ((USUAL, ours_by_name), (OPEN, decoding_by_name)) for name in names
+    ]  # fmt: skip
+    if len(os.sched_getaffinity(0)) > 1:
         with ThreadPoolExecutor(2) as pool:
-            print("\ntwo threads on two cores")
-            _compare(
-                {"one thread": lambda: each(ours), "two threads": lambda: list(pool.map(ours, photos))},
-                len(photos),
-                options.rounds,
-                time.perf_counter,
+            seconds = take_turns(
+                {"one": lambda: each(ours), "two": lambda: list(pool.map(ours, photos))}, options.rounds
             )
+        faster = f"{times_faster(seconds['one'], seconds['two'])} one thread, {rate(count, seconds['one'])}"
+        rows.append(Row(f"{photo} to evaluation views, two threads on two cores", rate(count, seconds["two"]), faster))
+    return rows
 
 
-def _compare(ways: dict[str, Callable[[], object]], count: int, rounds: int, clock_s: Callable[[], float]) -> None:
-    """Print images/s of each way and its ratio to the first one."""
-    best_s = dict.fromkeys(ways, float("inf"))
-    for _ in range(rounds):
-        for name, work in ways.items():
-            start_s = clock_s()
-            work()
-            best_s[name] = min(best_s[name], clock_s() - start_s)
-    first_s = next(iter(best_s.values()))
-    for name, seconds in best_s.items():
-        print(f"{name:62} {count / seconds:7.0f} images/s  {first_s / seconds:5.2f} x")
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Inside the block this process stays on one core."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cpus)[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def _draw(width: int, height: int, seed: int) -> bytes:
@@ -124,4 +131,4 @@ def _draw(width: int, height: int, seed: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, add_flags, __doc__)

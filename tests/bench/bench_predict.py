@@ -5,8 +5,8 @@
 
 The photos are repeated to so many files by hard links. Ours are true runs of jobs/predict.py in processes of their
 own: "first row" is from the command to the first shard on disk, "steady" from there to the last one. All ways take
-turns; of each the fastest round counts. The ceiling is 1 / (1 / decoding alone + 1 / inferring alone), each measured on
-all CPUs with the code of the run itself.
+turns. The ceiling is 1 / (1 / decoding alone + 1 / inferring alone), each measured on all CPUs in the same round, with
+the code of the run itself.
 """
 
 import argparse
@@ -17,74 +17,63 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from measuring import FLOWERS102, ROOT, Row, duration, photos_in, rate, run_alone, short, times_faster
+from models import quick_bundle
 
-PHOTOS = Path(os.environ.get("FLOWERS102", Path(__file__).parents[3] / "shared" / "flowers102"))
-ROOT = Path(__file__).parents[2]
 LOOP_FILES = 300
-ENGINES = {"openvino": ["--engine", "openvino"], "torch": ["--engine", "torch"]}
+Figures = dict[str, float]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, default=PHOTOS / "photos")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this script."""
+    parser.add_argument("--photos", type=Path, default=FLOWERS102 / "photos")
     parser.add_argument("--checkpoint", type=Path, help="default: Lite0 and a head fitted to train/ beside the photos")
     parser.add_argument("--files", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", default=["openvino", "torch"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Rows of the table."""
     if options.one:
-        print(json.dumps(_alone(options.checkpoint, options.photos, options.one)))
-        return
+        print(json.dumps(alone(options.checkpoint, options.photos, options.one)))
+        raise SystemExit(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        checkpoint = options.checkpoint or _fit_head(folder / "bundle", PHOTOS / "train")
-        photos = _repeat(options.photos, folder / "photos", options.files)
-        best: dict[str, dict[str, float]] = {}
+        checkpoint = options.checkpoint or quick_bundle(folder / "bundle")
+        photos = repeat(options.photos, folder / "photos", options.files)
+        found: dict[str, list[Figures]] = {}
         for number in range(options.rounds):
-            _keep(best, "plain loop", _plain_loop(checkpoint, photos))
+            found.setdefault("plain", []).append(plain_loop(checkpoint, photos))
             for engine in options.engines:
-                _keep(best, engine, _job(checkpoint, photos, folder / f"{engine}-{number}.csv", ENGINES[engine]))
+                ours = run_job(checkpoint, photos, folder / f"{engine}-{number}.csv", ["--engine", engine])
                 command = [sys.executable, __file__, "--one", engine, "--checkpoint", checkpoint, "--photos", photos]
-                alone = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                _keep(best, f"{engine} alone", json.loads(alone.splitlines()[-1]))
-        _tell(best, options)
+                done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+                found.setdefault(engine, []).append({**ours, **json.loads(done.stdout.splitlines()[-1])})
+    return [row for engine in options.engines for row in rows_of(engine, found[engine], found["plain"])]
 
 
-def _tell(best: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
-    loop = best["plain loop"]["per_s"]
-    print(f"{options.files} files, {len(os.sched_getaffinity(0))} CPUs, best of {options.rounds} rounds, images/s")
-    print(f"plain loop: Dataset, Pillow, DataLoader of 2 workers, eager float32   {loop:7.1f}    1.0 x")
-    for engine in options.engines:
-        ours, alone = best[engine], best[f"{engine} alone"]
-        ceiling = 1 / (1 / alone["decode_per_s"] + 1 / alone["infer_per_s"])
-        print(
-            f"jobs/predict.py --engine {engine:44} {ours['per_s']:7.1f}  {ours['per_s'] / loop:5.1f} x\n"
-            f"    ceiling {ceiling:.0f} (decoding alone {alone['decode_per_s']:.0f}, inferring alone "
-            f"{alone['infer_per_s']:.0f}): {ours['per_s'] / ceiling:.0%} of it reached; "
-            f"first row after {ours['first_row_s']:.1f} s; {ours['cpu_ms']:.1f} ms of CPU a photo, start included"
-        )
+def rows_of(engine: str, ours: list[Figures], plain: list[Figures]) -> list[Row]:
+    """What an engine's rounds say."""
+    seconds = [1 / figures["per_s"] for figures in ours]
+    plain_s = [1 / figures["per_s"] for figures in plain]
+    shares = [figures["per_s"] * (1 / figures["decode_per_s"] + 1 / figures["infer_per_s"]) for figures in ours]
+    cpu_ms = short(min(figures["cpu_ms"] for figures in ours))
+    against = (
+        f"{times_faster(plain_s, seconds)} the plain loop, {rate(1, plain_s)}; {min(shares):.0%} to {max(shares):.0%} "
+        f"of the ceiling that decoding and inferring alone set; {cpu_ms} ms of CPU a photo, start included"
+    )
+    first = duration([figures["first_row_s"] for figures in ours])
+    return [Row(f"photos to rows, {engine}", rate(1, seconds), against), Row(f"command to first row, {engine}", first)]
 
 
-def _keep(best: dict[str, dict[str, float]], name: str, found: dict[str, float]) -> None:
-    """Keep the best of each figure: the highest of what is per second, the lowest of what is time."""
-    print(name, {key: round(value, 1) for key, value in found.items()}, file=sys.stderr, flush=True)
-    kept = best.setdefault(name, found)
-    for key, value in found.items():
-        kept[key] = max(kept[key], value) if key.endswith("per_s") else min(kept[key], value)
-
-
-def _repeat(photos: Path, target: Path, count: int) -> Path:
+def repeat(photos: Path, target: Path, count: int) -> Path:
     """A folder of so many photos, which are links to these."""
-    from flowers.data.folders import scan_images
-
-    paths = [photos / path for path in scan_images(photos)]
+    paths = photos_in(photos)
     target.mkdir()
     for index in range(count):
         source, link = paths[index % len(paths)], target / f"{index:06}.jpg"
@@ -95,47 +84,16 @@ def _repeat(photos: Path, target: Path, count: int) -> Path:
     return target
 
 
-def _fit_head(target: Path, train: Path) -> Path:
-    """A bundle of pre-trained Lite0 and a head fitted by least squares, whose answers are as sure as real ones."""
-    import torch
-
-    from flowers.data.folders import ClassIndex, scan_images
-    from flowers.data.images import read_image
-    from flowers.models.backbones import build_backbone
-    from flowers.models.bundle import Bundle, save_bundle
-    from flowers.models.engines import build_engine
-    from flowers.models.heads import Classifier, HeadSpec, build_head
-
-    backbone = build_backbone("efficientnet_lite0")
-    paths = list(scan_images(train))
-    folders = tuple(sorted({Path(path).parent.name for path in paths}))
-    engine = build_engine(backbone.network, backbone.preprocessing, features=True)
-    view = backbone.preprocessing
-    features = []
-    for start in range(0, len(paths), 32):
-        images = [
-            view.view(read_image(train / path, min_short_side=view.min_short_side))
-            for path in paths[start : start + 32]
-        ]
-        features.append(engine.submit(np.stack(images)).result().features)
-    engine.close()
-    inputs = np.concatenate(features).astype(np.float64)
-    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    targets = np.array([[Path(path).parent.name == name for name in folders] for path in paths], np.float64)
-    weights = np.linalg.solve(inputs.T @ inputs + 100 * np.eye(inputs.shape[1]), inputs.T @ targets) * 15
-    spec = HeadSpec(len(folders), backbone.num_features)
-    classifier = Classifier(backbone.network, build_head(spec))
-    with torch.no_grad():
-        classifier.head.output.weight.copy_(torch.from_numpy(weights[:-1].T))
-        classifier.head.output.bias.copy_(torch.from_numpy(weights[-1]))
-    classes = ClassIndex(folders, folders)
-    save_bundle(Bundle("efficientnet_lite0", spec, classes, view, {}, {}, classifier.state_dict()), target)
-    return target
-
-
-def _job(checkpoint: Path, photos: Path, output: Path, flags: list[str]) -> dict[str, float]:
+def run_job(
+    checkpoint: Path,
+    photos: Path,
+    output: Path,
+    flags: Sequence[str] = (),
+    launcher: Sequence[object] = (sys.executable,),
+) -> Figures:
     """A true run, watched from outside."""
-    command = [sys.executable, "-m", "jobs.predict", "--checkpoint", checkpoint, "--input", photos, "--output", output]
+    job = [*launcher, ROOT / "jobs" / "predict.py"]
+    command = [*job, "--checkpoint", checkpoint, "--input", photos, "--output", output]
     before, start_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(list(map(str, [*command, *flags])), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     seen: list[tuple[float, int]] = []
@@ -160,64 +118,25 @@ def _job(checkpoint: Path, photos: Path, output: Path, flags: list[str]) -> dict
     }
 
 
-def _alone(checkpoint: Path, photos: Path, engine_name: str) -> dict[str, float]:
+def alone(checkpoint: Path, photos: Path, engine_name: str) -> Figures:
     """Decoding with no network behind it, and the network with pictures that are decoded already."""
-    from flowers.data.folders import scan_images
-    from flowers.data.images import read_image
+    from flowers.config.benchmark import BenchmarkConfig
     from flowers.models.bundle import load_bundle
     from flowers.models.engines import build_engine
-    from flowers.prediction.filelist import Entry
-    from flowers.prediction.inputs import read_input
-    from flowers.prediction.pipeline import Pipeline
-    from flowers.prediction.rows import RowFormat
+    from flowers.prediction.benchmark import KnownAnswers, Sample, infer_rate, pipeline_rate
     from flowers.processes import cpus_per_process
 
     bundle = load_bundle(checkpoint)
-    view = bundle.preprocessing
-    entries = [Entry(os.fsencode(path)) for path in scan_images(photos)][:1500]
-    nothing = types.SimpleNamespace(probs=np.full((32, len(bundle.classes.folders)), 0.01, np.float32), features=None)
-
-    class NullEngine:
-        batch_size = 32
-
-        def submit(self, images: np.ndarray) -> types.SimpleNamespace:
-            outputs = types.SimpleNamespace(probs=nothing.probs[: len(images)])
-            return types.SimpleNamespace(result=lambda: outputs)
-
-    rows = RowFormat(bundle.classes.labels, bundle.classes.folders, 5, 0.0, "csv")
-    root = os.fsencode(photos)
-    decoder = Pipeline(lambda entry: read_input(root, entry), view, NullEngine(), rows, workers=cpus_per_process())
-    start_s = time.perf_counter()
-    done = sum(sum(result.counts.values()) for result in decoder.run([(0, entries)]))
-    decode_per_s = done / (time.perf_counter() - start_s)
-    decoder.close()
-
-    images = np.stack(
-        [
-            view.view(read_image(read_input(root, entry), min_short_side=view.min_short_side))
-            for entry in entries[: min(len(entries), 320)]
-        ]
-    )
+    sample = Sample(BenchmarkConfig(checkpoint, photos, images=300), bundle.preprocessing)
+    known = KnownAnswers(len(bundle.classes.folders), 32)
+    decode_per_s = pipeline_rate(known, bundle, sample, cpus_per_process(), 3.0, on_cpu=False)
     engine = build_engine(bundle, engine=engine_name, batch_size=32)
-
-    def infer(rounds: int) -> Iterator[int]:
-        handles = []
-        for _ in range(rounds):
-            for start in range(0, len(images), 32):
-                handles.append(engine.submit(images[start : start + 32]))
-                if len(handles) == 4:
-                    yield len(handles.pop(0).result().probs)
-        for handle in handles:
-            yield len(handle.result().probs)
-
-    sum(infer(1))
-    start_s = time.perf_counter()
-    infer_per_s = sum(infer(3)) / (time.perf_counter() - start_s)
+    infer_per_s = infer_rate(engine, sample, 3.0)
     engine.close()
     return {"decode_per_s": decode_per_s, "infer_per_s": infer_per_s}
 
 
-def _plain_loop(checkpoint: Path, photos: Path) -> dict[str, float]:
+def plain_loop(checkpoint: Path, photos: Path) -> Figures:
     """What people write, in a process of its own; its start does not count."""
     command = [sys.executable, "-c", _PLAIN_LOOP, str(checkpoint), str(photos), str(LOOP_FILES)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -267,4 +186,4 @@ with tempfile.TemporaryFile("w", newline="") as out, torch.no_grad():
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, add_flags, __doc__)

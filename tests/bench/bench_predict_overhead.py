@@ -19,29 +19,33 @@ import types
 from pathlib import Path
 
 import numpy as np
+from measuring import Row, run_alone
 
 NUM_CLASSES = 102
 
 
-def main() -> None:
-    """Run the job on two lists, each in a process of its own, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this script."""
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--work-ms", type=float, default=8.0, help="CPU time of decoding and inference, a photo")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Run the job on two lists, each in a process of its own, and compare."""
     if options.one:
         print(json.dumps(_run(options.one)))
-        return
+        raise SystemExit(0)
     few, many = (_measure(files) for files in (1000, options.files))
-    for figures in (few, many):
-        print(
-            f"{figures['files']:9} files: {figures['seconds']:7.1f} s, {figures['cpu_s']:7.1f} s of CPU, "
-            f"{figures['peak_mib']:6.0f} MiB at most"
-        )
     per_file_ms = 1000 * (many["cpu_s"] - few["cpu_s"]) / (many["files"] - few["files"])
-    print(f"overhead: {1000 * per_file_ms:.0f} us of CPU a file, {per_file_ms / options.work_ms:.1%} of its work")
-    print(f"memory: {many['peak_mib'] - few['peak_mib']:+.0f} MiB")
+    return [
+        Row(
+            f"prediction beside decoding and inferring, {many['files']} files",
+            f"{1000 * per_file_ms:.0f} us of CPU a file",
+            f"{per_file_ms / options.work_ms:.1%} of {options.work_ms:g} ms of decoding and inferring; "
+            f"memory {many['peak_mib'] - few['peak_mib']:+.0f} MiB against 1,000 files",
+        )
+    ]
 
 
 def _measure(files: int) -> dict:
@@ -95,4 +99,4 @@ def _run(files: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, add_flags, __doc__)

@@ -17,28 +17,32 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from measuring import Row, duration, run_alone, times_faster
+
 from flowers.data.folders import load_image_folders, scan_images
 
 CLASSES = 100
 
 
-def main() -> None:
-    """Make the trees, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this script."""
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--tree", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Rows of the table."""
     if options.tree:
-        _measure("scan_images", _scan, options.tree)
-        return
+        return [_row(f"listing {options.tree}", _scan, options.tree, options.rounds)]
     with tempfile.TemporaryDirectory() as folder:
-        start_s = time.perf_counter()
         _make(Path(folder), options.files)
-        print(f"made {options.files} files in {CLASSES} folders in {time.perf_counter() - start_s:.0f} s")
-        _measure("scan_images, in folders", _scan, Path(folder, "classes"))
-        _measure("scan_images, all in one folder", _scan, Path(folder, "flat"))
-        _measure("list(scan_images), for comparison", _keep, Path(folder, "flat"))
-        _measure("load_image_folders, kept as Samples", _load, Path(folder, "classes"))
+        classes, flat, rounds = Path(folder, "classes"), Path(folder, "flat"), options.rounds
+        return [
+            _row(f"listing {options.files:,} files in {CLASSES} folders", _scan, classes, rounds, _plain),
+            _row(f"listing {options.files:,} files in one folder", _scan, flat, rounds, _plain),
+            _row(f"class folders of {options.files:,} files as a training set", _load, classes, rounds, _plain),
+        ]
 
 
 def _make(folder: Path, count: int) -> None:
@@ -57,18 +61,35 @@ def _scan(tree: Path) -> int:
     return sum(1 for _ in scan_images(tree))
 
 
-def _keep(tree: Path) -> int:
-    return len(list(scan_images(tree)))
+def _plain(tree: Path) -> int:
+    """What people write."""
+    return len(sorted(path for path in tree.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")))
 
 
 def _load(tree: Path) -> int:
     return len(load_image_folders(tree, class_names=None, val_fraction=0, seed=0).train)
 
 
-def _measure(name: str, work: Callable[[Path], int], tree: Path) -> None:
+def _row(
+    name: str, work: Callable[[Path], int], tree: Path, rounds: int, plain: Callable[[Path], int] | None = None
+) -> Row:
+    """Each figure is of a process of its own."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(_alone(work, tree))
+        if plain is not None:
+            theirs.append(_alone(plain, tree))
+    assert not theirs or theirs[0][0] == ours[0][0]
+    figure = f"{duration([seconds for _, seconds, _ in ours])}, {max(mib for *_, mib in ours):.0f} MiB"
+    if not theirs:
+        return Row(name, figure)
+    faster = times_faster([seconds for _, seconds, _ in theirs], [seconds for _, seconds, _ in ours])
+    return Row(name, figure, f"{faster} a sorted rglob, which takes {max(mib for *_, mib in theirs):.0f} MiB")
+
+
+def _alone(work: Callable[[Path], int], tree: Path) -> tuple[int, float, float]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        count, seconds, mib = pool.submit(_run, work, tree).result()
-    print(f"{name:36} {count} files  {seconds:6.2f} s  {mib:6.1f} MiB")
+        return pool.submit(_run, work, tree).result()
 
 
 def _run(work: Callable[[Path], int], tree: Path) -> tuple[int, float, float]:
@@ -79,4 +100,4 @@ def _run(work: Callable[[Path], int], tree: Path) -> tuple[int, float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, add_flags, __doc__)

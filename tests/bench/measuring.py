@@ -6,6 +6,7 @@ figure comes with its spread over the rounds, and every run says on which machin
 
 import argparse
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import platform
@@ -91,7 +92,8 @@ def spread(values: Sequence[float]) -> str:
 
 def short(value: float) -> str:
     """A figure with as many digits as it deserves, about two."""
-    return f"{value:.0f}" if abs(value) >= 20 else f"{value:.1f}" if abs(value) >= 2 else f"{value:.2f}"
+    digits = 0 if abs(value) >= 20 else 1 if abs(value) >= 2 else 2 if abs(value) >= 0.1 else 3
+    return f"{value:.{digits}f}"
 
 
 def machine() -> str:
@@ -185,19 +187,25 @@ def show(rows: Sequence[Row]) -> None:
         print(f"{row.what:{width}}  {row.figure:{figure}}  {row.against}".rstrip())
 
 
+def photos_in(folder: Path) -> list[Path]:
+    """The photos in a folder, in order; ends the script if there are none."""
+    from flowers.data.folders import scan_images
+
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder of photos; give one, or set FLOWERS102")
+    return [folder / path for path in scan_images(folder)]
+
+
 def run_alone(
     measure: Callable[[argparse.Namespace], list[Row]], add_flags: Callable[[argparse.ArgumentParser], None], text: str
 ) -> None:
-    """What a script does that is started by itself: read its flags, say where it runs, measure, print."""
+    """What every script here does: read its flags, say where it runs, measure, print rows (``run.py`` wants JSON)."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(machine())
-    show(measure(options))
-
-
-def defaults(add_flags: Callable[[argparse.ArgumentParser], None]) -> argparse.Namespace:
-    """The flags of a script that nobody gave any."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    return parser.parse_args([])
+    print(machine(), flush=True)
+    rows = measure(options)
+    show(rows)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows))

@@ -1,0 +1,134 @@
+"""Run the measurements, and write the table of README.md.
+
+    python tests/bench/run.py --table TABLE.md                  # all of them; about an hour on two cores
+    python tests/bench/run.py --table TABLE.md predict decode   # some; the rows of others stay as they are
+    python tests/bench/run.py --list
+
+Every measurement is a script of its own beside this one (`bench_NAME.py`, with flags of its own) and runs in a process
+of its own, with its default flags. It compares ours with the plain way in one run, and gives rows with their spread.
+The table stands between two marks in FILE, together with the machine and the versions; a file without marks gets them
+at its end. Rows of two machines never stand in one table.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measuring import Row, machine
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- measurements: begin -->", "<!-- measurements: end -->"
+NAMES = (
+    "startup", "decode", "augment", "engines", "predict", "predict_overhead", "scan", "features", "train_step",
+    "saving", "scaling",
+)  # fmt: skip
+HEADER = ("what", "figure", "against, in the same run", "script")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure what was asked for; 1 if a measurement failed, with the others' rows written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"{', '.join(NAMES)}; default: all"
+    )
+    parser.add_argument("--table", type=Path, help="Markdown file to write the table into; default: only print it")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    options = parser.parse_args(argv)
+    if options.list:
+        for name in NAMES:
+            print(f"{name:18} {first_line(script(name))}")
+        return 0
+    where = machine()
+    text = options.table.read_text(encoding="utf-8") if options.table and options.table.exists() else ""
+    names = options.names or list(NAMES)
+    kept = kept_rows(text, where, names)
+    failed = []
+    for name in names:
+        print(f"== {name}", flush=True)
+        rows = measure(name)
+        if rows is None:
+            failed.append(name)
+        else:
+            kept[script(name).name] = rows
+        table = markdown(where, kept)
+        if options.table is not None:
+            options.table.write_text(insert(text, table), encoding="utf-8")
+    print(table)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def script(name: str) -> Path:
+    """Where a measurement is."""
+    return HERE / f"bench_{name}.py"
+
+
+def first_line(path: Path) -> str:
+    """What a script says of itself."""
+    return path.read_text(encoding="utf-8").partition('"""')[2].partition("\n")[0].removesuffix('"""')
+
+
+def measure(name: str) -> list[Row] | None:
+    """Rows of one measurement, whose own output is shown; None if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "rows.json")
+        code = subprocess.run([sys.executable, script(name), "--json", found]).returncode
+        return None if code else [Row(*row) for row in json.loads(found.read_text())]
+
+
+def kept_rows(text: str, where: str, names: list[str]) -> dict[str, list[Row]]:
+    """Rows of an earlier table, by script, but for those that are measured again.
+
+    Ends the program where they are of another machine or other versions.
+    """
+    old = text.partition(BEGIN)[2].partition(END)[0]
+    kept: dict[str, list[Row]] = {}
+    for line in old.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == len(HEADER) and cells[-1].startswith("`"):
+            name = Path(cells[-1].strip("`")).name
+            if name not in [script(again).name for again in names]:
+                kept.setdefault(name, []).append(Row(*cells[:3]))
+    if kept and without_date(where) not in old:
+        raise SystemExit(
+            f"the table holds rows of another machine or other versions ({', '.join(kept)}): measure all, or give "
+            "another --table"
+        )
+    return kept
+
+
+def without_date(where: str) -> str:
+    """What must be equal between two runs of one table."""
+    return where.rpartition(";")[0]
+
+
+def markdown(where: str, rows: dict[str, list[Row]]) -> str:
+    """The table, with where it was measured above it."""
+    lines = [
+        f"Measured on {where}. In brackets: from the lowest round to the highest; a ratio is of two things in one",
+        "round.",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        "|-|-|-|-|",
+    ]
+    order = [script(name).name for name in NAMES]
+    for name in sorted(rows, key=order.index):
+        lines += [f"| {row.what} | {row.figure} | {row.against} | `tests/bench/{name}` |" for row in rows[name]]
+    return "\n".join(lines)
+
+
+def insert(text: str, table: str) -> str:
+    """The text with the table between its marks."""
+    block = f"{BEGIN}\n{table}\n{END}"
+    if BEGIN in text and END in text:
+        return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
+    return f"{text.rstrip()}\n\n{block}\n".lstrip()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
