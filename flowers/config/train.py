@@ -99,6 +99,8 @@ class TrainConfig:
     """With --finetune head: run the frozen backbone once per view and keep the features."""
     views: int = 1
     """Views of each training image in the feature cache: the plain one, then augmented ones."""
+    tune_head: bool = False
+    """With cached features: try learning rates, smoothing, weight decay and a hidden layer, and take the best."""
 
     val_fraction: float = 0.2
     """Share of train/ that becomes valid/ when there is no valid/; stratified, seeded, saved."""

@@ -5,9 +5,10 @@ step (read the loss, evaluate, save, stop) happens on all ranks at the same step
 """
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -149,6 +150,14 @@ def train_one_epoch(run: Run, meter: console.Meter) -> None:
             images_per_s=round(images / seconds, 1),
             data_wait_share=round(waiting.seconds / seconds, 4),
         )
+
+
+def steps_of(run: Run) -> Iterator[tuple[list[Batch], int]]:
+    """For trials: each step's micro-batches of this rank and its images over all ranks, from the first epoch on."""
+    for epoch in itertools.cycle(range(run.plan.epochs)):
+        batches = to_device(iter(run.train.epoch(epoch, 0)), run.accelerator.device)
+        for step in range(run.plan.steps_per_epoch):
+            yield [next(batches) for _ in range(run.plan.grad_accum_steps)], run.order.real_in_step(step)
 
 
 def train_step(run: Run, micro_batches: list[Batch], real_images: int) -> None:

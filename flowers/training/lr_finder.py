@@ -20,13 +20,11 @@ import numpy as np
 import torch
 
 from flowers import console
-from flowers.data.dataset import Batch
 from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
 from flowers.reports.lr_curve import draw_lr_curve
 from flowers.training.checkpoint import Progress
-from flowers.training.feed import to_device
-from flowers.training.loop import Plan, Run, train_step
+from flowers.training.loop import Plan, Run, steps_of, train_step
 
 STEPS = 100
 SPAN = 300.0  # the range goes from the default rate / SPAN to the default rate * SPAN
@@ -94,7 +92,7 @@ def range_test(run: Run, low: float, high: float, steps: int = STEPS) -> LrCurve
     images: list[int] = []
     with untouched(run), console.progress("learning rates", steps, "steps") as meter:
         trial = replace(run, plan=plan, progress=Progress(), average=None, unread=[], sums=[0.0, 0.0, 0.0])
-        batches = _steps(trial)
+        batches = steps_of(trial)
         for step in range(steps):
             micro_batches, real = next(batches)
             train_step(trial, micro_batches, real)
@@ -199,16 +197,6 @@ def untouched(run: Run) -> Iterator[None]:
         run.network.train(was_training)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _steps(run: Run) -> Iterator[tuple[list[Batch], int]]:
-    """The micro-batches of this rank and the images over all ranks of each step, epoch after epoch, round and round."""
-    epoch = 0
-    while True:
-        batches = to_device(iter(run.train.epoch(epoch % run.plan.epochs, 0)), run.accelerator.device)
-        for step in range(run.plan.steps_per_epoch):
-            yield [next(batches) for _ in range(run.plan.grad_accum_steps)], run.order.real_in_step(step)
-        epoch += 1
 
 
 def _mean_loss(run: Run, real: int) -> float:

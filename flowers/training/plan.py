@@ -67,6 +67,8 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError("--mixup-alpha and --cutmix-alpha mix images, features are cached: add --no-feature-cache")
     if config.views > 1 and not uses_features(config):
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
+    if config.tune_head and not (uses_features(config) or config.finetune == "staged"):
+        raise UsageError("--tune-head tries heads on cached features: use it with --finetune head or staged")
     parse_save_every(config.save_every, 1)
     check_model(config.recipe, config.model)
 

@@ -39,10 +39,19 @@ from flowers.training.setup import (
     build_cache,
     build_model,
     find_checkpoint,
+    new_head,
     settle_bad_images,
     settle_splits,
 )
 from flowers.training.sources import Source, build_augmentation, build_order, feature_source, image_source
+from flowers.training.tuning import TUNED, tune_head
+
+LAST_STAGE_FLAGS = {
+    "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
+    "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
+    "train_size", "first_train_size", "eval_every",
+}  # fmt: skip
+"""Of a staged run these are about its last stage; its head is trained with the defaults."""
 
 
 def train(config: TrainConfig) -> int:
@@ -108,9 +117,16 @@ def train_head_stage(config: TrainConfig, accelerator: Accelerator, data: ImageF
 
 def head_stage(config: TrainConfig) -> TrainConfig:
     """The first stage of a staged run: the head on cached features, in a folder of its own, by its own defaults."""
-    changes = {"epochs": None, "lr": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "model_ema_decay": None}
+    own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     folder = config.output_dir / HEAD_STAGE
-    return dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, resume="auto", **changes)
+    return dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, resume="auto", **own)
+
+
+def as_begun(config: TrainConfig, resumed: Checkpoint) -> TrainConfig:
+    """The config with what was searched for when the run began, in the place of the request to search."""
+    searched = TUNED if config.tune_head and uses_features(config) else ("lr",) if config.lr == "auto" else ()
+    found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
+    return dataclasses.replace(config, **found)
 
 
 class Job:
@@ -124,8 +140,8 @@ class Job:
         self.cache = build_cache(config, data, self.augmentation.cache_short_side)
         self.data = settle_bad_images(config, accelerator, data, self.cache)
         self.order = build_order(config, self.data, accelerator.num_processes)
-        if config.lr == "auto" and self.resumed is not None:
-            config = dataclasses.replace(config, lr=self.resumed.fingerprint["--lr"])
+        if self.resumed is not None:
+            config = as_begun(config, self.resumed)
         self.searches_lr = config.lr == "auto"
         self.config = resolve_defaults(config, self.order.global_batch_size)
         self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
@@ -140,6 +156,8 @@ class Job:
             return
         self.describe()
         source = self.build_source()
+        if self.config.tune_head and uses_features(self.config) and self.resumed is None:
+            source = self.tune_head(source)
         run = self.build_run(source)
         if self.resumed is not None:
             self.restore(run, self.resumed)
@@ -192,6 +210,22 @@ class Job:
             with write_atomically(self.run_dir / "config.yaml") as file:
                 yaml.safe_dump(to_plain(self.config), file, sort_keys=False, allow_unicode=True)
 
+    def tune_head(self, source: Source) -> Source:
+        """``--tune-head``: search, and go on as if the settings that were best had been given."""
+
+        def set_up(config: TrainConfig) -> Source:
+            self.config = config
+            self.fingerprint = fingerprint(config, self.data, self.order.global_batch_size)
+            self.plan = build_plan(config, self.order, self.plan.num_classes)
+            self.head, self.classifier.head = new_head(config, self.plan.num_classes, self.head.in_features)
+            return dataclasses.replace(source, module=self.classifier.head)
+
+        output = self.run_dir / "tuning.json"
+        best = tune_head(self.config, self.head.in_features, lambda config: self.build_run(set_up(config)), output)
+        source = set_up(best)
+        self.save_config()
+        return source
+
     def settle_lr(self, run: Run) -> None:
         """``--lr auto``: search, and go on as if the rate that was found had been given."""
         curve = self.search_lr(run)
@@ -234,7 +268,7 @@ class Job:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-            if accelerator.num_processes > 1 and config.finetune == "full":
+            if accelerator.num_processes > 1 and config.finetune != "head":
                 module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
         module = module.to(memory_format=torch.channels_last)
         groups = parameter_groups(module, config.weight_decay, config.layer_decay)

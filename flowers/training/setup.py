@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from flowers import console
 from flowers.config.train import TrainConfig
@@ -124,9 +125,8 @@ def build_model(
     else:
         torch.manual_seed(config.seed)  # --weights none
         backbone = build_backbone(config.model, config.weights, config.image_size)
-        torch.manual_seed(config.seed)
-        head = HeadSpec(len(classes.folders), backbone.num_features, config.hidden, config.dropout)
-        classifier = Classifier(backbone.network, build_head(head))
+        head, module = new_head(config, len(classes.folders), backbone.num_features)
+        classifier = Classifier(backbone.network, module)
         preprocessing = backbone.preprocessing
         if config.resize is not None:
             preprocessing = dataclasses.replace(preprocessing, resize=max(config.resize, preprocessing.crop))
@@ -137,6 +137,13 @@ def build_model(
     if config.drop_path > 0:
         set_stochastic_depth(classifier.backbone, config.drop_path)
     return classifier, head, preprocessing
+
+
+def new_head(config: TrainConfig, num_classes: int, in_features: int) -> tuple[HeadSpec, nn.Module]:
+    """The head that the flags describe, with the random start that the seed gives."""
+    torch.manual_seed(config.seed)
+    spec = HeadSpec(num_classes, in_features, config.hidden, config.dropout)
+    return spec, build_head(spec)
 
 
 def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> list[tuple[str, str]]:

@@ -1,0 +1,74 @@
+"""``--tune-head``: what is tried, what is taken, and that it is the run's own training that is tried."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jobs_in_processes import Job
+
+from flowers.config.train import TrainConfig
+from flowers.training.tuning import TUNED, neighbours
+
+FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", "4", "-j", "0")
+
+
+@pytest.fixture(scope="module")
+def tuned(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    flags = ("--data-dir", sample_set, "--output-dir", "run", "--tune-head", *FLAGS)
+    job = Job("train", flags, folder=folder)
+    assert job.wait() == [0], job.output
+    assert "tried for the head" in job.output
+    return folder
+
+
+def test_each_setting_is_tried_beside_the_best_so_far(tuned: Path) -> None:
+    trials = json.loads((tuned / "run" / "tuning.json").read_text())
+    best: dict = trials[0]
+    assert [best[name] for name in TUNED] == [0.003, 0.1, 0.1, None]
+    for trial in trials[1:]:
+        assert sum(trial[name] != best[name] for name in TUNED) == 1
+        if (trial["top1"], -trial["loss"]) > (best["top1"], -best["loss"]):
+            best = trial
+    config = yaml.safe_load((tuned / "run" / "config.yaml").read_text())
+    assert [config[name] for name in TUNED] == [best[name] for name in TUNED]
+
+
+def test_the_winner_is_what_the_run_then_trains(tuned: Path, sample_set: Path) -> None:
+    """The tried figures are those of a run that was given the settings, with no trace of the search."""
+    config = yaml.safe_load((tuned / "run" / "config.yaml").read_text())
+    settings = []
+    for name in TUNED:
+        if config[name] is not None:
+            settings += [f"--{name.replace('_', '-')}", config[name]]
+    plain = Job("train", ("--data-dir", sample_set, "--output-dir", "plain", *settings, *FLAGS), folder=tuned)
+    assert plain.wait() == [0], plain.output
+    for name in ("last/model.safetensors", "best/model.safetensors", "history.jsonl", "metrics.json"):
+        assert (tuned / "run" / name).read_bytes() == (tuned / "plain" / name).read_bytes(), name
+    last = json.loads((tuned / "plain" / "history.jsonl").read_text().splitlines()[-2])
+    assert last["event"] == "valid"
+    trials = json.loads((tuned / "run" / "tuning.json").read_text())
+    winner = next(trial for trial in trials if all(trial[name] == config[name] for name in TUNED))
+    assert (winner["top1"], winner["loss"]) == (last["top1"], last["loss"])
+
+
+def test_the_same_command_again_finds_it_finished(tuned: Path, sample_set: Path) -> None:
+    flags = ("--data-dir", sample_set, "--output-dir", "run", "--tune-head", *FLAGS)
+    again = Job("train", flags, folder=tuned)
+    assert again.wait() == [0], again.output
+    assert "is finished already" in again.output
+    assert "tried for the head" not in again.output
+
+
+def test_neighbours_leave_out_the_present_value() -> None:
+    config = TrainConfig(data_dir=Path("data"), lr=0.003)
+    assert neighbours("lr", config, 1280) == [0.001, 0.009]
+    assert neighbours("label_smoothing", config, 1280) == [0.0, 0.2]
+    assert neighbours("hidden", config, 64) == [64]
+
+
+def test_without_cached_features_it_is_refused(sample_set: Path, tmp_path: Path) -> None:
+    job = Job("train", ("--data-dir", sample_set, "--finetune", "full", "--tune-head"), folder=tmp_path)
+    assert job.wait() == [2]
+    assert "--tune-head tries heads on cached features" in job.output

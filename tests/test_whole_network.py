@@ -1,0 +1,118 @@
+"""What training all layers adds: batch norm held still, growing views, mixing that ends, patience, rates by depth."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from jobs_in_processes import Job
+
+from flowers.config.train import TrainConfig
+from flowers.data.dataset import TrainLoader
+from flowers.data.folders import load_image_folders
+from flowers.data.order import Order
+from flowers.data.transforms import Augmentation
+from flowers.models.bundle import load_bundle
+from flowers.training.loop import Plan
+from flowers.training.plan import view_sizes
+
+FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--finetune", "full", "-j", "0")
+
+
+def train(sample_set: Path, folder: Path, *flags: object) -> tuple[Path, str]:
+    job = Job("train", ("--data-dir", sample_set, "--output-dir", "run", *FLAGS, *flags), folder=folder)
+    assert job.wait() == [0], job.output
+    return folder / "run", job.output
+
+
+def history(run_dir: Path, event: str) -> list[dict]:
+    lines = map(json.loads, (run_dir / "history.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def test_patience_ends_a_run_that_gets_no_better(sample_set: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", "9", "--patience", "2", "--lr", "1e-30", "--freeze-bn")
+    run_dir, output = train(sample_set, tmp_path, *flags)
+    assert len(history(run_dir, "train")) == 3
+    assert "no better model in 2 epochs (--patience): stopping after epoch 3" in output
+    assert (run_dir / "metrics.json").exists()
+    assert "is finished already" in train(sample_set, tmp_path, *flags)[1]
+
+
+def test_two_processes_run_out_of_patience_together(sample_set: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", "9", "--patience", "1", "--lr", "1e-30", "--freeze-bn")
+    job = Job("train", ("--data-dir", sample_set, "--output-dir", "run", *FLAGS, *flags), folder=tmp_path, processes=2)
+    assert job.wait() == [0, 0], job.output
+    assert len(history(tmp_path / "run", "train")) == 2
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_weights_learn(sample_set: Path, tmp_path: Path) -> None:
+    run_dir, _ = train(sample_set, tmp_path, "--epochs", "2", "--freeze-bn", "--layer-decay", "0.9", "--lr", "0.01")
+    state = load_bundle(run_dir / "last").state_dict
+    means = [tensor for name, tensor in state.items() if name.endswith("running_mean")]
+    assert means
+    assert all(not mean.any() for mean in means), "a random network's means start at zero"
+    scales = [state[name.replace("running_mean", "weight")] for name in state if name.endswith("running_mean")]
+    assert all((scale != 1).any() for scale in scales), "the scales are weights and learn"
+
+
+def test_views_grow_to_their_full_size() -> None:
+    config = TrainConfig(data_dir=Path("data"), epochs=8, first_train_size=96)
+    assert view_sizes(config, 160) == [96, 112, 112, 128, 144, 144, 160, 160]
+    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3), 160) == [160, 160, 160]
+    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=1, first_train_size=96), 150) == [96]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_gives_each_epoch_its_size(sample_set: Path, workers: int) -> None:
+    data = load_image_folders(sample_set, class_names=None, val_fraction=0.2, seed=0)
+    order = Order(len(data.train), 0, 8, 1)
+    loader = TrainLoader(data.train, Augmentation(48), order, rank=0, workers=workers, sizes=[32, 48])
+    for epoch, size in enumerate((32, 48)):
+        assert {batch.images.shape for batch in loader.epoch(epoch)} == {(8, size, size, 3)}
+
+
+def test_growing_views_train(sample_set: Path, tmp_path: Path) -> None:
+    run_dir, _ = train(sample_set, tmp_path, "--epochs", "2", "--first-train-size", "32", "--train-size", "48")
+    assert len(history(run_dir, "train")) == 2
+
+
+def test_mixing_ends_before_the_run() -> None:
+    plan = Plan(4, 10, 0, 0.1, 5, mixup_alpha=0.2, mix_epochs=3)
+    assert [plan.mixes(epoch) for epoch in range(4)] == [True, True, True, False]
+    assert not Plan(4, 10, 0, 0.1, 5, mix_epochs=4).mixes(0)
+
+
+def test_the_last_epochs_see_whole_images(sample_set: Path, tmp_path: Path) -> None:
+    """The first epochs are those of a run that mixes throughout, the last is not."""
+    flags = ("--epochs", "2", "--mixup-alpha", "1", "--schedule", "constant", "--warmup-epochs", "0")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    mixed, _ = train(sample_set, tmp_path / "a", *flags)
+    ended, _ = train(sample_set, tmp_path / "b", *flags, "--mix-off-epochs", "1")
+    assert history(mixed, "train")[0] == history(ended, "train")[0]
+    assert history(mixed, "train")[1]["loss"] != history(ended, "train")[1]["loss"]
+
+
+def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_path: Path) -> None:
+    flags = ("--model", "efficientnet_b0", "--drop-path", "0.5", "--epochs", "1", "--batch-size", "16")
+    run_dir, _ = train(sample_set, tmp_path, *flags)
+    classifier = load_bundle(run_dir / "last").build().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(classifier(images), classifier(images))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--layer-decay", "0"), "--layer-decay: got 0.0, expected a share above 0, at most 1"),
+        (("--finetune", "head", "--freeze-bn"), "--freeze-bn are about training the backbone"),
+        (("--patience", "0"), "--patience: got 0, expected at least 1"),
+        (("--drop-path", "1"), "--drop-path: got 1.0, expected a share from 0 to below 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags: tuple, message: str, sample_set: Path, tmp_path: Path) -> None:
+    job = Job("train", ("--data-dir", sample_set, *FLAGS, *flags), folder=tmp_path)
+    assert job.wait() == [2], job.output
+    assert message in job.output
