@@ -1,0 +1,58 @@
+"""Pages as one file each: templates filled in, every value escaped, nothing fetched from anywhere."""
+
+import base64
+import datetime
+from pathlib import Path
+
+import flowers
+from flowers.errors import UsageError
+from flowers.files import write_atomically
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Fill in a template of this package and write it as one self-contained HTML file.
+
+    Args:
+        template: file in ``templates/``; it extends ``base.html``, which asks for ``title``.
+        values: what the template names. Text is escaped wherever it stands; data for scripts goes through ``tojson``
+            in a ``<script type="application/json">``.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+        FlowersError: the file cannot be written.
+    """
+    html = render(template, **values)
+    with write_atomically(path, errors="backslashreplace") as file:  # names may hold bytes that are no UTF-8
+        file.write(html)
+
+
+def render(template: str, **values: object) -> str:
+    """As ``write_page``, but returns the page.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise UsageError("a report needs jinja2: pip install jinja2") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flowers.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(flowers_version=flowers.__version__, written=written, **values)
+
+
+def jpeg_uri(content: bytes) -> str:
+    """A JPEG as the ``src`` of an image."""
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A fraction for reading: 0.9389 as 93.9%."""
+    return f"{100 * share:.{digits}f}%"
