@@ -195,7 +195,8 @@ def test_the_job_leaves_a_folder_that_training_can_use(sample_set: Path, tmp_pat
     assert len(json.loads((tmp_path / "run" / "lr_finder.json").read_text())["rates"]) == 12
     assert (tmp_path / "run" / "lr_finder.png").stat().st_size > 1000
     assert not (tmp_path / "run" / "checkpoints").exists()
-    trained = Job("train", [*flags, "--lr", 0.0015, "--epochs", 1], folder=tmp_path)
+    again = ["--config", "run/config.yaml", "--lr", 0.002, "--epochs", 1]
+    trained = Job("train", again, folder=tmp_path)
     assert trained.wait() == [0], trained.output
     again = Job("find_lr", flags, folder=tmp_path)
     assert again.wait() == [1]

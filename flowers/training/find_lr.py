@@ -4,11 +4,13 @@ import dataclasses
 
 from flowers import console
 from flowers.config.find_lr import FindLrConfig
+from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
 from flowers.errors import CheckpointError, UsageError
+from flowers.training.job import Job
 from flowers.training.lr_finder import SPAN
 from flowers.training.plan import check_flags
-from flowers.training.run import Job, opened, train_head_stage
+from flowers.training.run import opened, train_head_stage
 from flowers.training.setup import find_checkpoint
 
 
@@ -24,16 +26,17 @@ def find_lr(config: FindLrConfig) -> int:
         FlowersError: anything that the user can mend, in one line.
     """
     check_flags(config)
-    config = dataclasses.replace(config, output_dir=config.run_dir, log_with=None)
-    with opened(config) as (accelerator, data, stop):
-        if find_checkpoint(config) is not None:
+    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    train_config = TrainConfig(**{**flags, "output_dir": config.run_dir, "log_with": None})
+    with opened(train_config) as (accelerator, data, stop):
+        if find_checkpoint(train_config) is not None:
             raise CheckpointError(
-                f"{readable(config.output_dir)} holds a run, begun with a learning rate of its own; give another "
+                f"{readable(config.run_dir)} holds a run, begun with a learning rate of its own; give another "
                 "--output-dir"
             )
         if config.finetune == "staged":
-            train_head_stage(config, accelerator, data, stop)
-        job = Job(config, accelerator, data, stop)
+            train_head_stage(train_config, accelerator, data, stop)
+        job = Job(train_config, accelerator, data, stop)
         low, high = config.min_lr or job.config.lr / SPAN, config.max_lr or job.config.lr * SPAN
         if low >= high:
             raise UsageError(f"the rates would go from {low:g} to {high:g}: choose --min-lr and --max-lr")
