@@ -84,7 +84,7 @@ def test_decoding_alone_goes_through_the_pipeline(run: Callable, bundle: Path, t
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"engines": ("torch", "tensorrt")}, "--engines: got 'tensorrt', expected some of torch, compile, openvino"),
+        ({"engines": ("torch", "tensorrt")}, "--engines: got 'tensorrt', expected some of torch, "),
         ({"precisions": ("auto",)}, "--precisions: got 'auto', expected some of float32, bf16, fp16"),
         ({"precisions": ("fp16",)}, "no engine could run here: torch fp16: --precision fp16 needs a GPU"),
         ({"batch_sizes": (0,)}, "--batch-sizes: got 0, expected at least 1"),

@@ -257,7 +257,7 @@ def try_pipelines(
             meter.advance(1)
         for speed in chosen:
             engine = build_engine(bundle, engine=speed.engine, precision=speed.precision, batch_size=speed.batch_size)
-            on_cpu = speed.engine != "torch" or not torch.cuda.is_available()
+            on_cpu = speed.engine not in ("torch", "compile") or not torch.cuda.is_available()
             for count in workers:
                 per_s = pipeline_rate(engine, bundle, sample, count, config.seconds, on_cpu=on_cpu)
                 rates = decode_per_s[count], speed.images_per_s
