@@ -20,13 +20,20 @@ from flowers.errors import EXIT_FAILED, EXIT_USAGE, FlowersError, PeerError, Sto
 
 Config = TypeVar("Config")
 
+LOG_HELP = """\
+Every job also takes --log MODE: auto (rich on a terminal, else plain), rich, plain (lines without control characters),
+json (one JSON object a line on stdout), quiet (warnings and errors only)."""
+
 
 def run(main: Callable[[Config], int | None], config_type: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
     """Parse the flags, run the job, exit: 0 done, 1 failed, 2 wrong flags, 3 strict, 75 stopped and saved.
 
+    ``--log MODE``, anywhere among the flags, is the screen's and no part of a job's config; see ``flowers.console``.
     A ``FlowersError`` ends as one line on stderr; anything else is our bug and keeps its traceback.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        argv = choose_log(argv)
         code = main(parse(config_type, argv))
     except PeerError as error:
         code = error.exit_code
@@ -50,6 +57,30 @@ def run(main: Callable[[Config], int | None], config_type: type[Config], argv: S
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         leave(code or 0)
     raise SystemExit(code or 0)
+
+
+def choose_log(argv: Sequence[str]) -> list[str]:
+    """Show things as the last ``--log`` says.
+
+    Returns:
+        the other words.
+
+    Raises:
+        UsageError: no such mode.
+    """
+    rest: list[str] = []
+    mode, words = "auto", iter(argv)
+    for word in words:
+        if word == "--log":
+            mode = next(words, "nothing")
+        elif word.startswith("--log="):
+            mode = word.removeprefix("--log=")
+        else:
+            rest.append(word)
+    console.show_as(mode if mode in console.LOG_MODES else "auto")
+    if mode not in console.LOG_MODES:
+        raise UsageError(f"--log: got {mode}, expected {', '.join(console.LOG_MODES)}")
+    return rest
 
 
 def leave(code: int) -> NoReturn:
@@ -92,6 +123,7 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
             return tyro.cli(config_type, args=argv)
     except SystemExit as exit_:
         if exit_.code != EXIT_USAGE:
+            print(LOG_HELP)  # after --help
             raise
     except FlowersError:
         raise

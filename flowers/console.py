@@ -1,29 +1,76 @@
 """All that a user reads on the screen: lines, tables, progress. The main process speaks, the others are silent.
 
-On a terminal rich draws progress bars; anywhere else (a Slurm log, a pipe) the same facts come as plain lines,
-every half minute. Results and progress go to stdout, warnings and errors to stderr.
+Every job takes ``--log MODE``:
+
+- ``rich``: colours, and bars that move. NO_COLOR leaves the bars and takes the colours.
+- ``plain``: lines of text, no control characters; how far a job has come every half minute.
+- ``json``: one JSON object a line on stdout, warnings and errors too.
+- ``quiet``: warnings and errors only.
+- ``auto``, the default: rich on a terminal, plain anywhere else (a Slurm log, a pipe).
+
+Results and progress go to stdout, warnings and errors to stderr (but for ``json``). Every JSON object has ``time``
+(ISO 8601, UTC) and ``event``, which settles the other fields::
+
+    message   text
+    warning   text
+    error     text, rank
+    facts     title, values {name: value}
+    table     title, columns [name], rows [[value]]
+    progress  task, done, total (or null), unit, per_s, left_s (or null), figures {loss: ..., top1: ..., wait: ...}
+    done      title, written {what: path}, next [command]
+
+Among the figures ``wait`` is the share of the time that a job waited for data. Numbers that are not finite are null.
 """
 
 import contextlib
+import datetime
 import hashlib
+import json
+import math
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
-if not _out.is_terminal:  # a log file has no width of its own
-    _out.width = 160
+LOG_MODES = ("auto", "rich", "plain", "json", "quiet")
+LINE_INTERVAL_S = 30.0
+_LOG_FILE_WIDTH = 160
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_FORMATS = {"wait": "{:.0%}", "lr": "{:.2g}"}
+_FIRST = ("loss", "top1", "wait")  # a narrow terminal cuts off what comes last
+
+_mode = "auto"
 _log_path: Path | None = None
 
-PLAIN_INTERVAL_S = 30.0
+
+def _console(stderr: bool) -> Console:
+    """A stream as the mode wants it; rich itself would also colour a pipe where FORCE_COLOR is set."""
+    stream = sys.stderr if stderr else sys.stdout
+    on_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    draws = (on_terminal and _mode != "plain") or (_mode == "rich" and not stderr)
+    color_system = "auto" if draws else None
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, force_terminal=draws, color_system=color_system)
+    if not draws:  # a log file has no width of its own
+        console.width = _LOG_FILE_WIDTH
+    return console
+
+
+_out, _err = _console(stderr=False), _console(stderr=True)
+
+
+def show_as(mode: str) -> None:
+    """Choose one of ``LOG_MODES`` for all that is said from now on."""
+    global _mode, _out, _err
+    _mode = mode
+    _out, _err = _console(stderr=False), _console(stderr=True)
 
 
 def is_main_process() -> bool:
@@ -39,16 +86,25 @@ def log_to(path: Path | None) -> None:
 
 def say(text: str = "") -> None:
     """One line to the user. Markup such as ``[bold]`` works; pass foreign text through ``plain``."""
-    if is_main_process():
+    if not is_main_process():
+        return
+    bare = Text.from_markup(text).plain
+    if _mode == "json":
+        _emit("message", text=bare)
+    elif _mode != "quiet":
         _out.print(text)
-        _log(Text.from_markup(text).plain)
+    _log(bare)
 
 
 def warn(text: str) -> None:
     """One line about something that the user should know but that does not stop the job."""
-    if is_main_process():
-        _err.print(f"[yellow]warning:[/] {escape(text)}")
-        _log(f"warning: {text}")
+    if not is_main_process():
+        return
+    if _mode == "json":
+        _emit("warning", text=text)
+    else:
+        _err.print(f"[yellow]warning:[/] {plain(text)}")
+    _log(f"warning: {text}")
 
 
 def error(text: str) -> None:
@@ -58,7 +114,10 @@ def error(text: str) -> None:
     """
     rank = "" if is_main_process() else f"rank {os.environ.get('RANK')}: "
     if _is_first_to_say(text):
-        _err.print(f"[red]error:[/] {escape(rank + text)}")
+        if _mode == "json":
+            _emit("error", text=text, rank=int(os.environ.get("RANK", "0")))
+        else:
+            _err.print(f"[red]error:[/] {plain(rank + text)}")
     if is_main_process():
         _log(f"error: {text}")
 
@@ -77,24 +136,28 @@ def _is_first_to_say(text: str) -> bool:
 
 
 def plain(text: object) -> str:
-    """Foreign text (a file name, a class name), made safe to stand inside ``say``."""
-    return escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8"))
+    """Foreign text (a file name, a class name), made safe to stand inside ``say``: no markup, no control character."""
+    return escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A small table; cells are shown as plain text, numbers aligned to the right."""
     if not is_main_process():
         return
-    drawn = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
-    rows = [[plain(cell) for cell in row] for row in rows]
-    for index, column in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*row)
-    _out.print(drawn)
-    for row in [columns, *rows]:
-        _log("  ".join(row))
+    values = [list(row) for row in rows]
+    cells = [[plain(value) for value in row] for row in values]
+    if _mode == "json":
+        _emit("table", title=title, columns=list(columns), rows=values)
+    elif _mode != "quiet":
+        drawn = Table(title=plain(title), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
+            drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in cells:
+            drawn.add_row(*row)
+        _out.print(drawn)
+    for row in [columns, *values]:
+        _log("  ".join(map(str, row)))
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
@@ -102,10 +165,54 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
     if not is_main_process():
         return
     rows = list(rows)
+    if _mode == "json":
+        _emit("facts", title=title, values=dict(rows))
+        for name, value in rows:
+            _log(f"{name}: {value}")
+        return
     width = max(len(name) for name, _ in rows)
     say(f"[bold]{plain(title)}[/]")
     for name, value in rows:
         say(f"  {name:{width}}  {plain(value)}")
+
+
+def done(title: str, written: Sequence[tuple[str, object]], commands: Sequence[Sequence[object]] = ()) -> None:
+    """What a job ends with: what was written where, and what to type next.
+
+    Args:
+        title: what is done, in a few words.
+        written: what and where.
+        commands: each as its words; they are quoted for the shell. See ``job_command``.
+    """
+    if not is_main_process():
+        return
+    lines = [shlex.join(map(str, words)) for words in commands]
+    if _mode == "json":
+        _emit("done", title=title, written=dict(written), next=lines)
+        for what, where in written:
+            _log(f"{what}: {where}")
+        return
+    if _draws():
+        _out.rule(f"[bold]{plain(title)}[/]", align="left", style="dim")
+    else:
+        say(plain(title))
+    width = max((len(what) for what, _ in written), default=0)
+    for what, where in written:
+        say(f"  {what:{width}}  {plain(where)}")
+    if lines:
+        say("next:")
+    for line in lines:  # never inside a frame: it is there to be copied
+        say(f"  [cyan]{plain(line)}[/]")
+    if _draws():
+        _out.rule(style="dim")
+
+
+def job_command(job: str, *words: object) -> list[str]:
+    """The words that start another job the way this one was started: its file in jobs/, or its console command."""
+    program = Path(sys.argv[0])
+    if program.suffix == ".py":
+        return ["python", str(program.with_name(f"{job}.py")), *map(str, words)]
+    return [f"flowers-{job.replace('_', '-')}", *map(str, words)]
 
 
 class Meter:
@@ -114,7 +221,7 @@ class Meter:
     def __init__(self, description: str, total: int | None, unit: str, bar: Progress | None):
         self._description, self._total, self._unit, self._bar = description, total, unit, bar
         self._start_s = self._said_s = time.monotonic()
-        self._done, self._figures = 0, ""
+        self._done, self._figures = 0, {}
         self._task = bar.add_task(description, total=total, rate="", figures="") if bar else None
 
     @property
@@ -131,45 +238,76 @@ class Meter:
     def advance(self, count: int, **figures: object) -> None:
         """Count some more units; ``figures`` (loss=0.31, ...) stand until replaced."""
         self._done += count
-        if figures:
-            self._figures = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        self._figures |= figures
         if self._bar is not None:
             rate = f"{self.per_s:.0f} {self._unit}/s"
-            self._bar.update(self._task, advance=count, rate=rate, figures=self._figures)
-        elif is_main_process() and time.monotonic() - self._said_s > PLAIN_INTERVAL_S:
-            self._said_s = time.monotonic()
-            of, left = "", ""
-            if self._total:
-                of, left = (
-                    f"/{self._total}",
-                    f"  {(self._total - self._done) / max(self.per_s, 1e-9):.0f} s left",
-                )
-            rate = f"{self.per_s:.0f} {self._unit}/s{left}"
-            say(f"{self._description}: {self._done}{of}  {rate}  {self._figures}".rstrip())
+            self._bar.update(self._task, advance=count, rate=rate, figures=self._shown())
+        elif is_main_process() and time.monotonic() - self._said_s > LINE_INTERVAL_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """One line, or one JSON object, about how far it has come."""
+        self._said_s = time.monotonic()
+        left_s = (self._total - self._done) / max(self.per_s, 1e-9) if self._total else None
+        if _mode == "json":
+            _emit(
+                "progress",
+                task=self._description,
+                done=self._done,
+                total=self._total,
+                unit=self._unit,
+                per_s=round(self.per_s, 2),
+                left_s=None if left_s is None else round(left_s, 1),
+                figures=self._figures,
+            )
+            return
+        of, left = (f"/{self._total}", f"  {left_s:.0f} s left") if self._total else ("", "")
+        line = f"{self._description}: {self._done}{of}  {self.per_s:.0f} {self._unit}/s{left}  {self._shown()}"
+        say(plain(line.rstrip()))
+
+    def _shown(self) -> str:
+        names = sorted(self._figures, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        return "  ".join(f"{name} {_figure(name, self._figures[name])}" for name in names)
+
+
+class _Figures(ProgressColumn):
+    """The one column that gives way where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Meter]:
     """Show how far a long step has come: a bar on a terminal, a line now and then elsewhere."""
-    if not (is_main_process() and _out.is_terminal):
-        yield Meter(description, total, unit, None)
+    if not (is_main_process() and _draws()):
+        meter = Meter(description, total, unit, None)
+        yield meter
+        if is_main_process() and _mode == "json":
+            meter.tell()
         return
+    whole = Column(no_wrap=True)
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(bar_width=12, table_column=whole),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[rate]}", markup=False, table_column=whole),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        _Figures(),
         console=_out,
         transient=True,
+        redirect_stderr=sys.stderr.isatty(),  # else warnings would leave the file that stderr was sent to
     )
     with bar:
         yield Meter(description, total, unit, bar)
 
 
-def _figure(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _draws() -> bool:
+    return _mode in ("auto", "rich") and _out.is_terminal
+
+
+def _figure(name: str, value: object) -> str:
+    return _FORMATS.get(name, "{:.4f}").format(value) if isinstance(value, float) else str(value)
 
 
 def _is_number(text: str) -> bool:
@@ -178,6 +316,23 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _emit(event: str, **fields: object) -> None:
+    """One JSON object as one line, in one write: processes that share a stream do not cut each other's lines."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": now, "event": event, **_finite(fields)}, default=str)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: object) -> object:
+    """The same with null for each number that JSON cannot say."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _log(text: str) -> None:

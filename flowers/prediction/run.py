@@ -17,7 +17,7 @@ from flowers.prediction.classify import classify, embeddings_file
 from flowers.prediction.group import Group
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.opening import find_work, open_work
-from flowers.prediction.outputs import finished_facts, join_parts, require_writer, write_sidecar
+from flowers.prediction.outputs import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.shards import POLL_S, Work, default_shard_size, parent_folder
 from flowers.prediction.sorting import check_target, sort_photos
@@ -164,7 +164,15 @@ def _finish(config: PredictConfig, facts: dict) -> int:
     """What follows once the output is there."""
     counts = {status: facts["counts"].get(status, 0) for status in STATUSES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
-    console.say(f"{facts['files']} rows ({said}): {console.plain(readable(config.output))}")
     if config.copy_to or config.link_to:
         sort_photos(config)
+    places = {
+        "predictions": config.output,
+        "how they were made": sidecar_path(config.output),
+        "embeddings": config.embeddings,
+        "photos by class": config.copy_to or config.link_to,
+    }
+    written = [(what, readable(place)) for what, place in places.items() if place is not None]
+    score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
+    console.done(f"{facts['files']} rows ({said})", written, [score])
     return EXIT_STRICT if config.strict and counts["error"] else 0

@@ -53,5 +53,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     processes.on_main_process(accelerator, write)
     row = (config.split, metrics.images, f"{metrics.loss:.4f}", f"{metrics.top1:.4f}", f"{metrics.top5:.4f}")
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
-    console.say(f"figures: {console.plain(output)}")
+    written = [("figures", output)]
+    photos = ("--input", "PHOTOS", "--output", "predictions.csv")
+    console.done("evaluated", written, [console.job_command("predict", "--checkpoint", config.checkpoint, *photos)])
     return 0

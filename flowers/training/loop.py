@@ -139,7 +139,7 @@ def train_one_epoch(run: Run, meter: console.Meter) -> None:
         real = order.real_in_step(progress.step_in_epoch)
         train_step(run, micro_batches, real)
         images += real
-        meter.advance(real)
+        meter.advance(real, wait=waiting.seconds / max(time.monotonic() - started_s, 1e-9))
         end_step(run, meter)
     seconds = time.monotonic() - started_s
     if run.accelerator.is_main_process:
@@ -208,7 +208,8 @@ def end_step(run: Run, meter: console.Meter) -> None:
     saves = saves or stops or (run.save_every_steps and progress.step % run.save_every_steps == 0)
     if evaluates or saves or progress.step % plan.log_interval == 0:
         loss = read_losses(run)
-        meter.advance(0, loss=loss, lr=f"{plan.lr(progress.step - 1):.2g}", best_valid=progress.best_top1 or 0.0)
+        top1 = run.sums[1] / max(run.sums[2], 1.0)
+        meter.advance(0, loss=loss, top1=top1, lr=plan.lr(progress.step - 1), best=progress.best_top1 or 0.0)
     if evaluates:
         validate(run)
     if ends_epoch:

@@ -173,9 +173,22 @@ class Job:
             raise
         self.finish(run, source)
         if last_stage:
-            best = console.plain(self.run_dir / "best")
-            console.say(f"model: {best}")
-            console.say(f"next:  python jobs/predict.py --checkpoint {best} --input PHOTOS --output predictions.csv")
+            self.say_done()
+
+    def say_done(self) -> None:
+        """What lies where, and what to do with it."""
+        best = self.run_dir / "best"
+        split = ("--split", "test" if self.data.test else "valid")
+        console.done(
+            "trained",
+            [("best model", best), ("figures", self.run_dir / "metrics.json"), ("all of the run", self.run_dir)],
+            [
+                console.job_command("evaluate", "--checkpoint", best, "--data-dir", self.config.data_dir, *split),
+                console.job_command(
+                    "predict", "--checkpoint", best, "--input", "PHOTOS", "--output", "predictions.csv"
+                ),
+            ],
+        )
 
     def is_finished(self) -> bool:
         """Whether an earlier start came to the end and wrote the final figures."""
