@@ -1,0 +1,19 @@
+"""Flags of ``jobs/info.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Say what a model is: network, classes, accuracy, how it was made, size, hash.
+
+    It is read as every job reads it, so what is told here also loads.
+    """
+
+    path: Positional[Path]
+    """Model bundle, checkpoint, or run folder (its best model)."""
+    json: bool = False
+    """Print one JSON object instead, for other programs."""
