@@ -26,11 +26,7 @@ _SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth file read without running anything from it.
-
-    A checkpoint that keeps its weights under ``state_dict``, ``model`` or the like is looked into, and the
-    prefixes of DistributedDataParallel and torch.compile are taken off, in any nesting. Of a bundle, or a run
-    folder with one, it is the backbone's tensors.
+    """The tensors of a file, as ``read_state_dict`` gives them; of a bundle, or a run folder with one, its backbone's.
 
     Raises:
         ModelError: no such file, no weights in it, or a pickle that asks for more than tensors.
@@ -39,6 +35,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = next(
             (path / sub / WEIGHTS_FILE for sub in ("", "best", "last") if (path / sub / WEIGHTS_FILE).exists()), path
         )
+    state = read_state_dict(path)
+    if any(name.startswith("backbone.") for name in state):  # a bundle: its head is for other classes
+        state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("head.")}
+    return state
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth file read without running anything from it.
+
+    A checkpoint that keeps its weights under ``state_dict``, ``model`` or the like is looked into, and the
+    prefixes of DistributedDataParallel and torch.compile are taken off, in any nesting.
+
+    Raises:
+        ModelError: no such file, no weights in it, or a pickle that asks for more than tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
@@ -59,10 +70,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         kind = f"keys {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__
         expected = f"a state_dict, or a mapping that has one under {', '.join(CONTAINERS)}"
         raise ModelError(f"weights: {path} holds no tensors by name: got {kind}, expected {expected}")
-    state = strip_wrappers(state)
-    if any(name.startswith("backbone.") for name in state):  # a bundle: its head is for other classes
-        state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("head.")}
-    return state
+    return strip_wrappers(state)
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
