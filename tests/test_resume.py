@@ -352,16 +352,16 @@ def test_head_training_leaves_every_tensor_of_the_backbone_alone(sample_set: Pat
 def save_first_weights(path: str) -> None:
     from safetensors.torch import save_file
 
-    from flowers.training import run
+    from flowers.training import job
 
-    original = run.build_model
+    original = job.build_model
 
     def trapped(*args):
         built = original(*args)
         save_file(built[0].state_dict(), path)
         return built
 
-    run.build_model = trapped
+    job.build_model = trapped
 
 
 def test_a_model_of_two_processes_in_bf16_is_measured_by_one_in_float32(sample_set: Path, tmp_path: Path) -> None:

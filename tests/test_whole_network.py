@@ -13,8 +13,8 @@ from flowers.data.folders import load_image_folders
 from flowers.data.order import Order
 from flowers.data.transforms import Augmentation
 from flowers.models.bundle import load_bundle
-from flowers.training.loop import Plan
 from flowers.training.plan import view_sizes
+from flowers.training.state import Plan
 
 FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--finetune", "full", "-j", "0")
 
@@ -47,7 +47,8 @@ def test_two_processes_run_out_of_patience_together(sample_set: Path, tmp_path: 
 
 
 def test_frozen_batch_norm_keeps_its_statistics_while_weights_learn(sample_set: Path, tmp_path: Path) -> None:
-    run_dir, _ = train(sample_set, tmp_path, "--epochs", "2", "--freeze-bn", "--layer-decay", "0.9", "--lr", "0.01")
+    flags = ("--epochs", "2", "--freeze-bn", "--layer-decay", "0.9", "--optimizer", "adam")
+    run_dir, _ = train(sample_set, tmp_path, *flags)
     state = load_bundle(run_dir / "last").state_dict
     means = [tensor for name, tensor in state.items() if name.endswith("running_mean")]
     assert means

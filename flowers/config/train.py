@@ -37,17 +37,17 @@ class TrainConfig:
     """Dropout before the head's last layer."""
 
     epochs: int | None = None
-    """Passes over the training images; 50 for a head on cached features, 10 else."""
+    """Passes over the training images; default: 50 for a head on cached features, 10 on images, 20 for a network."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 32
     """Images per process and micro-step; the global batch is printed."""
     grad_accum_steps: int = 1
     """Micro-steps whose gradients make one step."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """SGD has Nesterov momentum 0.9."""
+    optimizer: Literal["adamw", "adam", "sgd"] | None = None
+    """SGD has Nesterov momentum 0.9; default: adamw for a head, sgd for a network."""
     lr: float | Literal["auto"] | None = None
     """Peak learning rate; the default depends on what is trained and is printed. auto: found by a range test."""
-    weight_decay: float = 0.1
-    """Not applied to biases and normalisation."""
+    weight_decay: float | None = None
+    """Not applied to biases and normalisation; default: 0.1 for a head, 0.0001 for a network."""
     layer_decay: float = 1.0
     """Share of the learning rate that each block of the backbone has of that of the block above it."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -71,30 +71,30 @@ class TrainConfig:
     patience: int | None = None
     """Stop when so many epochs in a row have brought no better model."""
     model_ema_decay: float | None = None
-    """Keep an exponential moving average of the weights, evaluate and save that."""
+    """Evaluate and save an exponential moving average of the weights; 0 is off; default: 0.995 for a network."""
     balance: Literal["none", "classes"] = "none"
     """classes: draw every class equally often, whatever its number of images."""
 
     image_size: int | None = None
     """Side of the square that the network sees; default: the model's own."""
     train_size: int | None = None
-    """Side of the square at training, if another than at evaluation; smaller trains faster."""
+    """Side of the square at training; default: for a network 0.8 of that at evaluation: faster, and better."""
     first_train_size: int | None = None
-    """Side of the square in the first epoch; it grows evenly up to --train-size, reached for the last quarter."""
+    """Side in the first epoch; it grows evenly, to --train-size for the last quarter; default: for a network half."""
     resize: int | None = None
-    """Short side before the centre crop at evaluation; default: the model's own."""
+    """Short side before the centre crop at evaluation; default: the model's own, for a network nearer to the crop."""
     rotation: float = 30.0
     """Random rotation at training, up to this many degrees either way."""
-    scale: tuple[float, float] = (0.5, 1.0)
-    """Random crop at training: share of the picture's area."""
+    scale: tuple[float, float] | None = None
+    """Random crop at training: share of the picture's area; default: 0.5 1 for a head, 0.25 1 for a network."""
     hflip: float = 0.5
     """Probability of a left-right flip at training."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation at training."""
     random_erasing: float = 0.0
     """Probability of blanking a random rectangle at training."""
-    trivial_augment: bool = False
-    """One random operation of TrivialAugment a view at training."""
+    auto_augment: Literal["none", "trivial"] | None = None
+    """trivial: one random operation of TrivialAugment a view at training; default: for a network."""
     feature_cache: bool = True
     """With --finetune head: run the frozen backbone once per view and keep the features."""
     views: int = 1

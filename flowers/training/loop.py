@@ -8,9 +8,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -18,99 +16,15 @@ from torch import Tensor, nn
 
 from flowers import console
 from flowers.data.dataset import Batch
-from flowers.data.order import Order
 from flowers.errors import StoppedError, TrainingError
+from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics, Tally
-from flowers.training.checkpoint import Progress
 from flowers.training.feed import Stopwatch, to_device
-from flowers.training.history import History
-from flowers.training.preemption import StopRequest
-from flowers.training.recipe import WeightAverage, learning_rate, mix, step_seed, weighted_loss
+from flowers.training.recipe import mix, step_seed, weighted_loss
+from flowers.training.state import Run
 
 SAY_EVERY_S = 3.0
 AGREE_EVERY = 5  # steps between the ranks' votes on stopping; each vote waits for the device
-
-
-class TrainBatches(Protocol):
-    """Where training batches come from: images or cached features."""
-
-    def epoch(self, epoch: int, start_step: int) -> Iterable[Batch]:
-        """This rank's micro-batches of an epoch, from an update on."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The arithmetic of a run, fixed before its first step."""
-
-    epochs: int
-    steps_per_epoch: int
-    warmup_steps: int
-    peak_lr: float
-    num_classes: int
-    schedule: str = "cosine"
-    grad_accum_steps: int = 1
-    label_smoothing: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mix_epochs: int = 0
-    patience: int | None = None
-    max_grad_norm: float | None = None
-    eval_every: int | None = None
-    log_interval: int = 10
-    seed: int = 0
-
-    def mixes(self, epoch: int) -> bool:
-        """Whether images of an epoch (from 0) are blended."""
-        return epoch < self.mix_epochs and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-    @property
-    def total_steps(self) -> int:
-        """Updates in the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-    def lr(self, step: int) -> float:
-        """Learning rate of an update."""
-        return learning_rate(
-            step,
-            peak=self.peak_lr,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-            schedule=self.schedule,
-        )
-
-
-@dataclass
-class Run:
-    """All that a step needs. ``network`` and ``optimizer`` are what Accelerate prepared."""
-
-    accelerator: Accelerator
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    inputs: Callable[[Batch], Tensor]
-    order: Order
-    train: TrainBatches
-    train_paths: Sequence[str]
-    valid: Iterable[Batch]
-    valid_images: int
-    plan: Plan
-    history: History
-    timing: History
-    stop: StopRequest
-    save_checkpoint: Callable[[], None]
-    save_best: Callable[[Metrics], None]
-    save_every_steps: int | None = None
-    save_every_s: float | None = None
-    average: WeightAverage | None = None
-    progress: Progress = field(default_factory=Progress)
-    unread: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    last_metrics: Metrics | None = None
-    saved_s: float = field(default_factory=time.monotonic)
-    said_s: float = field(default_factory=time.monotonic)
-
-    def averaged(self) -> contextlib.AbstractContextManager:
-        """Inside the block the network has its averaged weights, where an average is kept."""
-        return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
 
 def fit(run: Run) -> None:
@@ -349,6 +263,7 @@ def evaluate(
     batches: Iterable[Batch],
     num_images: int,
     on_batch: Callable[[int], None] = lambda count: None,
+    logits: LogitTable | None = None,
 ) -> Metrics:
     """Measure a network on a split, every image exactly once over all ranks.
 
@@ -357,6 +272,7 @@ def evaluate(
         batches: this rank's share; rows of weight 0 only fill up the shape.
         num_images: of the whole split.
         on_batch: told the images of every batch, to show progress.
+        logits: where to keep what this rank's images gave.
 
     Raises:
         TrainingError: an image was missed or counted twice.
@@ -364,6 +280,9 @@ def evaluate(
     network.eval()
     tally = Tally(num_images, accelerator.device)
     for batch in to_device(iter(batches), accelerator.device):
-        tally.update(batch.indices, batch.weights, network(inputs(batch)), batch.targets)
+        scores = network(inputs(batch))
+        tally.update(batch.indices, batch.weights, scores, batch.targets)
+        if logits is not None:
+            logits.update(batch.indices, batch.weights, scores)
         on_batch(len(batch.targets))
     return tally.result(accelerator.reduce)

@@ -24,7 +24,8 @@ from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
 from flowers.reports.lr_curve import draw_lr_curve
 from flowers.training.checkpoint import Progress
-from flowers.training.loop import Plan, Run, steps_of, train_step
+from flowers.training.loop import steps_of, train_step
+from flowers.training.state import Plan, Run
 
 STEPS = 100
 SPAN = 300.0  # the range goes from the default rate / SPAN to the default rate * SPAN

@@ -21,8 +21,8 @@ from flowers.data.workers import default_workers
 from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier
 from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
-from flowers.training.loop import TrainBatches
 from flowers.training.plan import view_sizes
+from flowers.training.state import TrainBatches
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
@@ -61,13 +61,13 @@ def build_order(config: TrainConfig, data: ImageFolders, world_size: int) -> Ord
 def build_augmentation(config: TrainConfig, preprocessing: Preprocessing) -> Augmentation:
     """The training view that the flags describe."""
     return Augmentation(
-        size=config.train_size or preprocessing.crop,
+        size=config.train_size,
         rotation=config.rotation,
         scale=config.scale,
         hflip=config.hflip,
         color_jitter=config.color_jitter,
         random_erasing=config.random_erasing,
-        trivial_augment=config.trivial_augment,
+        trivial_augment=config.auto_augment == "trivial",
         interpolation=preprocessing.interpolation,
     )
 

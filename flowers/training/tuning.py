@@ -16,7 +16,8 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
-from flowers.training.loop import Run, evaluate, steps_of, train_step, vote
+from flowers.training.loop import evaluate, steps_of, train_step, vote
+from flowers.training.state import Run
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
 

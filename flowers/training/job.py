@@ -1,0 +1,315 @@
+"""One stage of training: set up from the flags and the data, started afresh or gone on with, finished and saved."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from flowers import console, processes
+from flowers.cli import to_plain
+from flowers.config.train import TrainConfig
+from flowers.data.folders import ImageFolders
+from flowers.errors import StoppedError
+from flowers.files import write_atomically
+from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.reports.metrics import Metrics
+from flowers.training import checkpoint as checkpoints
+from flowers.training.checkpoint import Checkpoint
+from flowers.training.groups import parameter_groups
+from flowers.training.history import History
+from flowers.training.loop import evaluate, fit
+from flowers.training.lr_finder import SPAN, STEPS, LrCurve, range_test, write_curve
+from flowers.training.plan import (
+    build_plan,
+    fingerprint,
+    parse_save_every,
+    uses_features,
+    with_default_lr,
+    with_defaults,
+)
+from flowers.training.preemption import StopRequest
+from flowers.training.recipe import WeightAverage, build_optimizer
+from flowers.training.setup import (
+    build_cache,
+    build_model,
+    find_checkpoint,
+    new_head,
+    settle_bad_images,
+    with_train_sizes,
+)
+from flowers.training.sources import Source, build_augmentation, build_order, feature_source, image_source
+from flowers.training.state import Run
+from flowers.training.tuning import TUNED, tune_head
+
+
+def as_begun(config: TrainConfig, resumed: Checkpoint) -> TrainConfig:
+    """The config with what was searched for when the run began, in the place of the request to search."""
+    searched = TUNED if config.tune_head and uses_features(config) else ("lr",) if config.lr == "auto" else ()
+    found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
+    return dataclasses.replace(config, **found)
+
+
+class Job:
+    """A run while it is set up and finished; the loop in between knows only its ``Run``."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest):
+        self.accelerator, self.run_dir, self.stop = accelerator, config.output_dir, stop
+        config = with_defaults(config)
+        self.resumed = find_checkpoint(config)
+        self.classifier, self.head, self.preprocessing = build_model(config, data.classes, self.resumed)
+        config = with_train_sizes(config, self.classifier.backbone, self.preprocessing.crop)
+        self.augmentation = build_augmentation(config, self.preprocessing)
+        self.cache = build_cache(config, data, self.augmentation.cache_short_side)
+        self.data = settle_bad_images(config, accelerator, data, self.cache)
+        self.order = build_order(config, self.data, accelerator.num_processes)
+        if self.resumed is not None:
+            config = as_begun(config, self.resumed)
+        self.searches_lr = config.lr == "auto"
+        self.config = with_default_lr(config, self.order.global_batch_size)
+        self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
+        if self.resumed is not None:
+            checkpoints.check_fingerprint(self.resumed, self.fingerprint)
+        self.plan = build_plan(self.config, self.order, len(data.classes.folders))
+
+    def train(self, last_stage: bool = True) -> None:
+        """Set up, fit, write the last model and the final figures; after the last stage say what to do with them."""
+        if self.is_finished():
+            console.say(f"{console.plain(self.run_dir)} is finished already; its model is in best/")
+            return
+        self.describe()
+        source = self.build_source()
+        if self.config.tune_head and uses_features(self.config) and self.resumed is None:
+            source = self.tune_head(source)
+        run = self.build_run(source)
+        if self.resumed is not None:
+            self.restore(run, self.resumed)
+        elif self.accelerator.is_main_process:
+            run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
+        try:
+            if self.searches_lr:
+                self.settle_lr(run)
+            fit(run)
+        except StoppedError:
+            if self.accelerator.is_main_process:
+                self.stop.clear()
+            raise
+        self.finish(run, source)
+        if last_stage:
+            self.say_done()
+
+    def say_done(self) -> None:
+        """What lies where, and what to do with it."""
+        best = self.run_dir / "best"
+        split = ("--split", "test" if self.data.test else "valid")
+        console.done(
+            "trained",
+            [("best model", best), ("figures", self.run_dir / "metrics.json"), ("all of the run", self.run_dir)],
+            [
+                console.job_command("evaluate", "--checkpoint", best, "--data-dir", self.config.data_dir, *split),
+                console.job_command(
+                    "predict", "--checkpoint", best, "--input", "PHOTOS", "--output", "predictions.csv"
+                ),
+            ],
+        )
+
+    def is_finished(self) -> bool:
+        """Whether an earlier start came to the end and wrote the final figures."""
+        done = self.resumed is not None and self.resumed.progress.finished
+        return done and (self.run_dir / "metrics.json").exists()
+
+    def describe(self) -> None:
+        """Say what will be done, and keep the resolved config."""
+        config, plan, order = self.config, self.plan, self.order
+        self.save_config()
+        trainable = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.classifier.parameters())
+        test = f", {len(self.data.test)} test" if self.data.test else ""
+        how = "head on cached features" if uses_features(config) else config.finetune
+        rows = [
+            ("data", f"{len(self.data.train)} train, {len(self.data.valid)} valid{test} images, "
+             f"{plan.num_classes} classes in {config.data_dir}"),
+            ("model", f"{config.model}, weights {config.weights}, {self.preprocessing.crop} px"),
+            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr "
+             + ("auto" if self.searches_lr else f"{plan.peak_lr:g}")),
+            ("batch", f"{config.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps = "
+             f"{order.global_batch_size} images a step"),
+            ("length", f"{plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.total_steps} steps"),
+            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
+            ("run folder", str(self.run_dir)),
+        ]  # fmt: skip
+        console.facts("flowers: train", rows)
+
+    def save_config(self) -> None:
+        """Keep the resolved config in the run folder."""
+        if self.accelerator.is_main_process:
+            with write_atomically(self.run_dir / "config.yaml") as file:
+                yaml.safe_dump(to_plain(self.config), file, sort_keys=False, allow_unicode=True)
+
+    def tune_head(self, source: Source) -> Source:
+        """``--tune-head``: search, and go on as if the settings that were best had been given."""
+
+        def set_up(config: TrainConfig) -> Source:
+            self.config = config
+            self.fingerprint = fingerprint(config, self.data, self.order.global_batch_size)
+            self.plan = build_plan(config, self.order, self.plan.num_classes)
+            self.head, self.classifier.head = new_head(config, self.plan.num_classes, self.head.in_features)
+            return dataclasses.replace(source, module=self.classifier.head)
+
+        output = self.run_dir / "tuning.json"
+        best = tune_head(self.config, self.head.in_features, lambda config: self.build_run(set_up(config)), output)
+        source = set_up(best)
+        self.save_config()
+        return source
+
+    def settle_lr(self, run: Run) -> None:
+        """``--lr auto``: search, and go on as if the rate that was found had been given."""
+        curve = self.search_lr(run)
+        lr = curve.suggestion or self.config.lr
+        self.config = dataclasses.replace(self.config, lr=lr)
+        self.fingerprint["--lr"] = lr
+        run.plan = self.plan = dataclasses.replace(self.plan, peak_lr=lr)
+        self.save_config()
+
+    def search_lr(
+        self,
+        run: Run,
+        low: float | None = None,
+        high: float | None = None,
+        steps: int = STEPS,
+        output: Path | None = None,
+    ) -> LrCurve:
+        """Draw the loss over the learning rate, about the default one; show, write and return what was found."""
+        default = self.config.lr
+        curve = range_test(run, low or default / SPAN, high or default * SPAN, steps)
+        output = output or self.run_dir / "lr_finder.png"
+        config, images = self.config, self.order.global_batch_size
+        what = f"{config.model}, --finetune {config.finetune}, {config.optimizer}, {images} images a step"
+        processes.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
+        return curve
+
+    def build_source(self) -> Source:
+        """Images, or cached features where the backbone does not change."""
+        parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
+        if not uses_features(self.config):
+            return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
+        key = {name: self.fingerprint[name] for name in ("--model", "train images", "valid images")}
+        key["weights"] = self.config.weights
+        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features", key=key)
+
+    def build_run(self, source: Source) -> Run:
+        """Optimizer, precision and wrappers around the network, and the places where things are written."""
+        config, accelerator = self.config, self.accelerator
+        module = source.module.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+            if accelerator.num_processes > 1 and config.finetune != "head":
+                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = module.to(memory_format=torch.channels_last)
+        groups = parameter_groups(module, config.weight_decay, config.layer_decay)
+        optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
+        average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
+        network, optimizer = accelerator.prepare(torch.compile(module) if config.compile else module, optimizer)
+        if config.log_with is not None:
+            flags = {
+                name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(config).items()
+            }
+            accelerator.init_trackers("flowers", config=flags)
+        save_steps, save_s = parse_save_every(config.save_every, self.plan.steps_per_epoch)
+        run = Run(
+            accelerator=accelerator,
+            network=network,
+            optimizer=optimizer,
+            inputs=source.inputs,
+            order=self.order,
+            train=source.train,
+            train_paths=self.data.train.paths,
+            valid=source.evaluation("valid", self.data.valid),
+            valid_images=len(self.data.valid),
+            plan=self.plan,
+            history=History(self.run_dir / "history.jsonl"),
+            timing=History(self.run_dir / "timing.jsonl"),
+            stop=self.stop,
+            save_checkpoint=lambda: self.save_checkpoint(run),
+            save_best=lambda metrics: self.save_bundle("best", metrics),
+            save_every_steps=save_steps,
+            save_every_s=save_s,
+            average=average,
+        )
+        return run
+
+    def restore(self, run: Run, resumed: Checkpoint) -> None:
+        """Put a run back to where its checkpoint was taken; the weights are in the network already."""
+        run.progress = resumed.progress
+        run.optimizer.load_state_dict(resumed.tensors["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(resumed.tensors["scaler"])
+        if run.average is not None:
+            run.average.load_state_dict(resumed.tensors["average"])
+        sums, rank = resumed.progress.rank_sums, self.accelerator.process_index
+        if len(sums) == self.accelerator.num_processes:
+            run.sums = sums[rank]
+        elif rank == 0:  # another number of processes: only the total matters
+            run.sums = [sum(column) for column in zip(*sums, strict=True)]
+        if self.accelerator.is_main_process:
+            run.history.cut(resumed.progress.history_bytes)
+        console.say(f"resumed from {resumed.path.name}: {run.progress.step} of {self.plan.total_steps} steps are done")
+
+    def finish(self, run: Run, source: Source) -> None:
+        """Write the last model, measure the best one on the test split, sum up."""
+        if run.last_metrics is None:  # an earlier start was killed between its last step and here
+            with run.averaged():
+                run.last_metrics = evaluate(self.accelerator, run.network, run.inputs, run.valid, len(self.data.valid))
+        with run.averaged():
+            self.save_bundle("last", run.last_metrics)
+        best = load_bundle(self.run_dir / "best")
+        results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
+        if self.data.test is not None:
+            self.classifier.load_state_dict(best.state_dict)
+            batches = source.evaluation("test", self.data.test)
+            metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(self.data.test))
+            results["test"] = metrics.to_dict()
+        if self.accelerator.is_main_process:
+            with write_atomically(self.run_dir / "metrics.json") as file:
+                json.dump({"best_step": run.progress.best_step, **results}, file, indent=1)
+        rows = [
+            (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
+            for split, values in results.items()
+        ]
+        console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
+
+    def bundle(self, metrics: dict) -> Bundle:
+        """The model as it is now."""
+        state = {name: tensor.detach().cpu() for name, tensor in self.classifier.state_dict().items()}
+        made = how_made(to_plain(self.config))
+        return Bundle(self.config.model, self.head, self.data.classes, self.preprocessing, metrics, made, state)
+
+    def save_bundle(self, name: str, metrics: Metrics) -> None:
+        """Write the model into the run folder, on rank 0."""
+        values = {f"valid_{key}": value for key, value in metrics.to_dict().items()}
+        processes.on_main_process(self.accelerator, lambda: save_bundle(self.bundle(values), self.run_dir / name))
+
+    def save_checkpoint(self, run: Run) -> None:
+        """Write all that a resume needs, on rank 0."""
+        run.progress.history_bytes = run.history.size_bytes
+        sums = torch.tensor([run.sums], dtype=torch.float64, device=self.accelerator.device)
+        run.progress.rank_sums = self.accelerator.gather(sums).tolist()
+        tensors = {"optimizer": run.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            tensors["scaler"] = self.accelerator.scaler.state_dict()
+        if run.average is not None:
+            tensors["average"] = run.average.state_dict()
+        processes.on_main_process(
+            self.accelerator,
+            lambda: checkpoints.save_checkpoint(
+                self.run_dir,
+                bundle=self.bundle({}),
+                tensors=tensors,
+                progress=run.progress,
+                fingerprint=self.fingerprint,
+                keep=self.config.keep,
+            ),
+        )
