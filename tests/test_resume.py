@@ -201,7 +201,7 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 def test_one_and_two_processes_and_accumulation_do_the_same(sample_set: Path, tmp_path: Path) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 2, "--lr", 0.001, "--optimizer", "sgd"]
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 2, "--lr", 0.001, "--mixed-precision", "no"]
     one = train_recorded(tmp_path, "one", [*flags, "-b", 12])
     two = train_recorded(tmp_path, "two", [*flags, "-b", 6], processes=2)
     accumulated = train_recorded(tmp_path, "accumulated", [*flags, "-b", 6, "--grad-accum-steps", 2])
