@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.pop("CI", None)  # there, pytest spells out each difference in full: for two files of weights that takes hours
+os.environ.pop(
+    "CI", None
+)  # there, pytest spells out each difference in full: for two files of weights that takes hours
 os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("COLUMNS", "160")

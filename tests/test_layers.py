@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "reports": BASE | {"data", "models", "prediction"},
     "training": BASE | {"data", "models", "reports"},
     "prediction": BASE | {"data", "models", "reports"},
+    "exports": BASE | {"data", "models"},
 }
 HOMES = {
     "PIL": {"data"},
@@ -23,9 +24,12 @@ HOMES = {
     "matplotlib": {"reports"},
     "tyro": {"cli", "config"},
     "timm": {"models"},
-    "openvino": {"models"},
+    "openvino": {"models", "exports"},
+    "onnx": {"exports"},
+    "onnxruntime": {"models", "exports"},
+    "nncf": {"exports"},
 }
-LAZY = {"timm", "openvino", "matplotlib", "scipy", "pyarrow", "jinja2"}
+LAZY = {"timm", "openvino", "onnx", "onnxruntime", "nncf", "matplotlib", "scipy", "pyarrow", "jinja2"}
 FILES = sorted((ROOT / "flowers").rglob("*.py"))
 
 

@@ -16,10 +16,10 @@ SIDE = 32
 CLASSES = ClassIndex(("1", "10", "2", "a b"), ("daisy", 'rose, "red"', "tulip", "été"))
 
 
-def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0) -> Path:
+def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, model: str = "shufflenet_v2_x0_5") -> Path:
     """Save a model with random weights whose answers differ from photo to photo."""
     torch.manual_seed(seed)
-    backbone = build_backbone("shufflenet_v2_x0_5", "none", SIDE)
+    backbone = build_backbone(model, "none", SIDE)
     spec = HeadSpec(len(classes.folders), backbone.num_features)
     classifier = Classifier(backbone.network, build_head(spec))
     preprocessing = Preprocessing(resize=36, crop=SIDE)
@@ -35,7 +35,7 @@ def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0) -> P
         head.bias.sub_(logits.mean(0))
         head.weight.mul_(2 / logits.std(0)[:, None])
         head.bias.mul_(2 / logits.std(0))
-    save_bundle(Bundle("shufflenet_v2_x0_5", spec, classes, preprocessing, {}, {}, classifier.state_dict()), folder)
+    save_bundle(Bundle(model, spec, classes, preprocessing, {}, {}, classifier.state_dict()), folder)
     return folder
 
 

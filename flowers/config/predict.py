@@ -20,7 +20,7 @@ class PredictConfig:
     """
 
     checkpoint: Path
-    """Model bundle, or a run folder (its best model)."""
+    """Model bundle, a run folder (its best model), or what jobs/export.py wrote (.onnx or .xml)."""
     input: Path
     """Folder (with all below it), list file (one path a line, or CSV with path), or .tar."""
     output: Path = Path("predictions.csv")

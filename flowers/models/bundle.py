@@ -39,6 +39,7 @@ from flowers.models.weights import WEIGHTS_FILE, fit_weights, strip_wrappers
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "model.json"
+_LONG = 800  # characters
 _FIELDS = {"format_version", "model", "head", "classes", "labels", "preprocessing", "metrics", "made"}
 
 
@@ -146,7 +147,10 @@ def load_bundle(path: Path) -> Bundle:
         except (ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"bundle {folder}: {DESCRIPTION_FILE} is not JSON ({reason})") from None
-        model, head, classes, preprocessing = _read_description(description, f"bundle {folder}")
+        try:
+            model, head, classes, preprocessing = _read_description(description, f"bundle {folder}")
+        except ModelError as error:
+            raise ModelError(_shortened(str(error))) from None
         state_dict = _read_tensors(folder, head)
         if _read_file(folder / DESCRIPTION_FILE) == before:  # else a training run has just put a better one there
             figures = description["metrics"], description["made"]
@@ -208,11 +212,16 @@ def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassI
     for name in ("metrics", "made"):
         if not isinstance(values[name], dict):
             raise ModelError(f"{where}: {name} is a {type(values[name]).__name__}, expected a mapping")
-    classes = _read_classes(values["classes"], values["labels"], head.num_classes, where)
+    classes = read_classes(values["classes"], values["labels"], head.num_classes, where)
     return values["model"], head, classes, preprocessing
 
 
-def _read_classes(folders: object, labels: object, num_classes: int, where: str) -> ClassIndex:
+def read_classes(folders: object, labels: object, num_classes: int, where: str) -> ClassIndex:
+    """Check the classes of a description.
+
+    Raises:
+        ModelError: they are no lists of so many names, or not such as folders may have.
+    """
     for name, value in (("classes", folders), ("labels", labels)):
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             raise ModelError(f"{where}: {name} must be a list of names that are not empty")
@@ -236,6 +245,11 @@ def _check_head(head: HeadSpec, shapes: Mapping[str, list[int]], where: str) -> 
     found = {name: list(shape) for name, shape in shapes.items() if name.startswith("head.")}
     if found != expected:
         raise ModelError(f"{where}: the head's tensors are {found}, expected {expected} by its description")
+
+
+def _shortened(text: str) -> str:
+    """A message that quotes a value of megabytes is still one to read: how it begins, and what was expected."""
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 4 :]}"
 
 
 def _find_folder(path: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowers.data.paths import readable
 from flowers.errors import ModelError
 from flowers.files import sync_file
 from flowers.models.engine_torch import Infer, PixelNetwork, drawn_pictures
@@ -21,22 +22,21 @@ _MODEL_FILE = "model.xml"
 _TOLERANCE = 1e-3  # of float32 against float32; seen: 2e-6 and less
 
 
-def openvino_worker(model, size: int, chunk: int, precision: str, threads: int) -> Callable[[], Infer]:
+def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], Infer]:
     """What each thread of a pool calls once, for a function of its own from images to outputs.
 
     Every inference runs on one thread, so that results do not depend on how many there are.
 
     Args:
         model: openvino.Model of any batch size.
-        size: side of the images in pixels.
-        chunk: images per call.
+        shape: of the input of each call.
         precision: "float32" or "bf16".
 
     Raises:
         ModelError: OpenVINO cannot run it.
     """
     model = model.clone()
-    model.reshape([chunk, size, size, 3])
+    model.reshape(list(shape))
     hint = {"float32": "f32", "bf16": "bf16"}[precision]
     config = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(threads), "INFERENCE_NUM_THREADS": str(threads)}
     try:
@@ -54,6 +54,19 @@ def openvino_worker(model, size: int, chunk: int, precision: str, threads: int) 
         return infer
 
     return start
+
+
+def read_model(path: Path):
+    """An openvino.Model from OpenVINO's or an ONNX file.
+
+    Raises:
+        ModelError: it is neither, or damaged.
+    """
+    try:
+        return _core().read_model(path)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{readable(path)}: OpenVINO cannot read it ({reason})") from None
 
 
 def has_bf16() -> bool:

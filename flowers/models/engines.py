@@ -33,7 +33,7 @@ from flowers.processes import cpu_has_bf16, cpus_per_process
 ENGINES = ("auto", "torch", "compile", "openvino")
 PRECISIONS = ("auto", *DTYPES)
 DOUBT = 2.0  # standard deviations
-_CPU_CHUNK = 4  # measured: what stays in a core's cache is fastest, in every engine
+CPU_CHUNK = 4  # measured: what stays in a core's cache is fastest, in every engine
 _CUDA_THREADS = 2  # one batch is copied while another one is computed
 _GPU_PRECISE_CHUNK = 8
 _PROBE_IMAGES = 8
@@ -269,7 +269,7 @@ def _torch_pools(
     if not on_cpu:
         threads = _CUDA_THREADS if choice.device.type == "cuda" else 1
     worker = torch_worker(source.network(choice.precision), choice.device, choice.engine == "compile")
-    fast = Pool(worker, _CPU_CHUNK if on_cpu else batch_size, threads, source.size)
+    fast = Pool(worker, CPU_CHUNK if on_cpu else batch_size, threads, source.size)
     if choice.precision == "float32" or not source.has_head:
         return fast, None
     worker = torch_worker(source.network("float32"), choice.device, compiled=False)
@@ -287,8 +287,8 @@ def _openvino_pools(
         model = engine_openvino.load_or_convert(key, folders, lambda: source.network("float32"), source.size)
 
     def pool(chunk: int, precision: str) -> Pool:
-        worker = engine_openvino.openvino_worker(model, source.size, chunk, precision, threads)
+        worker = engine_openvino.openvino_worker(model, (chunk, source.size, source.size, 3), precision, threads)
         return Pool(worker, chunk, threads, source.size)
 
-    fast = pool(_CPU_CHUNK, choice.precision)
+    fast = pool(CPU_CHUNK, choice.precision)
     return fast, None if choice.precision == "float32" or not source.has_head else pool(1, "float32")

@@ -9,13 +9,15 @@ from torch import nn
 from flowers.errors import ModelError
 from flowers.models.depthwise import fast_depthwise
 
+MAX_WIDTH = 2**24
+
 
 @dataclass(frozen=True)
 class HeadSpec:
     """What a head looks like: one linear layer, or one hidden layer before it.
 
     Raises:
-        ModelError: a size below 1, or a dropout outside [0, 1).
+        ModelError: a size below 1 or above ``MAX_WIDTH``, or a dropout outside [0, 1).
     """
 
     num_classes: int
@@ -28,8 +30,8 @@ class HeadSpec:
             value = getattr(self, name)
             if name == "hidden" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelError(f"head: {name} is {value!r}, expected a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WIDTH:
+                raise ModelError(f"head: {name} is {value!r}, expected a whole number from 1 to {MAX_WIDTH}")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ModelError(f"head: dropout is {self.dropout!r}, expected a share from 0 to below 1")
 

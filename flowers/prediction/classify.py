@@ -12,7 +12,9 @@ from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.paths import readable
 from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.models.bundle import Bundle
-from flowers.models.engines import build_engine
+from flowers.models.engine_exported import build_exported_engine
+from flowers.models.engines import Engine, build_engine
+from flowers.models.exported import ENGINES, ExportedModel
 from flowers.prediction import parts
 from flowers.prediction.claims import Claims
 from flowers.prediction.embeddings import EmbeddingsFile
@@ -29,7 +31,7 @@ _LOOK_EVERY_S = 2.0
 _LONG_WAIT_S = 30.0
 
 
-def embeddings_file(config: PredictConfig, bundle: Bundle, work: Work) -> EmbeddingsFile | None:
+def embeddings_file(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work) -> EmbeddingsFile | None:
     """The embeddings that a job writes, if any."""
     if config.embeddings is None:
         return None
@@ -43,7 +45,7 @@ def shard_order(own: range, rank: int, world_size: int) -> list[int]:
 
 
 def classify(
-    config: PredictConfig, bundle: Bundle, work: Work, group: Group, worker: Worker, stop: StopRequest
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker, stop: StopRequest
 ) -> None:
     """Do shards until none is left that this process may do; the main process then waits for those of others.
 
@@ -61,7 +63,7 @@ def classify(
     embeddings = embeddings_file(config, bundle, work)
     claims = Claims(work.folder / "claims", worker)
     total = sum(map(work.size, missing))
-    on_cpu = engine.name == "openvino" or not torch.cuda.is_available()
+    on_cpu = engine.name in ENGINES or not torch.cuda.is_available()
     with console.progress("classify", total) as meter:
         progress = _Progress(meter, group, worker, stop)
         pipeline = Pipeline(
@@ -91,7 +93,7 @@ def classify(
     progress.tell(pipeline.seconds(), cpus_per_process(), on_cpu)
 
 
-def row_format(config: PredictConfig, bundle: Bundle) -> RowFormat:
+def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowFormat:
     """How this job writes its rows."""
     classes = bundle.classes
     topk = min(config.topk, len(classes.folders))
@@ -112,20 +114,15 @@ def _run(pipeline: Pipeline, work: Work, claims: Claims, embeddings: EmbeddingsF
         pipeline.wrote(time.perf_counter() - start_s)
 
 
-def _build_engine(config: PredictConfig, bundle: Bundle, work: Work, group: Group, worker: Worker):
+def _build_engine(
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker
+) -> Engine:
     """The engine that all processes of the job agree on: who comes first chooses."""
     settled = work.engine()
     while True:
         asked = settled or {"engine": config.engine, "precision": config.precision}
         try:
-            engine = build_engine(
-                bundle,
-                engine=asked["engine"],
-                precision=asked["precision"],
-                batch_size=config.batch_size,
-                device=group.device,
-                features=config.embeddings is not None,
-            )
+            engine = _build(config, bundle, group, **asked)
         except (ModelError, UsageError) as error:
             if settled is None:
                 raise
@@ -137,6 +134,15 @@ def _build_engine(config: PredictConfig, bundle: Bundle, work: Work, group: Grou
             console.say(f"engine: {console.plain(engine.description)}")
             return engine
         engine.close()
+
+
+def _build(config: PredictConfig, bundle: Bundle | ExportedModel, group: Group, engine: str, precision: str) -> Engine:
+    if isinstance(bundle, ExportedModel):
+        return build_exported_engine(bundle, engine=engine, precision=precision, batch_size=config.batch_size)
+    features = config.embeddings is not None
+    return build_engine(
+        bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=group.device, features=features
+    )
 
 
 class _Progress:

@@ -9,8 +9,9 @@ from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
-from flowers.errors import EXIT_STRICT, OutputError
-from flowers.models.bundle import Bundle, how_made, load_bundle
+from flowers.errors import EXIT_STRICT, OutputError, UsageError
+from flowers.models.bundle import Bundle, how_made
+from flowers.models.exported import ExportedModel, open_model
 from flowers.prediction import parts
 from flowers.prediction.claims import Claims
 from flowers.prediction.classify import classify, embeddings_file
@@ -34,7 +35,8 @@ def predict(config: PredictConfig) -> int:
     """
     group = Group()
     with StopRequest() as stop, Worker(parent_folder(config.output)) as worker:
-        bundle = load_bundle(config.checkpoint)
+        bundle = open_model(config.checkpoint)
+        _check_features(config, bundle)
         found = group.from_main(lambda: _find_work(config, bundle, worker, stop))
         try:
             if "facts" in found:
@@ -57,7 +59,12 @@ def predict(config: PredictConfig) -> int:
     return _finish(config, facts)
 
 
-def _settings(config: PredictConfig, bundle: Bundle) -> dict:
+def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
+    if config.embeddings is not None and isinstance(bundle, ExportedModel):
+        raise UsageError("--embeddings: an exported file gives probabilities only; use the bundle it was made of")
+
+
+def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
     """All that decides the rows, but for the files."""
     return {
         "model": bundle.hash,
@@ -72,7 +79,7 @@ def _settings(config: PredictConfig, bundle: Bundle) -> dict:
     }
 
 
-def _find_work(config: PredictConfig, bundle: Bundle, worker: Worker, stop: StopRequest) -> dict:
+def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Worker, stop: StopRequest) -> dict:
     """On the main process: what there is to do, or the facts about an output that is complete."""
     require_writer(config.output)
     check_target(config)
@@ -111,7 +118,9 @@ def _find_work(config: PredictConfig, bundle: Bundle, worker: Worker, stop: Stop
     return {"job": work.key, "launch": worker.token}
 
 
-def _join(config: PredictConfig, bundle: Bundle, work: Work, worker: Worker, stop: StopRequest) -> dict | None:
+def _join(
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, worker: Worker, stop: StopRequest
+) -> dict | None:
     """Make the output of all parts; returns its facts, or None while other tasks of an array have parts to do."""
     missing = sorted(set(range(work.files.num_shards)) - parts.finished(work.parts))
     if missing and config.merge:

@@ -35,7 +35,10 @@ def train_flags(sample_set: Path) -> list[str]:
     """Flags of a short training run that takes dozens of steps and touches everything that a resume must restore."""
     model = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--finetune", "full"]
     size = ["--image-size", "32", "--resize", "36", "-b", "4", "-j", "0"]
-    precision = ["--mixed-precision", "no"]  # accelerate's launcher says so unasked; Slurm's scripts leave it to the CPU
+    precision = [
+        "--mixed-precision",
+        "no",
+    ]  # accelerate's launcher says so unasked, Slurm's scripts do not
     return ["--data-dir", str(sample_set), *model, *size, *precision, "--epochs", "10", "--save-every", "4"]
 
 

@@ -1,0 +1,29 @@
+"""The program that shows how to run an exported ONNX file with nothing of ours."""
+
+from flowers.models.exported import KEY
+
+_TEXT = """\
+# Names a photo with an exported model: python EXAMPLE.py MODEL.onnx PHOTO; needs onnxruntime, pillow and numpy only.
+import json, sys
+import numpy, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+model = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
+view = model["preprocessing"]
+photo = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+size = [view["resize"] * side // min(photo.size) for side in photo.size]
+left, top = (round((side - view["crop"]) / 2) for side in size)
+photo = photo.resize(size, Image.Resampling[view["interpolation"].upper()])
+photo = photo.crop((left, top, left + view["crop"], top + view["crop"]))
+images = numpy.asarray(photo, "{input_type}")[None]{transpose}
+probs = session.run(["probs"], {{"images": images}})[0][0]
+for index in probs.argsort()[::-1][:5]:
+    print(f"{{probs[index]:.4f}}  {{model['classes'][index]}}  {{model['labels'][index]}}")
+"""
+
+
+def example_program(input_type: str, layout: str) -> str:
+    """The program, for files with this input."""
+    transpose = ".transpose(0, 3, 1, 2)" if layout == "NCHW" else ""
+    return _TEXT.format(key=KEY, input_type=input_type, transpose=transpose)

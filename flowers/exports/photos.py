@@ -1,0 +1,94 @@
+"""Photos that an export is compared and calibrated on."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from flowers.data.folders import ClassIndex, load_split
+from flowers.data.images import read_image
+from flowers.data.paths import readable
+from flowers.data.scan import scan_images
+from flowers.data.transforms import Preprocessing
+from flowers.errors import DataError, FlowersError, ImageError, UsageError
+from flowers.models.bundle import Bundle
+from flowers.processes import cpus_per_process
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Photos on disk.
+
+    Attributes:
+        said: where they are from, for the user.
+        paths: N files.
+        targets: [N] int64 class indices, -1 where a photo lies in no folder of a class.
+    """
+
+    said: str
+    paths: Sequence[str]
+    targets: np.ndarray
+
+    def take(self, count: int) -> "Photos":
+        """At most so many, evenly from all."""
+        if len(self.paths) <= count:
+            return self
+        chosen = np.linspace(0, len(self.paths) - 1, count).round().astype(int)
+        said = f"{self.said} ({count} of {len(self.paths)})"
+        return Photos(said, [self.paths[index] for index in chosen], self.targets[chosen])
+
+    def views(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What the network sees of them: uint8 [B, S, S, 3], targets [B]; files that give no picture are left out."""
+
+        def view(path: str) -> np.ndarray | None:
+            try:
+                return preprocessing.view(read_image(path, min_short_side=preprocessing.min_short_side))
+            except ImageError:
+                return None
+
+        with ThreadPoolExecutor(cpus_per_process()) as threads:
+            for start in range(0, len(self.paths), batch_size):
+                found = list(threads.map(view, self.paths[start : start + batch_size]))
+                kept = [index for index, image in enumerate(found) if image is not None]
+                if kept:
+                    yield np.stack([found[index] for index in kept]), self.targets[[start + index for index in kept]]
+
+
+def photos_in(folder: Path, classes: ClassIndex, flag: str) -> Photos:
+    """All photos below a folder; those in class folders directly below it have targets.
+
+    Raises:
+        DataError: no such folder, or no photos in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{flag} {readable(folder)}: no such folder")
+    paths = list(scan_images(folder))
+    if not paths:
+        raise DataError(f"{flag} {readable(folder)}: no photos in it")
+    class_to_idx = classes.class_to_idx
+    targets = [class_to_idx.get(path.partition("/")[0], -1) if "/" in path else -1 for path in paths]
+    return Photos(readable(folder), [os.path.join(folder, path) for path in paths], np.array(targets, np.int64))
+
+
+def photos_of_run(bundle: Bundle, split: str, flag: str) -> Photos:
+    """A split of the data that the model was trained on, where its run folder and the data are still there.
+
+    Raises:
+        UsageError: they are not: the flag has to name photos.
+    """
+    folder = bundle.folder.resolve()
+    run = next((run for run in (folder.parent, *folder.parents[1:2]) if (run / "config.yaml").is_file()), None)
+    if run is None:
+        raise UsageError(f"{flag} is missing: no config.yaml beside {readable(folder)} says what it was trained on")
+    try:
+        data_dir = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data_dir"]
+        samples = load_split(data_dir, split, bundle.classes, run / "split.json")
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, FlowersError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{flag} is missing, and the run's own {split} photos cannot be had: {reason}") from None
+    paths = [samples.full_path(index) for index in range(len(samples))]
+    return Photos(f"{split} of {readable(data_dir)}", paths, samples.targets)

@@ -1,0 +1,34 @@
+"""Write a trained model as one file that other programs run: ONNX, OpenVINO, torch.export; checked on real photos.
+
+python jobs/export.py --checkpoint runs/train --format onnx --output flowers.onnx
+python jobs/export.py --checkpoint runs/train --format openvino --precision int8 --output flowers.xml
+python jobs/export.py --checkpoint BUNDLE --format torch-export --output flowers.pt2 --check-images PHOTOS
+python jobs/export.py --from-state-dict model.pth --model resnet18 --classes classes.txt --output BUNDLE
+"""
+
+from flowers.cli import run
+from flowers.config.export import ExportConfig
+
+
+def main(config: ExportConfig) -> int:
+    """Export, or import a state dict, as the flags say; 0 when the file is checked and written."""
+    if config.from_state_dict is not None:
+        from flowers.cli import to_plain
+        from flowers.models.state_dicts import import_state_dict
+
+        how = to_plain(config)
+        return import_state_dict(
+            config.from_state_dict, config.model, config.classes, config.output, config.image_size, how
+        )
+    from flowers.exports.run import export
+
+    return export(config)
+
+
+def cli() -> None:
+    """The console command ``flowers-export``."""
+    run(main, ExportConfig)
+
+
+if __name__ == "__main__":
+    cli()
