@@ -236,7 +236,7 @@ def _colour_spaces() -> list[tuple[OddFile, bytes]]:
         (OddFile("cmyk.tif", upright), encode(cmyk, "TIFF")),
         (OddFile("cmyk by Adobe.jpg", upright, 6), cmyk_jpeg),
         (OddFile("cmyk without Adobe.jpg", upright, 6), bare[:adobe] + bare[adobe + length :]),
-        (OddFile("ycbcr.tif", upright, 2), encode(ycbcr, "TIFF")),
+        (OddFile("ycbcr.tif", upright, 4), encode(ycbcr, "TIFF", compression="jpeg", quality=100)),
         (OddFile("rgb.jpg", upright, 4), encode(upright, "JPEG", **FINE, keep_rgb=True)),
         # Black, white, and L* 53.2 a* 80.1 b* 67.2, which is sRGB's red; L* is stored as 255ths of 100.
         (OddFile("lab.tif", np.array([[(0, 0, 0), WHITE, RED]], np.uint8), 24), encode(lab, "TIFF")),
