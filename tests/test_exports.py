@@ -23,6 +23,7 @@ from flowers.errors import DataError, ModelError, UsageError
 from flowers.exports import graph
 from flowers.exports.photos import photos_in, photos_of_run
 from flowers.exports.run import export
+from flowers.models import info
 from flowers.models.bundle import load_bundle
 from flowers.models.engine_exported import build_exported_engine
 from flowers.models.engines import build_engine
@@ -141,6 +142,15 @@ def test_classes_and_preprocessing_travel_inside(name: str, exported: Callable, 
         WAYS[name].get("precision", "float32"),
         WAYS[name].get("layout", "NHWC"),
     )
+
+
+def test_info_tells_what_an_exported_file_is(exported: Callable, run_dir: Path) -> None:
+    path = exported("half.xml")
+    facts = info.describe(path)
+    assert (facts["kind"], facts["precision"]) == ("openvino", "fp16")
+    assert [entry["label"] for entry in facts["classes"]] == list(tiny_job.CLASSES.labels)
+    assert facts["bytes"] == path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    assert ("model", f"{MODEL}, fp16, takes uint8 NHWC") in info.rows(facts)
 
 
 def test_they_travel_in_a_torch_export_file_too(exported: Callable) -> None:

@@ -14,6 +14,6 @@ class InfoConfig:
     """
 
     path: Positional[Path]
-    """Model bundle, checkpoint, or run folder (its best model)."""
+    """Model bundle, checkpoint, run folder (its best model), or exported file (.onnx or .xml)."""
     json: bool = False
     """Print one JSON object instead, for other programs."""

@@ -44,6 +44,8 @@ class ExportedModel:
         precision: of its weights and arithmetic: "float32", "fp16" or "int8".
         input_type: of the pixels: "uint8" or "float32".
         layout: order of the input's dimensions, "NHWC" or "NCHW".
+        metrics: of the bundle that it was made of.
+        made: when, and with which versions.
     """
 
     path: Path
@@ -54,6 +56,8 @@ class ExportedModel:
     layout: str
     classes: ClassIndex
     preprocessing: Preprocessing
+    metrics: dict
+    made: dict
 
     @functools.cached_property
     def hash(self) -> str:
@@ -136,8 +140,9 @@ def load_exported(path: Path) -> ExportedModel:
         preprocessing = Preprocessing.from_dict(values["preprocessing"])
         classes = read_classes(values["classes"], values["labels"], num_outputs, where)
         found = ExportedModel(
-            path, kind, str(model), values["precision"], input_["type"], input_["layout"], classes, preprocessing
-        )
+            path, kind, str(model), values["precision"], input_["type"], input_["layout"], classes, preprocessing,
+            dict(values["metrics"]), dict(values["made"]),
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{where}: what it says of itself is broken ({type(error).__name__}: {reason})") from None

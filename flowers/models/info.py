@@ -7,6 +7,8 @@ The JSON object::
      "classes": [{"folder": ..., "label": ...}, ...], "metrics": {...}, "made": {...}, "bytes": n, "hash": SHA-256,
      "state": {"step": ..., "epoch": ..., "finished": ...},         of a checkpoint, or a run's newest one
      "checkpoints": [name, ...], "final_metrics": {split: {...}}}   of a run
+
+An exported file has the kind "onnx" or "openvino", "precision" and "input" in the place of head and parameters.
 """
 
 import json
@@ -14,8 +16,10 @@ from pathlib import Path
 
 from flowers import console
 from flowers.config.info import InfoConfig
+from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
+from flowers.models.exported import SUFFIXES, ExportedModel, files_of, load_exported
 from flowers.models.weights import WEIGHTS_FILE
 
 STATE_FILE = "state.json"
@@ -46,6 +50,8 @@ def describe(path: Path) -> dict:
         ModelError: there is no model, or none that loads; the reason is given.
     """
     path = Path(path)
+    if path.suffix.lower() in SUFFIXES and not path.is_dir():
+        return describe_export(load_exported(path))
     checkpoints = sorted(folder for folder in path.glob("checkpoints/step-*") if folder.is_dir())
     is_run = bool(checkpoints) or (path / "history.jsonl").exists()
     has_model = any((path / name / DESCRIPTION_FILE).exists() for name in ("", "best", "last"))
@@ -73,10 +79,7 @@ def describe_bundle(bundle: Bundle) -> dict:
         "head": bundle.head.to_dict(),
         "parameters": sum(parameter.numel() for parameter in bundle.build().parameters()),
         "preprocessing": bundle.preprocessing.to_dict(),
-        "classes": [
-            {"folder": folder, "label": label}
-            for folder, label in zip(bundle.classes.folders, bundle.classes.labels, strict=True)
-        ],
+        "classes": _classes(bundle.classes),
         "metrics": bundle.metrics,
         "made": bundle.made,
         "bytes": sum((bundle.folder / name).stat().st_size for name in (DESCRIPTION_FILE, WEIGHTS_FILE)),
@@ -84,14 +87,45 @@ def describe_bundle(bundle: Bundle) -> dict:
     }
 
 
+def describe_export(model: ExportedModel) -> dict:
+    """What an exported file says of itself.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    return {
+        "path": str(model.path),
+        "kind": model.format,
+        "folder": str(model.path.parent),
+        "model": model.model,
+        "precision": model.precision,
+        "input": {"type": model.input_type, "layout": model.layout},
+        "preprocessing": model.preprocessing.to_dict(),
+        "classes": _classes(model.classes),
+        "metrics": model.metrics,
+        "made": model.made,
+        "bytes": sum(file.stat().st_size for file in files_of(model.path)),
+        "hash": model.hash,
+    }
+
+
+def _classes(classes: ClassIndex) -> list[dict[str, str]]:
+    return [{"folder": folder, "label": label} for folder, label in zip(classes.folders, classes.labels, strict=True)]
+
+
 def rows(facts: dict) -> list[tuple[str, object]]:
     """The same for people: names and what they are."""
-    head, view = facts["head"], facts["preprocessing"]
-    layers = "linear head" if head["hidden"] is None else f"head with a hidden layer of {head['hidden']}"
+    view = facts["preprocessing"]
+    if "head" in facts:
+        hidden = facts["head"]["hidden"]
+        layers = "linear head" if hidden is None else f"head with a hidden layer of {hidden}"
+        network = f"{facts['model']}, {layers}, {facts['parameters']:,} parameters"
+    else:
+        network = f"{facts['model']}, {facts['precision']}, takes {facts['input']['type']} {facts['input']['layout']}"
     labels = some([entry["label"] for entry in facts["classes"]])
     found = [
         ("folder", readable(facts["folder"])),
-        ("model", f"{facts['model']}, {layers}, {facts['parameters']:,} parameters"),
+        ("model", network),
         ("images", f"short side to {view['resize']}, centre {view['crop']} x {view['crop']}, {view['interpolation']}"),
         ("classes", f"{len(facts['classes'])}: {labels}"),
         ("accuracy", "; ".join(_accuracy(facts)) or "not known"),
