@@ -597,7 +597,7 @@ def mount(tmp_path: Path):
 
     mount.grow = lambda kib: subprocess.run(["mount", "-o", f"remount,size={kib}k", str(folder)], check=True)
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
 # Flags

@@ -26,7 +26,7 @@ class TrainConfig:
     """Named set of defaults for these flags; what is given beside it wins. original2018: the blog post's set-up."""
 
     model: Annotated[str, arg(aliases=["--arch"])] = "efficientnet_lite0"
-    """efficientnet_lite0, any torchvision classifier by name, or any timm model as timm/NAME."""
+    """efficientnet_lite0, any torchvision classifier, or timm/NAME; NAME+2 adds the features of its last two stages."""
     weights: str = "default"
     """default (ImageNet), none (random), or a .safetensors or .pth file."""
     finetune: Literal["head", "full", "staged"] = "head"

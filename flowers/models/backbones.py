@@ -1,5 +1,7 @@
 """Names to networks: the built-in EfficientNet-Lite, any torchvision classifier, any timm model as timm/NAME.
 
+``NAME+2`` adds the averaged maps of its last two stages to its features (see ``flowers.models.stages``).
+
 Each comes without its ImageNet classifier, as images [B, 3, H, W] to features [B, D], together with the
 preprocessing that its weights were trained for. The architecture follows from the name (and, for transformers
 of one fixed size, the image size) alone, never from the weights: a bundle is rebuilt without looking for them.
@@ -18,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from flowers.data.transforms import Preprocessing
 from flowers.errors import ModelError
 from flowers.models import pretrained
+from flowers.models.stages import split_name, with_stages
 from flowers.models.weights import fit_weights
 
 
@@ -40,7 +43,8 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
     """Build a network without its classifier.
 
     Args:
-        name: ``efficientnet_lite0`` (or 1, 2), a torchvision classifier, or ``timm/NAME``.
+        name: ``efficientnet_lite0`` (or 1, 2), a torchvision classifier, or ``timm/NAME``; with ``+2`` or another
+            number of stages behind it where they are wanted.
         weights: ``default``, ``none`` (random), or the path of a .safetensors or .pth file or of a bundle; for
             torchvision also the name of one of its sets, such as IMAGENET1K_V1.
         image_size: side of the images in pixels; default: what the weights were trained for.
@@ -49,12 +53,17 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
         ModelError: an unknown model, weights that do not fit or cannot be had.
     """
     check_name(name)
+    base, stages = split_name(name)
     if weights == "none":
-        return _build(name, weights, image_size).backbone
-    with skip_random_init():
-        backbone, head_names = _build(name, weights, image_size)
-    state, where = pretrained.find(name, weights, backbone.network)
-    fit_weights(backbone.network, state, where, ignore=head_names)
+        backbone = _build(base, weights, image_size).backbone
+    else:
+        with skip_random_init():
+            backbone, head_names = _build(base, weights, image_size)
+        state, where = pretrained.find(base, weights, backbone.network)
+        fit_weights(backbone.network, state, where, ignore=head_names)
+    if stages:
+        network, num_features = with_stages(backbone.network, stages, backbone.preprocessing.crop, name)
+        backbone = backbone._replace(network=network, num_features=num_features)
     return backbone
 
 
@@ -100,12 +109,13 @@ def check_name(name: object) -> None:
         ModelError: it is not; the nearest names are listed.
     """
     if isinstance(name, str):
-        if name in pretrained.LITE_MODELS or name in model_names():
+        base, _ = split_name(name)
+        if base in pretrained.LITE_MODELS or base in model_names():
             return
-        if re.fullmatch(r"timm/[\w.]+", name):  # names only: timm also takes hub addresses and folders
+        if re.fullmatch(r"timm/[\w.]+", base):  # names only: timm also takes hub addresses and folders
             from timm import is_model
 
-            if is_model(name.removeprefix("timm/")):
+            if is_model(base.removeprefix("timm/")):
                 return
     near = difflib.get_close_matches(str(name), model_names(timm=True), n=3, cutoff=0.5)
     raise ModelError(f"unknown model {name!r}; nearest names: {', '.join(near or pretrained.LITE_MODELS)}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.errors import ModelError
 from flowers.files import make_folder, write_atomically
+from flowers.models.stages import PREFIX
 
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile put before names
 CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
@@ -37,7 +38,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     state = read_state_dict(path)
     if any(name.startswith("backbone.") for name in state):  # a bundle: its head is for other classes
-        state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("head.")}
+        state = {
+            name.removeprefix("backbone.").removeprefix(PREFIX): value
+            for name, value in state.items()
+            if not name.startswith("head.")
+        }
     return state
 
 

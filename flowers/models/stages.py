@@ -1,0 +1,76 @@
+"""A network's last stages beside its features: NAME+2 is NAME with the averaged maps of its last two stages.
+
+What the last layer of an ImageNet network no longer tells apart (a petal's texture, a leaf's edge) the stages before it
+still do, and they come with the same pass.
+
+Source: Evci et al. 2022, "Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning",
+arXiv:2201.03529.
+"""
+
+import torch
+from torch import nn
+
+from flowers.errors import ModelError
+
+PREFIX = "network."
+"""What the tensors of the network itself are called by, inside."""
+
+
+class Stages(nn.Module):
+    """Images [B, 3, H, W] to features [B, D]: the network's own, then each stage's map averaged over its places.
+
+    Args:
+        network: of timm, without its classifier.
+        count: stages from the last one, 1 or more.
+    """
+
+    def __init__(self, network: nn.Module, count: int):
+        super().__init__()
+        self.network = network
+        self.count = count
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images to features."""
+        last, maps = self.network.forward_intermediates(images, indices=self.count)
+        features = self.network.forward_head(last, pre_logits=True)
+        return torch.cat([features, *(stage.mean((2, 3)) for stage in maps)], dim=1)
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """``NAME+2`` to ``("NAME", 2)``; without a plus the count is 0."""
+    base, plus, count = name.rpartition("+")
+    return (base, int(count)) if plus and count.isascii() and count.isdigit() and count[0] != "0" else (name, 0)
+
+
+def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[Stages, int]:
+    """The network with its last stages, and the width of its features.
+
+    Args:
+        size: side of the images in pixels.
+        name: for the message.
+
+    Raises:
+        ModelError: the network does not give its stages, or has fewer.
+    """
+    stages = Stages(network, count)
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            device = next(network.parameters()).device
+            width = stages.eval()(torch.zeros(1, 3, size, size, device=device)).shape[1]
+    except (
+        AttributeError,
+        AssertionError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name}: no features of {count} stages from this network ({reason}); "
+            "efficientnet_lite0+2 has them, as have most of timm/NAME; fewer may do"
+        ) from None
+    stages.train(was_training)
+    return stages, width
