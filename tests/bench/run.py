@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- measurements: begin -->", "<!-- measurements: end -->"
 NAMES = (
     "startup", "decode", "augment", "engines", "predict", "predict_overhead", "scan", "features", "train_step",
-    "saving", "scaling",
+    "saving", "scaling", "exports",
 )  # fmt: skip
 HEADER = ("what", "figure", "against, in the same run", "script")
 
