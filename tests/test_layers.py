@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "training": BASE | {"data", "models", "reports"},
     "prediction": BASE | {"data", "models", "reports"},
     "exports": BASE | {"data", "models"},
+    "demo": BASE | {"data", "models", "prediction"},
 }
 HOMES = {
     "PIL": {"data"},
@@ -28,8 +29,9 @@ HOMES = {
     "onnx": {"exports"},
     "onnxruntime": {"models", "exports"},
     "nncf": {"exports"},
+    "gradio": {"demo"},
 }
-LAZY = {"timm", "openvino", "onnx", "onnxruntime", "nncf", "matplotlib", "scipy", "pyarrow", "jinja2"}
+LAZY = {"timm", "openvino", "onnx", "onnxruntime", "nncf", "matplotlib", "scipy", "pyarrow", "jinja2", "gradio"}
 FILES = sorted((ROOT / "flowers").rglob("*.py"))
 
 

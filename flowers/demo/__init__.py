@@ -1,0 +1,1 @@
+"""A page to play with: a photo in, names and the pixels that mattered out."""

@@ -1,0 +1,24 @@
+"""Open a page to play with: drop a photo, see the five best names and which pixels mattered.
+
+python jobs/demo.py --checkpoint runs/train
+python jobs/demo.py --checkpoint runs/train --examples photos --port 8000
+"""
+
+from flowers.cli import run
+from flowers.config.demo import DemoConfig
+
+
+def main(config: DemoConfig) -> int:
+    """Serve the page until Ctrl-C; 0 then."""
+    from flowers.demo.run import demo
+
+    return demo(config)
+
+
+def cli() -> None:
+    """The console command ``flowers-demo``."""
+    run(main, DemoConfig)
+
+
+if __name__ == "__main__":
+    cli()
