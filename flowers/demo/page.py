@@ -4,29 +4,27 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flowers.data.images import MAX_PIXELS, read_image
 from flowers.demo.answer import Oracle
 from flowers.demo.answer_html import WAITING, answer_html, error_html
 from flowers.errors import ImageError
 
-if TYPE_CHECKING:
-    import gradio
-
 CSS = Path(__file__).with_name("page.css")
 _AT_A_TIME = 2  # photos in work; one is decoded while another one is computed
 
 
-def build_page(
-    oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_upload: float, max_waiting: int
-) -> "gradio.Blocks":
+def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_upload: float, max_waiting: int) -> Any:
     """Lay the page out; nothing listens yet.
 
     Args:
         examples: photos to offer, each with a small JPEG of it.
         max_upload: MB, to be told.
         max_waiting: photos that may wait for their turn.
+
+    Returns:
+        gradio's Blocks.
     """
     import gradio
 

@@ -49,17 +49,19 @@ class Watched:
 
     Attributes:
         page: of playwright.
-        errors: what went to the console as an error, and scripts that failed.
+        errors: what went to the console as an error.
+        exceptions: of scripts that failed.
         requests: addresses that it asked for.
     """
 
     def __init__(self, page: "Page"):
         self.page = page
         self.errors: list[str] = []
+        self.exceptions: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.exceptions.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
 
     def overflow(self) -> int:
