@@ -128,3 +128,14 @@ def test_an_example_is_answered_on_a_dark_phone(demo: str, open_page) -> None:
     assert watched.overflow() <= 0
     light = watched.page.evaluate("getComputedStyle(document.querySelector('.answer')).color")
     assert sum(map(int, re.findall(r"\d+", light)[:3])) > 500, "dark letters on a dark page"
+
+
+def test_several_users_at_once_get_their_own_answers(demo: str, photos: Path, open_page) -> None:
+    pages = [open_page(demo).page for _ in range(3)]
+    for page, name in zip(pages, ("0001.jpg", "0002.jpg", "cut.jpg"), strict=True):
+        page.set_input_files(UPLOAD, photos / name)
+    assert "truncated JPEG" in pages[2].inner_text(".failed")
+    first, second = map(guesses, pages[:2])
+    assert first != second
+    assert "0001.jpg" in pages[0].inner_text(".answer")
+    assert "0002.jpg" in pages[1].inner_text(".answer")
