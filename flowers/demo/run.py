@@ -57,7 +57,7 @@ def _serve(config: DemoConfig, oracle: Oracle, examples: list[tuple[Path, bytes]
     }
     # It asks itself whether it is there; a proxy, as clusters have, would not know.
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
-        [*filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY")]), *_LOCAL]
+        [*filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY")]), *_LOCAL, config.host]
     )
     import gradio
 
