@@ -82,6 +82,9 @@ def classify(
             while group.is_main and (left := sorted(set(own) - parts.finished(work.parts))):
                 progress.wait(claims.owner(parts.part_name(left[0])), len(left))
                 _run(pipeline, work, claims, embeddings, left)  # those of processes that died meanwhile
+            if group.is_main:
+                errors = sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in missing)
+                progress.complete(total, errors)
         except torch.OutOfMemoryError:
             raise FlowersError(
                 f"the device's memory is full: pass a smaller --batch-size than {config.batch_size}"
@@ -152,6 +155,7 @@ class _Progress:
         self._meter, self._worker, self._stop = meter, worker, stop
         self._others: dict[str, tuple[int, int]] = {}
         self._alone = group.world_size == 1
+        self._shown = 0
         self._looked_s = self._start_s = time.monotonic()
         self._waiting_s: float | None = None
 
@@ -192,6 +196,10 @@ class _Progress:
             console.say(f"waiting for {shards} shards of others, such as {console.plain(self._worker.describe(owner))}")
         time.sleep(POLL_S)
 
+    def complete(self, total: int, errors: int) -> None:
+        """All is done, some of it perhaps by processes that left before anyone looked again."""
+        self._meter.advance(total - self._shown, errors=errors)
+
     def tell(self, seconds: dict[str, float], cpus: int, on_cpu: bool) -> None:
         """Where the time of this process went, and how close it came to what its machine can do."""
         done, elapsed_s = self._worker.done, time.monotonic() - self._start_s
@@ -215,4 +223,5 @@ class _Progress:
         console.say(f"time: {shares}")
 
     def _show(self, done: int) -> None:
+        self._shown += done
         self._meter.advance(done, errors=self._worker.errors + sum(errors for _, errors in self._others.values()))
