@@ -28,6 +28,10 @@ class EvaluateConfig:
     """Folder of the split; val and valid mean the same."""
     output: Path | None = None
     """JSON file of the metrics; default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
+    report: bool = True
+    """Also write a page to look at, report-SPLIT.html, beside the metrics."""
+    calibrate: bool = False
+    """Fit a temperature on --split valid and store it in the model: its probs change, its answers do not."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 32
     """Images per process and batch."""
     workers: Annotated[int | None, arg(aliases=["-j"])] = None
@@ -42,5 +46,9 @@ class EvaluateConfig:
                     raise UsageError(f"{flag} is missing; expected --checkpoint C --data-dir D, or --predictions FILE")
             if self.labels is not None:
                 raise UsageError("--labels belongs to --predictions; with --checkpoint, class folders are the labels")
+            if self.calibrate and self.split not in ("valid", "val"):
+                raise UsageError(f"--calibrate: got --split {self.split}, expected valid: other splits stay unseen")
+        elif self.calibrate:
+            raise UsageError("--calibrate changes a model: use it with --checkpoint C --data-dir D --split valid")
         elif self.checkpoint is not None or self.data_dir is not None:
             raise UsageError("--predictions is scored without a model: leave --checkpoint and --data-dir out")

@@ -127,6 +127,8 @@ class TrainConfig:
     """Steps between readings of the loss."""
     log_with: str | None = None
     """A tracker of Accelerate's: tensorboard, wandb, ..."""
+    report: bool = True
+    """At the end also write a page to look at, report.html."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Default: what `accelerate launch` says; else bf16 for whole networks where the device has it, no for heads."""

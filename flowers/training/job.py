@@ -32,6 +32,7 @@ from flowers.training.plan import (
 )
 from flowers.training.preemption import StopRequest
 from flowers.training.recipe import WeightAverage, build_optimizer
+from flowers.training.reporting import report_training
 from flowers.training.setup import (
     build_cache,
     build_model,
@@ -102,11 +103,14 @@ class Job:
 
     def say_done(self) -> None:
         """What lies where, and what to do with it."""
-        best = self.run_dir / "best"
+        best, report = self.run_dir / "best", self.run_dir / "report.html"
+        written = [("best model", best), ("figures", self.run_dir / "metrics.json")]
+        if self.config.report and report.exists():
+            written.append(("to look at", report))
         split = ("--split", "test" if self.data.test else "valid")
         console.done(
             "trained",
-            [("best model", best), ("figures", self.run_dir / "metrics.json"), ("all of the run", self.run_dir)],
+            [*written, ("all of the run", self.run_dir)],
             [
                 console.job_command("evaluate", "--checkpoint", best, "--data-dir", self.config.data_dir, *split),
                 console.job_command(
@@ -266,9 +270,9 @@ class Job:
         with run.averaged():
             self.save_bundle("last", run.last_metrics)
         best = load_bundle(self.run_dir / "best")
+        self.classifier.load_state_dict(best.state_dict)
         results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
         if self.data.test is not None:
-            self.classifier.load_state_dict(best.state_dict)
             batches = source.evaluation("test", self.data.test)
             metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(self.data.test))
             results["test"] = metrics.to_dict()
@@ -280,6 +284,8 @@ class Job:
             for split, values in results.items()
         ]
         console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
+        if self.config.report:
+            report_training(run, source, self.data, best, results, self.augmentation, self.run_dir)
 
     def bundle(self, metrics: dict) -> Bundle:
         """The model as it is now."""

@@ -18,7 +18,7 @@ from flowers.training.state import Plan
 FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "batch_size", "grad_accum_steps", "class_names",
     "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep", "resume", "max_hours",
-    "log_interval", "log_with",
+    "log_interval", "log_with", "report",
 }  # fmt: skip
 HEAD_DEFAULTS = {
     "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "model_ema_decay": 0.0, "scale": (0.5, 1.0),

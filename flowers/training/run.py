@@ -91,4 +91,5 @@ def head_stage(config: TrainConfig) -> TrainConfig:
     """The first stage of a staged run: the head on cached features, in a folder of its own, by its own defaults."""
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     folder = config.output_dir / HEAD_STAGE
-    return dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, resume="auto", **own)
+    config = dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, report=False)
+    return dataclasses.replace(config, resume="auto", **own)

@@ -1,0 +1,46 @@
+"""A temperature in a model: probs that say how often an answer is right, without changing one answer."""
+
+import dataclasses
+import shutil
+
+from flowers.errors import ModelError
+from flowers.files import replace_folder
+from flowers.models.bundle import DESCRIPTION_FILE, Bundle, write_bundle
+from flowers.models.weights import WEIGHTS_FILE
+
+OUTPUT = ("head.output.weight", "head.output.bias")
+
+
+def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
+    """The same model, its logits divided by a temperature.
+
+    The last layer of the head is linear, so its tensors are divided, once and for all: every engine, every exported
+    file and every older version of this code obeys, and the hash tells the two models apart. ``made`` keeps the
+    temperature, all told.
+
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599.
+
+    Raises:
+        ModelError: the temperature is not a positive number.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ModelError(f"temperature: got {temperature}, expected a positive number")
+    tensors = {name: (bundle.state_dict[name].double() / temperature).float() for name in OUTPUT}
+    made = {**bundle.made, "temperature": bundle.made.get("temperature", 1.0) * temperature}
+    return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors})
+
+
+def store(bundle: Bundle) -> None:
+    """Write a model into the folder that it was loaded from; other files there, figures say, stay.
+
+    Raises:
+        ModelError: the folder is a checkpoint of training, which goes on from its weights as they are.
+        FlowersError: the disk is full or the place cannot be written; the earlier model is untouched.
+    """
+    if (bundle.folder / "state.json").exists():
+        raise ModelError(f"{bundle.folder} is a checkpoint, to resume from: calibrate the run's best/ or last/ instead")
+    with replace_folder(bundle.folder) as folder:
+        for file in bundle.folder.iterdir():
+            if file.is_file() and file.name not in (DESCRIPTION_FILE, WEIGHTS_FILE):
+                shutil.copy2(file, folder)
+        write_bundle(bundle, folder)

@@ -1,0 +1,212 @@
+"""``report.html`` of a trained model: what it was measured to be, where it errs, how it came about."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flowers.data.folders import Samples
+from flowers.models.bundle import Bundle
+from flowers.reports import calibration
+from flowers.reports.answers import Answers
+from flowers.reports.page import write_page
+from flowers.reports.photos import ViewRow, photos
+from flowers.reports.plots import Line, Plot, lay_out
+
+PAIRS, PHOTOS_A_PAIR, MISTAKES = 12, 2, 24
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a report tells beside the answers; what is not known stays out of the page.
+
+    Attributes:
+        results: figures of each split that was measured, as in metrics.json.
+        run_dir: folder with history.jsonl, timing.jsonl, tuning.json, lr_finder.png.
+        splits: the data set's splits by name.
+        views: what training images looked like.
+        facts: names and what they are: device, time, ...
+    """
+
+    results: Mapping[str, Mapping[str, float]]
+    run_dir: Path | None = None
+    splits: Mapping[str, Samples] = field(default_factory=dict)
+    views: Sequence[ViewRow] = ()
+    facts: Sequence[tuple[str, object]] = ()
+
+
+def write_model_report(
+    path: Path, bundle: Bundle, answers: Answers, background: Background, valid: Answers | None = None
+) -> None:
+    """Write the page.
+
+    Args:
+        answers: of the split that the details are about.
+        valid: of the validation split, to fit a temperature on; may be ``answers``.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+        FlowersError: the file cannot be written.
+    """
+    run = _run_folder(background.run_dir)
+    confusions, mistakes = answers.confusions(PAIRS), answers.mistakes()[:MISTAKES]
+    examples = {pair.answer: answers.example(pair.answer) for pair in confusions}
+    shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes)
+    write_page(
+        path,
+        "report.html",
+        title=f"{bundle.model}: {answers.split}, {len(answers.samples):,} images, {len(answers.classes)} classes",
+        answers=answers,
+        headlines=[_headline(split, values) for split, values in background.results.items()],
+        curves=[plot for plot in _curves(run["history"], run["timing"]) if plot],
+        by_class=sorted(answers.by_class(), key=lambda row: (row.f1 is None, row.f1)),
+        confusions=confusions,
+        examples=examples,
+        photos_a_pair=PHOTOS_A_PAIR,
+        mistakes=mistakes,
+        photos=photos(answers.samples, shown | {image for image in examples.values() if image is not None}),
+        reliability=_reliability_plot(answers.confidences, answers.hits),
+        calibration_error=calibration.calibration_error(answers.confidences, answers.hits),
+        bins=calibration.BINS,
+        temperature=_temperature(answers, valid) if valid is not None else None,
+        coverage=_coverage_plot(answers),
+        rules=calibration.rules(answers.confidences, answers.hits, THRESHOLDS),
+        splits=_split_rows(background.splits, len(answers.classes)),
+        views=background.views,
+        trials=run["trials"],
+        lr_finder=run["lr_finder"],
+        facts=[*_facts(bundle, run["timing"]), *background.facts],
+        config=bundle.made.get("config", {}),
+        checkpoint=bundle.folder,
+    )
+
+
+def _headline(split: str, values: Mapping[str, float]) -> dict:
+    images = int(values["images"])
+    low, high = calibration.wilson_interval(round(values["top1"] * images), images)
+    return {"split": split, **values, "low": low, "high": high}
+
+
+def _temperature(answers: Answers, valid: Answers) -> dict:
+    """What dividing the logits by one number, fitted on the validation split, would do to the calibration."""
+    fitted = calibration.fit_temperature(valid.logits, valid.targets)
+    probs = calibration.softmax(answers.logits / fitted)
+    confidences, own = probs.max(1), probs[np.arange(len(probs)), answers.targets]
+    return {
+        "value": fitted,
+        "split": valid.split,
+        "loss": float(-np.log(np.maximum(own, 1e-300)).mean()),
+        "error": calibration.calibration_error(confidences, answers.hits),
+        "plot": _reliability_plot(confidences, answers.hits, f"Calibration at temperature {fitted:.3g}"),
+    }
+
+
+def _reliability_plot(confidences: np.ndarray, hits: np.ndarray, title: str = "Calibration, as it is") -> Plot | None:
+    bins = calibration.reliability(confidences, hits)
+    lines = [
+        Line("perfect", [(0, 0), (1, 1)], "soft", dashed=True, marks=False),
+        Line("share right", [(part.confidence, part.accuracy) for part in bins], "blue"),
+    ]
+    return lay_out(title, lines, x_label="confidence", x_range=(0, 1), y_range=(0, 1), percent=True, percent_x=True)
+
+
+def _coverage_plot(answers: Answers) -> Plot | None:
+    points = calibration.coverage_curve(answers.confidences, answers.hits)
+    line = Line("top1 of the images answered", points, "green", marks=False)
+    return lay_out(
+        "Answering the surest images first",
+        [line],
+        x_label="share answered",
+        x_range=(0, 1),
+        percent=True,
+        percent_x=True,
+    )
+
+
+def _curves(history: list[dict], timing: list[dict]) -> list[Plot | None]:
+    """Loss, top1, learning rate, speed and waiting by epoch."""
+    train = [line for line in history if line.get("event") == "train"]
+    valid = [line for line in history if line.get("event") == "valid"]
+    epochs = {line["step"]: line["epoch"] for line in train}
+    steps = max(epochs, default=0) / max(len(epochs), 1) or 1
+
+    def of(lines: list[dict], name: str) -> list[tuple[float, float]]:
+        # a validation within an epoch stands between two of them
+        return [
+            (epochs.get(line.get("step"), line.get("step", 0) / steps), line[name]) for line in lines if name in line
+        ]
+
+    def speed(name: str) -> list[tuple[float, float]]:
+        return [(line["epoch"], line[name]) for line in timing if line.get("event") == "epoch" and name in line]
+
+    marks = len(train) <= 40
+    both = {name: [
+        Line("train", of(train, name), "orange", dashed=True, marks=marks),
+        Line("valid", of(valid, name), "blue", marks=marks),
+    ] for name in ("loss", "top1")}  # fmt: skip
+    return [
+        lay_out("Loss", both["loss"], x_label="epoch"),
+        lay_out("Top1", both["top1"], x_label="epoch", percent=True),
+        lay_out("Learning rate", [Line("at an epoch's end", of(train, "lr"), "purple", marks=marks)], x_label="epoch"),
+        lay_out("Images a second", [Line("training", speed("images_per_s"), "green", marks=marks)], x_label="epoch"),
+        lay_out(
+            "Time spent waiting for data", [Line("share", speed("data_wait_share"), "vermillion", marks=marks)],
+            x_label="epoch", percent=True,
+        ),
+    ]  # fmt: skip
+
+
+def _facts(bundle: Bundle, timing: list[dict]) -> list[tuple[str, object]]:
+    made, view = bundle.made, bundle.preprocessing
+    facts: list[tuple[str, object]] = [
+        ("model", bundle.model),
+        ("evaluation view", f"short side {view.resize} px, {view.crop} px from its middle, {view.interpolation}"),
+        ("made", made.get("date")),
+        ("git commit", made.get("git_commit")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())),
+        ("model hash", bundle.hash),
+    ]
+    epochs = [line for line in timing if line.get("event") == "epoch"]
+    seconds = sum(line["seconds"] for line in epochs)
+    if seconds:
+        images = sum(line["seconds"] * line["images_per_s"] for line in epochs)
+        facts.append(("training time", f"{seconds:,.1f} s in {len(epochs)} epochs, {images / seconds:,.1f} images/s"))
+    return [(name, value) for name, value in facts if value]
+
+
+def _split_rows(splits: Mapping[str, Samples], num_classes: int) -> list[dict]:
+    rows = []
+    for split, samples in splits.items():
+        counts = np.bincount(samples.targets, minlength=num_classes)
+        there = counts[counts > 0]
+        missing = int((counts == 0).sum())
+        row = {"split": split, "images": len(samples), "fewest": int(there.min()), "most": int(there.max())}
+        rows.append({**row, "missing": missing})
+    return rows
+
+
+def _run_folder(run_dir: Path | None) -> dict:
+    """What a run folder holds for a report; what is not there is empty."""
+    if run_dir is None:
+        return {"history": [], "timing": [], "trials": [], "lr_finder": None}
+    tuning, finder = run_dir / "tuning.json", run_dir / "lr_finder.png"
+    return {
+        "history": _lines(run_dir / "history.jsonl"),
+        "timing": _lines(run_dir / "timing.jsonl"),
+        "trials": json.loads(tuning.read_text(encoding="utf-8")) if tuning.exists() else [],
+        "lr_finder": _png(finder) if finder.exists() else None,
+    }
+
+
+def _lines(path: Path) -> list[dict]:
+    """JSON lines; a last one that a crash cut short is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _png(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,60 @@
+"""Photos for a page: small, each at most once, and a word instead of one that cannot be read."""
+
+import dataclasses
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from flowers.data.folders import Samples
+from flowers.data.images import read_image
+from flowers.data.order import sample_rng
+from flowers.data.thumbnails import encode_jpeg, thumbnail
+from flowers.data.transforms import Augmentation
+from flowers.errors import ImageError
+from flowers.processes import cpus_per_process
+from flowers.reports.page import jpeg_uri
+
+SIDE = 144
+VIEWED_IMAGES = 5
+VIEWS = 5
+
+
+class ViewRow(NamedTuple):
+    """One training image: its path, the photo itself, and views of it, as sources of images."""
+
+    path: str
+    photo: str | None
+    views: list[str]
+
+
+def photos(samples: Samples, indices: Iterable[int], side: int = SIDE) -> dict[int, str | None]:
+    """Thumbnails of some images as sources, decoded side by side; None for what cannot be read any more."""
+    wanted = sorted(set(indices))
+    with ThreadPoolExecutor(cpus_per_process()) as pool:
+        return dict(zip(wanted, pool.map(lambda index: _photo(samples.full_path(index), side), wanted), strict=True))
+
+
+def training_views(samples: Samples, augmentation: Augmentation, seed: int) -> list[ViewRow]:
+    """A contact sheet: a few images spread over the training set, and their views in the first epochs.
+
+    The draws are those of training, the views only smaller.
+    """
+    augmentation = dataclasses.replace(augmentation, size=min(SIDE, augmentation.size))
+    chosen = [len(samples) * place // VIEWED_IMAGES for place in range(min(VIEWED_IMAGES, len(samples)))]
+    rows = []
+    for index in chosen:
+        path = samples.full_path(index)
+        try:
+            image = read_image(path, min_short_side=augmentation.min_short_side)
+        except ImageError:
+            continue
+        views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in range(VIEWS)]
+        rows.append(ViewRow(samples.paths[index], _photo(path, SIDE), [jpeg_uri(encode_jpeg(view)) for view in views]))
+    return rows
+
+
+def _photo(path: str, side: int) -> str | None:
+    try:
+        return jpeg_uri(thumbnail(path, side))
+    except ImageError:
+        return None

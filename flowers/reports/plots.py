@@ -1,0 +1,130 @@
+"""Small line plots as data for the template ``plot.html``, which draws them as inline SVG in the page's colours."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 420, 260
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Attributes:
+        name: for the legend and for readers who hear the page.
+        points: (x, y); what is not finite is left out.
+        color: a variable of style.css, "blue" say.
+        dashed: told apart by more than colour.
+        marks: whether each point gets a dot.
+    """
+
+    name: str
+    points: Points
+    color: str = "blue"
+    dashed: bool = False
+    marks: bool = True
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis: pixels from the edge of the drawing, and what to write there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Path:
+    """A line, laid out: SVG path data, and a dot with its figures for each point."""
+
+    name: str
+    color: str
+    dashed: bool
+    data: str
+    dots: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot, laid out in a box of WIDTH x HEIGHT pixels."""
+
+    title: str
+    x_label: str
+    paths: list[Path]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def lay_out(
+    title: str, lines: Sequence[Line], *, x_label: str, y_range: tuple[float, float] | None = None,
+    x_range: tuple[float, float] | None = None, percent: bool = False, percent_x: bool = False,
+) -> Plot | None:  # fmt: skip
+    """Place lines and ticks.
+
+    Args:
+        y_range, x_range: ends of the axes; default: what the points span, rounded outwards.
+        percent, percent_x: write the ticks of y or x, which are fractions, as percent.
+
+    Returns:
+        None where there is no point to draw.
+    """
+    lines = [Line(line.name, _finite(line.points), line.color, line.dashed, line.marks) for line in lines]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    x_values, (x_low, x_high) = ticks(*(x_range or (min(xs), max(xs))), tight=True)
+    if all(x == int(x) for x in xs):  # there is no epoch 1.5
+        x_values = [value for value in x_values if value == int(value)]
+    y_values, (y_low, y_high) = ticks(*(y_range or (min(ys), max(ys))), tight=y_range is not None)
+
+    def x_at(value: float) -> float:
+        return round(LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y_at(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    paths = []
+    for line in lines:
+        places = [(x_at(x), y_at(y)) for x, y in line.points]
+        data = "M" + "L".join(f"{x} {y}" for x, y in places)
+        texts = [f"{line.name}: {_text(y, percent)} at {x_label} {_text(x, percent_x)}" for x, y in line.points]
+        dots = [(x, y, text) for (x, y), text in zip(places, texts, strict=True)] if line.marks else []
+        paths.append(Path(line.name, line.color, line.dashed, data, dots))
+    x_ticks = [Tick(x_at(value), _text(value, percent_x)) for value in x_values]
+    return Plot(title, x_label, paths, x_ticks, [Tick(y_at(value), _text(value, percent)) for value in y_values])
+
+
+def ticks(low: float, high: float, *, tight: bool) -> tuple[list[float], tuple[float, float]]:
+    """Round values for an axis, four to eight of them, and the axis's ends: those given if ``tight``, else ticks."""
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-9):
+        margin = abs(low) / 2 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.99)
+    if tight:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    else:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    values = [round(place * step, 12) for place in range(first, last + 1)]
+    return values, (low, high) if tight else (values[0], values[-1])
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+
+
+def _text(value: float, percent: bool) -> str:
+    return f"{100 * value:.4g}%" if percent else f"{value:.4g}"

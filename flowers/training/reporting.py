@@ -1,0 +1,100 @@
+"""The report at the end of training. Nothing that goes wrong with it costs the run."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from flowers import console
+from flowers.data.folders import ImageFolders, Samples
+from flowers.data.transforms import Augmentation
+from flowers.errors import FlowersError
+from flowers.models.bundle import Bundle
+from flowers.reports.answers import Answers
+from flowers.reports.logits import LogitTable
+from flowers.reports.model_report import Background, write_model_report
+from flowers.reports.photos import training_views
+from flowers.training.loop import evaluate
+from flowers.training.sources import Source
+from flowers.training.state import Run
+
+MAX_LOGITS = 250_000_000
+"""A table of more logits than this, 1 GB, is not gathered."""
+
+
+def can_report(accelerator: Accelerator, images: int, classes: int) -> bool:
+    """Whether a report can be made, the same on all ranks; if not, a line says why."""
+    reason = None
+    if importlib.util.find_spec("jinja2") is None:
+        reason = "jinja2 is missing: pip install jinja2"
+    elif images * classes > MAX_LOGITS:
+        reason = f"{images:,} images of {classes:,} classes are too many for one page"
+    missing = accelerator.reduce(torch.tensor(float(reason is not None), device=accelerator.device))
+    if missing.item() > 0:
+        console.warn(f"no report: {reason or 'another process cannot make one'}")
+    return missing.item() == 0
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """What computed: the device, how many processes, which precision."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{accelerator.num_processes} x {name}, precision {accelerator.mixed_precision}"
+
+
+def report_training(
+    run: Run,
+    source: Source,
+    data: ImageFolders,
+    best: Bundle,
+    results: Mapping[str, Mapping[str, float]],
+    augmentation: Augmentation | None,
+    run_dir: Path,
+) -> None:
+    """Write ``report.html`` of the best model into the run folder; all ranks call this.
+
+    The details are about the test split where there is one, else about the validation split.
+
+    Args:
+        run: its network holds the best model's weights.
+        results: figures by split, as in metrics.json.
+        augmentation: how training images were varied; None where they were not.
+    """
+    accelerator, classes = run.accelerator, data.classes
+    splits = {"train": data.train, "valid": data.valid, "test": data.test}
+    splits = {name: samples for name, samples in splits.items() if samples is not None}
+
+    def gather(split: str, samples: Samples) -> Answers:
+        table = LogitTable(len(samples), len(classes))
+        batches = source.evaluation(split, samples)
+        evaluate(accelerator, run.network, run.inputs, batches, len(samples), logits=table)
+        return Answers(split, samples, classes, table.result(accelerator.reduce, accelerator.device))
+
+    def write(answers: Mapping[str, Answers]) -> None:
+        views = training_views(data.train, augmentation, run.plan.seed) if augmentation is not None else ()
+        facts = [("device", device_name(accelerator)), ("data", data.train.root)]
+        background = Background(results, run_dir, splits, views, facts)
+        write_model_report(
+            run_dir / "report.html", best, answers.get("test", answers["valid"]), background, answers["valid"]
+        )
+
+    # One of several processes cannot leave the others waiting; alone, nothing is worth failing for.
+    with or_warn() if accelerator.num_processes == 1 else contextlib.nullcontext():
+        if can_report(accelerator, max(map(len, splits.values())), len(classes)):
+            answers = {split: gather(split, samples) for split, samples in splits.items() if split in results}
+            if accelerator.is_main_process:
+                with or_warn():
+                    write(answers)
+
+
+@contextlib.contextmanager
+def or_warn() -> Iterator[None]:
+    """Whatever goes wrong inside the block is one line, and all that is lost is the report."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, FlowersError) else f"{type(error).__name__}: {error}"
+        console.warn(f"no report: {' '.join(reason.split())}")

@@ -1,0 +1,235 @@
+"""report.html: its figures are those of metrics.json and of scikit-learn, names are only text, nothing is fetched."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from jobs_in_processes import Job
+from tiny_job import make_bundle
+
+from flowers.cli import parse
+from flowers.config.evaluate import EvaluateConfig
+from flowers.config.train import TrainConfig
+from flowers.data.classes import ClassIndex
+from flowers.data.folders import load_split
+from flowers.errors import ModelError, UsageError
+from flowers.models.bundle import load_bundle
+from flowers.models.temperature import store, with_temperature
+from flowers.reports import calibration
+from flowers.reports.answers import Answers
+from flowers.reports.model_report import Background, write_model_report
+from jobs.evaluate import main as evaluate
+from jobs.train import main as train
+
+pytest.importorskip("jinja2", reason="pip install -e .[report]")
+
+FLAGS = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", 32, "--epochs", 2, "-j", 0]
+
+
+def run_training(data_dir: Path, run_dir: Path, *flags: object) -> Path:
+    words = [*FLAGS, "--data-dir", data_dir, "--output-dir", run_dir, *flags]
+    assert train(parse(TrainConfig, [str(word) for word in words])) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_training(sample_set, tmp_path_factory.mktemp("report") / "run")
+
+
+def text_of(page: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+class Sources(HTMLParser):
+    """Whatever a browser would load for a page or lead to, and the names of handlers in its tags."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found = re.findall(r"url\([^)]*\)|@import", page)
+        self.handlers: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def fetched(page: str) -> list[str]:
+    """Sources that are no data in the page itself."""
+    return [source for source in Sources(page).found if not source.startswith(("data:image/", "#"))]
+
+
+def classes_in(data_dir: Path) -> ClassIndex:
+    folders = tuple(sorted(entry.name for entry in (data_dir / "train").iterdir()))
+    return ClassIndex(folders, folders)
+
+
+@pytest.fixture
+def answers(sample_set: Path) -> Answers:
+    """Logits drawn at random for the drawn test images; the right class is often best."""
+    classes = classes_in(sample_set)
+    samples = load_split(sample_set, "test", classes)
+    logits = np.random.default_rng(0).normal(size=(len(samples), len(classes))).astype(np.float32)
+    logits[np.arange(len(samples)), samples.targets] += 1
+    return Answers("test", samples, classes, logits)
+
+
+def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    text = text_of(page)
+    for split, figures in json.loads((run_dir / "metrics.json").read_text()).items():
+        if split == "best_step":
+            continue
+        low, high = calibration.wilson_interval(round(figures["top1"] * figures["images"]), figures["images"])
+        share = f"{figures['top1']:.2%} top1; 95% interval {low:.1%} to {high:.1%}"
+        assert f"{split}: {figures['images']} images {share}" in text
+        assert f"{figures['loss']:.4f} loss" in text
+    for part in ("Loss", "Top1", "Learning rate", "Images a second", "Time spent waiting", "What training saw", "cpu"):
+        assert part in text, part
+    assert fetched(page) == []
+
+
+def test_figures_are_those_of_scikit_learn(answers: Answers, run_dir: Path, tmp_path: Path) -> None:
+    targets, predicted = answers.targets, answers.logits.argmax(1)
+    probs = np.exp(answers.logits - answers.logits.max(1, keepdims=True)).astype(np.float64)
+    probs /= probs.sum(1, keepdims=True)
+    expected = sklearn.metrics.precision_recall_fscore_support(targets, predicted, zero_division=np.nan)
+    rows = answers.by_class()
+    for column, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        found = [getattr(row, column) for row in rows]
+        np.testing.assert_allclose([np.nan if value is None else value for value in found], values)
+    assert answers.metrics.top1 == sklearn.metrics.accuracy_score(targets, predicted)
+    np.testing.assert_allclose(answers.metrics.loss, sklearn.metrics.log_loss(targets, probs), rtol=1e-5)
+    matrix = sklearn.metrics.confusion_matrix(targets, predicted)
+    for pair in answers.confusions(5):
+        assert len(pair.images) == matrix[pair.target, pair.answer]
+    np.fill_diagonal(matrix, 0)
+    assert len(answers.confusions(1)[0].images) == matrix.max()
+    assert len(answers.mistakes()) == matrix.sum()
+    hits, confidences = predicted == targets, probs.max(1)
+    for rule in calibration.rules(confidences, hits, (0.0, 0.4, 0.9999)):
+        kept = confidences > rule.above
+        assert rule.coverage == kept.mean()
+        assert rule.accuracy == (sklearn.metrics.accuracy_score(targets[kept], predicted[kept]) if kept.any() else None)
+    path = tmp_path / "report.html"
+    write_model_report(path, load_bundle(run_dir), answers, Background({"test": answers.metrics.to_dict()}))
+    text = text_of(path.read_text(encoding="utf-8"))
+    label = answers.label(0)
+    precision, recall, f1 = (f"{values[0]:.1%}" if values[0] == values[0] else "–" for values in expected[:3])
+    assert f"{label} {label} {expected[3][0]} {precision} {recall} {f1}" in text
+
+
+def test_calibration_error_by_hand() -> None:
+    confidences = np.array([0.95, 0.99, 0.55, 0.6])
+    hits = np.array([True, False, True, True])
+    # (0.933, 1]: two images, 0.97 sure, half right; (0.533, 0.6]: two, 0.575 sure, both right
+    assert calibration.calibration_error(confidences, hits) == pytest.approx(0.5 * 0.47 + 0.5 * 0.425)
+
+
+@pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
+def test_a_temperature_is_found_again(truth: float) -> None:
+    rng = np.random.default_rng(1)
+    calm = rng.normal(size=(20_000, 5)) * 2
+    targets = np.array([rng.choice(5, p=row) for row in calibration.softmax(calm)])
+    assert calibration.fit_temperature(calm * truth, targets) == pytest.approx(truth, rel=0.05)
+
+
+def test_a_temperature_changes_probs_and_no_answer(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "model"))
+    (tmp_path / "model" / "metrics-valid.json").write_text("{}")
+    store(with_temperature(bundle, 2.0))
+    store(with_temperature(load_bundle(tmp_path / "model"), 1.5))
+    warm = load_bundle(tmp_path / "model")
+    assert warm.made["temperature"] == 3.0
+    assert warm.hash != bundle.hash
+    assert (tmp_path / "model" / "metrics-valid.json").exists()
+    for name in ("head.output.weight", "head.output.bias"):
+        np.testing.assert_allclose(warm.state_dict[name] * 3, bundle.state_dict[name], rtol=1e-5)
+    with pytest.raises(ModelError, match="temperature: got 0"):
+        with_temperature(bundle, 0.0)
+
+
+def test_calibrated_on_valid_and_stored(sample_set: Path, run_dir: Path, tmp_path: Path, capsys) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    flags = ["--checkpoint", copy, "--data-dir", sample_set, "-j", 0]
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags), "--split", "valid"])) == 0
+    before = json.loads((copy / "metrics-valid.json").read_text())
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags), "--split", "valid", "--calibrate"])) == 0
+    after = json.loads((copy / "metrics-valid.json").read_text())
+    assert "the same answers" in capsys.readouterr().out
+    assert (after["top1"], after["model_hash"] != before["model_hash"]) == (before["top1"], True)
+    assert after["loss"] <= before["loss"] + 1e-6
+    assert (copy / "report-valid.html").exists()
+    with pytest.raises(UsageError, match="--calibrate: got --split test, expected valid"):
+        parse(EvaluateConfig, [*map(str, flags), "--split", "test", "--calibrate"])
+
+
+def test_names_are_only_text_and_parts_may_be_missing(sample_set: Path, tmp_path: Path) -> None:
+    data_dir, evil = tmp_path / "data", "<script>alert(1)"
+    for split in ("train", "valid"):  # no test split
+        shutil.copytree(sample_set / split, data_dir / split)
+        for place, folder in enumerate(sorted((data_dir / split).iterdir())):
+            for photo in folder.iterdir():
+                photo.rename(folder / f"<img src=x onerror=alert(2)> {photo.name}")
+            if place == 0:
+                folder.rename(data_dir / split / evil)
+    with open(tmp_path / "names.json", "w") as file:
+        json.dump({evil: "\"'><b onclick='alert(3)'>"}, file)
+    run_dir = run_training(data_dir, tmp_path / "run", "--class-names", tmp_path / "names.json", "--no-feature-cache")
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "<b onclick" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert fetched(page) == []
+    assert Sources(page).handlers == []
+    assert "test:" not in text_of(page)
+    (run_dir / "history.jsonl").unlink()
+    words = ["--checkpoint", run_dir / "best", "--data-dir", data_dir, "--split", "valid", "-j", 0]
+    assert evaluate(parse(EvaluateConfig, [str(word) for word in words])) == 0
+    assert "Learning rate" not in (run_dir / "best" / "report-valid.html").read_text(encoding="utf-8")
+
+
+def test_a_page_that_fails_costs_nothing_else(
+    sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*arguments: object, **named: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("flowers.training.reporting.write_model_report", broken)
+    run_dir = run_training(sample_set, tmp_path / "run")
+    captured = capsys.readouterr()
+    assert "no report: ZeroDivisionError: of all things" in captured.out + captured.err
+    assert (run_dir / "metrics.json").exists()
+    assert not (run_dir / "report.html").exists()
+    assert not (run_training(sample_set, tmp_path / "plain", "--no-report") / "report.html").exists()
+
+
+@pytest.mark.processes
+def test_two_processes_write_one_page_with_the_same_figures(sample_set: Path, run_dir: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--data-dir", sample_set, "--output-dir", "run", "-b", 16]
+    job = Job("train", flags, folder=tmp_path, processes=2)
+    assert job.wait() == [0, 0], job.output
+
+    def classes(folder: Path) -> str:
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        return re.search(r'<table class="sortable" id="class-table">.*?</table>', page, re.DOTALL)[0]
+
+    assert classes(tmp_path / "run") == classes(run_dir)
+
+
+def test_a_report_of_102_classes_is_small(flowers102: Path, tmp_path: Path) -> None:
+    classes = classes_in(flowers102)
+    samples = load_split(flowers102, "valid", classes)
+    bundle = load_bundle(make_bundle(tmp_path / "model"))
+    logits = np.random.default_rng(0).normal(size=(len(samples), 102)).astype(np.float32)
+    answers = Answers("valid", samples, classes, logits)
+    background = Background({"valid": answers.metrics.to_dict()}, splits={"valid": samples})
+    write_model_report(tmp_path / "report.html", bundle, answers, background, answers)
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
