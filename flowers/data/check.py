@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import NamedTuple
 from PIL import Image
 
 from flowers import console
+from flowers.data.classes import ClassIndex
 from flowers.data.fingerprints import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
-from flowers.data.folders import find_splits, load_image_folders
+from flowers.data.folders import Samples, find_splits, load_image_folders
 from flowers.data.images import read_bytes, read_image
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.processes import cpus_per_process
 
 SPLITS = ("train", "valid", "test")
 PLAIN_MODES = ("RGB", "L")
+NEAR, TINY, HUGE = 6, 64, 50_000_000
 _SHORT_SIDE = 256  # as much as training needs; larger JPEGs decode faster at a reduced scale
 
 
@@ -112,7 +114,7 @@ class Report:
 
 
 def check_dataset(
-    data_dir: Path, *, near: int = 6, tiny: int = 64, huge: int = 50_000_000, workers: int | None = None
+    data_dir: Path, *, near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None
 ) -> Report:
     """Read every image of a data set, as training would, and compare each with all others.
 
@@ -132,6 +134,28 @@ def check_dataset(
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: got {workers}, expected 1 or more")
     root, names, found, refusal = _find(Path(data_dir))
+    return _check(Path(data_dir), root, names, found, refusal, near=near, tiny=tiny, huge=huge, workers=workers)
+
+
+def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
+    """As ``check_dataset``, for splits of one data set that are at hand: at least one, by name.
+
+    Class folders' names are those of ``classes``, so nothing can be refused any more.
+    """
+    found = [
+        CheckedImage(path, split, classes.folders[target])
+        for split, samples in splits.items()
+        for path, target in zip(samples.paths, samples.targets, strict=True)
+    ]
+    root = next(iter(splits.values())).root
+    names = dict(zip(classes.folders, classes.labels, strict=True))
+    return _check(root, root, names, sorted(found, key=_path_bytes), None)
+
+
+def _check(
+    data_dir: Path, root: Path, names: dict[str, str], found: list[CheckedImage], refusal: str | None, *,
+    near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None,
+) -> Report:  # fmt: skip
     there = {image.split for image in found}
     counts = {split: dict.fromkeys(names, 0) for split in SPLITS if split in there}
     for image in found:
@@ -144,7 +168,7 @@ def check_dataset(
             meter.advance(1)
     good = [image for image in images if image.reason is None]
     return Report(
-        data_dir=Path(data_dir),
+        data_dir=data_dir,
         refusal=refusal,
         classes=names,
         counts=counts,

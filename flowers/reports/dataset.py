@@ -24,9 +24,9 @@ def show_report(report: Report) -> None:
     for title, classes in _classes(report):
         rows = [[_class(report, name), *(report.counts[split][name] for split in splits)] for name in classes]
         console.table(title, ["class", *splits], rows)
-    findings = _findings(report)
-    if findings:
-        console.table("Findings", ["what", "how many", "such as"], findings)
+    found = findings(report)
+    if found:
+        console.table("Findings", ["what", "how many", "such as"], found)
     else:
         console.say("Nothing unusual found.")
     if report.trainable:
@@ -36,6 +36,40 @@ def show_report(report: Report) -> None:
     if report.unreadable:
         reasons.append(f"{len(report.unreadable)} images cannot be read (--on-bad-image skip leaves them out)")
     console.say(f"[bold]Training would fail:[/] {console.plain('; '.join(reasons))}")
+
+
+def findings(report: Report) -> list[list[object]]:
+    """What is worth a look, as rows: what, how many, a few examples."""
+    rows: list[list[object]] = []
+
+    def add(what: str, count: int, examples: Iterable[str]) -> None:
+        if count:
+            shown = [example for _, example in zip(range(EXAMPLES), examples, strict=False)]
+            rows.append([what, count, "; ".join(shown) + ("; ..." if count > len(shown) else "")])
+
+    bad = report.unreadable
+    add("images that cannot be read", len(bad), (f"{readable(image.path)}: {image.reason}" for image in bad))
+    for split in report.counts:
+        missing = report.missing(split)
+        add(f"classes without an image in {split}", len(missing), map(readable, missing))
+    for split in report.counts:
+        if split != "train":
+            leaked = report.leaked(split)
+            add(f"images of {split} that are in train, too", len(leaked), (readable(image.path) for image in leaked))
+    groups = report.contradictions
+    add("same picture in two classes", len(groups), map(_group, groups))
+    add("exact duplicates", len(report.duplicates), map(_group, report.duplicates))
+    add("near-duplicates", len(report.near_duplicates), map(_group, report.near_duplicates))
+    for what, images in (("tiny images", report.tiny), ("huge images", report.huge)):
+        add(what, len(images), (f"{readable(image.path)}: {image.size[0]} x {image.size[1]}" for image in images))
+    for mode, images in report.odd_modes.items():
+        add(f"images in mode {mode}", len(images), (readable(image.path) for image in images))
+    if report.imbalance >= IMBALANCE:
+        counts = {name: count for name, count in report.counts["train"].items() if count}
+        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
+        example = f"{readable(most)}: {counts[most]}, {readable(least)}: {counts[least]}; see --balance classes"
+        rows.append(["largest class of train to smallest", f"{report.imbalance:.1f}", example])
+    return rows
 
 
 def save_report(report: Report, path: Path) -> None:
@@ -92,39 +126,6 @@ def _splits(report: Report) -> list[list[object]]:
         bad = sum(image.split == split for image in report.unreadable)
         rows.append([split, len(there), sum(there), min(there), max(there), bad])
     return rows
-
-
-def _findings(report: Report) -> list[list[object]]:
-    findings: list[list[object]] = []
-
-    def add(what: str, count: int, examples: Iterable[str]) -> None:
-        if count:
-            shown = [example for _, example in zip(range(EXAMPLES), examples, strict=False)]
-            findings.append([what, count, "; ".join(shown) + ("; ..." if count > len(shown) else "")])
-
-    bad = report.unreadable
-    add("images that cannot be read", len(bad), (f"{readable(image.path)}: {image.reason}" for image in bad))
-    for split in report.counts:
-        missing = report.missing(split)
-        add(f"classes without an image in {split}", len(missing), map(readable, missing))
-    for split in report.counts:
-        if split != "train":
-            leaked = report.leaked(split)
-            add(f"images of {split} that are in train, too", len(leaked), (readable(image.path) for image in leaked))
-    groups = report.contradictions
-    add("same picture in two classes", len(groups), map(_group, groups))
-    add("exact duplicates", len(report.duplicates), map(_group, report.duplicates))
-    add("near-duplicates", len(report.near_duplicates), map(_group, report.near_duplicates))
-    for what, images in (("tiny images", report.tiny), ("huge images", report.huge)):
-        add(what, len(images), (f"{readable(image.path)}: {image.size[0]} x {image.size[1]}" for image in images))
-    for mode, images in report.odd_modes.items():
-        add(f"images in mode {mode}", len(images), (readable(image.path) for image in images))
-    if report.imbalance >= IMBALANCE:
-        counts = {name: count for name, count in report.counts["train"].items() if count}
-        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
-        example = f"{readable(most)}: {counts[most]}, {readable(least)}: {counts[least]}; see --balance classes"
-        findings.append(["largest class of train to smallest", f"{report.imbalance:.1f}", example])
-    return findings
 
 
 def _group(group: list[CheckedImage]) -> str:

@@ -28,6 +28,7 @@ class Background:
         results: figures of each split that was measured, as in metrics.json.
         run_dir: folder with history.jsonl, timing.jsonl, tuning.json, lr_finder.png.
         splits: the data set's splits by name.
+        findings: what the check of the data set found, see ``reports.dataset.findings``; None: it was not made.
         views: what training images looked like.
         facts: names and what they are: device, time, ...
     """
@@ -35,6 +36,7 @@ class Background:
     results: Mapping[str, Mapping[str, float]]
     run_dir: Path | None = None
     splits: Mapping[str, Samples] = field(default_factory=dict)
+    findings: Sequence[Sequence[object]] | None = None
     views: Sequence[ViewRow] = ()
     facts: Sequence[tuple[str, object]] = ()
 
@@ -56,6 +58,7 @@ def write_model_report(
     confusions, mistakes = answers.confusions(PAIRS), answers.mistakes()[:MISTAKES]
     examples = {pair.answer: answers.example(pair.answer) for pair in confusions}
     shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes)
+    shown |= {image for image in examples.values() if image is not None}
     write_page(
         path,
         "report.html",
@@ -68,7 +71,7 @@ def write_model_report(
         examples=examples,
         photos_a_pair=PHOTOS_A_PAIR,
         mistakes=mistakes,
-        photos=photos(answers.samples, shown | {image for image in examples.values() if image is not None}),
+        photos=photos({image: answers.samples.full_path(image) for image in sorted(shown)}),
         reliability=_reliability_plot(answers.confidences, answers.hits),
         calibration_error=calibration.calibration_error(answers.confidences, answers.hits),
         bins=calibration.BINS,
@@ -76,6 +79,7 @@ def write_model_report(
         coverage=_coverage_plot(answers),
         rules=calibration.rules(answers.confidences, answers.hits, THRESHOLDS),
         splits=_split_rows(background.splits, len(answers.classes)),
+        findings=background.findings,
         views=background.views,
         trials=run["trials"],
         lr_finder=run["lr_finder"],
@@ -194,6 +198,8 @@ def _run_folder(run_dir: Path | None) -> dict:
     if run_dir is None:
         return {"history": [], "timing": [], "trials": [], "lr_finder": None}
     tuning, finder = run_dir / "tuning.json", run_dir / "lr_finder.png"
+    if not tuning.exists():  # of a staged run it lies with the head
+        tuning = run_dir / "head" / "tuning.json"
     return {
         "history": _lines(run_dir / "history.jsonl"),
         "timing": _lines(run_dir / "timing.jsonl"),

@@ -1,9 +1,9 @@
 """Photos for a page: small, each at most once, and a word instead of one that cannot be read."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flowers.data.folders import Samples
 from flowers.data.images import read_image
@@ -13,6 +13,8 @@ from flowers.data.transforms import Augmentation
 from flowers.errors import ImageError
 from flowers.processes import cpus_per_process
 from flowers.reports.page import jpeg_uri
+
+Key = TypeVar("Key", bound=Hashable)
 
 SIDE = 144
 VIEWED_IMAGES = 5
@@ -27,11 +29,14 @@ class ViewRow(NamedTuple):
     views: list[str]
 
 
-def photos(samples: Samples, indices: Iterable[int], side: int = SIDE) -> dict[int, str | None]:
-    """Thumbnails of some images as sources, decoded side by side; None for what cannot be read any more."""
-    wanted = sorted(set(indices))
+def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, str | None]:
+    """Thumbnails as sources of images, decoded side by side; None for what cannot be read (any more).
+
+    Args:
+        sources: by any key, a path or the bytes of an image file.
+    """
     with ThreadPoolExecutor(cpus_per_process()) as pool:
-        return dict(zip(wanted, pool.map(lambda index: _photo(samples.full_path(index), side), wanted), strict=True))
+        return dict(zip(sources, pool.map(lambda source: _photo(source, side), sources.values()), strict=True))
 
 
 def training_views(samples: Samples, augmentation: Augmentation, seed: int) -> list[ViewRow]:
@@ -53,8 +58,8 @@ def training_views(samples: Samples, augmentation: Augmentation, seed: int) -> l
     return rows
 
 
-def _photo(path: str, side: int) -> str | None:
+def _photo(source: str | bytes, side: int) -> str | None:
     try:
-        return jpeg_uri(thumbnail(path, side))
+        return jpeg_uri(thumbnail(source, side))
     except ImageError:
         return None

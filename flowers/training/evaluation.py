@@ -21,7 +21,7 @@ from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.loop import evaluate
-from flowers.training.reporting import can_report, device_name, or_warn
+from flowers.training.reporting import can_report, data_findings, device_name, or_warn
 from flowers.training.sources import AUTOCAST, eval_loader
 
 
@@ -63,10 +63,10 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         facts = [("device", device_name(accelerator)), ("data", config.data_dir)]
         facts.append(("evaluation", f"{images_per_s:,.1f} images/s"))
         is_valid = config.split in ("valid", "val")
-        background = Background(
-            {config.split: metrics.to_dict()}, run_folder(bundle), {config.split: samples}, (), facts
-        )
         with or_warn():
+            results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
+            findings = data_findings(bundle.classes, splits)
+            background = Background(results, run_folder(bundle), splits, findings, facts=facts)
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")

@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from flowers.training.plan import (
 )
 from flowers.training.preemption import StopRequest
 from flowers.training.recipe import WeightAverage, build_optimizer
-from flowers.training.reporting import report_training
+from flowers.training.reporting import can_report, report_training
 from flowers.training.setup import (
     build_cache,
     build_model,
@@ -272,9 +273,13 @@ class Job:
         best = load_bundle(self.run_dir / "best")
         self.classifier.load_state_dict(best.state_dict)
         results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
-        if self.data.test is not None:
-            batches = source.evaluation("test", self.data.test)
-            metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(self.data.test))
+        test, test_logits, num_classes = self.data.test, None, self.plan.num_classes
+        images = max(len(split) for split in (self.data.valid, test) if split is not None)
+        reports = self.config.report and can_report(self.accelerator, images, num_classes)
+        if test is not None:
+            test_logits = LogitTable(len(test), num_classes) if reports else None
+            batches = source.evaluation("test", test)
+            metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(test), logits=test_logits)
             results["test"] = metrics.to_dict()
         if self.accelerator.is_main_process:
             with write_atomically(self.run_dir / "metrics.json") as file:
@@ -284,8 +289,8 @@ class Job:
             for split, values in results.items()
         ]
         console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
-        if self.config.report:
-            report_training(run, source, self.data, best, results, self.augmentation, self.run_dir)
+        if reports:
+            report_training(run, self.data, best, results, self.augmentation, test_logits)
 
     def bundle(self, metrics: dict) -> Bundle:
         """The model as it is now."""

@@ -9,20 +9,24 @@ import torch
 from accelerate import Accelerator
 
 from flowers import console
+from flowers.data.check import check_splits
+from flowers.data.classes import ClassIndex
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.transforms import Augmentation
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
+from flowers.reports.dataset import findings
 from flowers.reports.logits import LogitTable
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
 from flowers.training.loop import evaluate
-from flowers.training.sources import Source
 from flowers.training.state import Run
 
 MAX_LOGITS = 250_000_000
 """A table of more logits than this, 1 GB, is not gathered."""
+MAX_CHECKED = 10_000
+"""Of more images than this the data set's check is left to ``prepare.py check``; these take about 15 s."""
 
 
 def can_report(accelerator: Accelerator, images: int, classes: int) -> bool:
@@ -45,14 +49,20 @@ def device_name(accelerator: Accelerator) -> str:
     return f"{accelerator.num_processes} x {name}, precision {accelerator.mixed_precision}"
 
 
+def data_findings(classes: ClassIndex, splits: Mapping[str, Samples]) -> list[list[object]] | None:
+    """What the check of the data set has to say; None where that would take too long for the end of another job."""
+    if sum(map(len, splits.values())) > MAX_CHECKED:
+        return None
+    return findings(check_splits(classes, splits))
+
+
 def report_training(
     run: Run,
-    source: Source,
     data: ImageFolders,
     best: Bundle,
     results: Mapping[str, Mapping[str, float]],
-    augmentation: Augmentation | None,
-    run_dir: Path,
+    augmentation: Augmentation,
+    test_logits: LogitTable | None,
 ) -> None:
     """Write ``report.html`` of the best model into the run folder; all ranks call this.
 
@@ -61,33 +71,34 @@ def report_training(
     Args:
         run: its network holds the best model's weights.
         results: figures by split, as in metrics.json.
-        augmentation: how training images were varied; None where they were not.
+        augmentation: how training images were varied.
+        test_logits: of this rank's test images.
     """
-    accelerator, classes = run.accelerator, data.classes
+    accelerator, classes, run_dir = run.accelerator, data.classes, best.folder.parent
     splits = {"train": data.train, "valid": data.valid, "test": data.test}
     splits = {name: samples for name, samples in splits.items() if samples is not None}
 
-    def gather(split: str, samples: Samples) -> Answers:
-        table = LogitTable(len(samples), len(classes))
-        batches = source.evaluation(split, samples)
-        evaluate(accelerator, run.network, run.inputs, batches, len(samples), logits=table)
-        return Answers(split, samples, classes, table.result(accelerator.reduce, accelerator.device))
+    def answers(split: str, table: LogitTable) -> Answers:
+        return Answers(split, splits[split], classes, table.result(accelerator.reduce, accelerator.device))
 
-    def write(answers: Mapping[str, Answers]) -> None:
-        views = training_views(data.train, augmentation, run.plan.seed) if augmentation is not None else ()
+    def gather() -> tuple[Answers, Answers]:
+        table = LogitTable(len(data.valid), len(classes))
+        evaluate(accelerator, run.network, run.inputs, run.valid, len(data.valid), logits=table)
+        valid = answers("valid", table)
+        return valid, valid if test_logits is None else answers("test", test_logits)
+
+    def write(valid: Answers, shown: Answers) -> None:
+        views = training_views(data.train, augmentation, run.plan.seed)
         facts = [("device", device_name(accelerator)), ("data", data.train.root)]
-        background = Background(results, run_dir, splits, views, facts)
-        write_model_report(
-            run_dir / "report.html", best, answers.get("test", answers["valid"]), background, answers["valid"]
-        )
+        background = Background(results, run_dir, splits, data_findings(classes, splits), views, facts)
+        write_model_report(run_dir / "report.html", best, shown, background, valid)
 
     # One of several processes cannot leave the others waiting; alone, nothing is worth failing for.
     with or_warn() if accelerator.num_processes == 1 else contextlib.nullcontext():
-        if can_report(accelerator, max(map(len, splits.values())), len(classes)):
-            answers = {split: gather(split, samples) for split, samples in splits.items() if split in results}
-            if accelerator.is_main_process:
-                with or_warn():
-                    write(answers)
+        valid, shown = gather()
+        if accelerator.is_main_process:
+            with or_warn():
+                write(valid, shown)
 
 
 @contextlib.contextmanager
