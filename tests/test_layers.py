@@ -12,7 +12,7 @@ MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     "data": BASE,
     "models": BASE | {"data"},
-    "reports": BASE | {"data", "models", "prediction"},
+    "reports": BASE | {"data", "models"},
     "training": BASE | {"data", "models", "reports"},
     "prediction": BASE | {"data", "models", "reports"},
     "exports": BASE | {"data", "models"},

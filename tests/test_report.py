@@ -90,8 +90,10 @@ def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
         share = f"{figures['top1']:.2%} top1; 95% interval {low:.1%} to {high:.1%}"
         assert f"{split}: {figures['images']} images {share}" in text
         assert f"{figures['loss']:.4f} loss" in text
-    for part in ("Loss", "Top1", "Learning rate", "Images a second", "Time spent waiting", "What training saw", "cpu"):
+    for part in ("Loss", "Top1", "Learning rate", "Images a second", "Time spent waiting", "cpu"):
         assert part in text, part
+    assert "What training saw" not in text, "a head on cached features sees each image as it is"
+    assert "No duplicates, no image in two splits, no odd file" in text
     assert fetched(page) == []
 
 
@@ -190,6 +192,7 @@ def test_names_are_only_text_and_parts_may_be_missing(sample_set: Path, tmp_path
     assert fetched(page) == []
     assert Sources(page).handlers == []
     assert "test:" not in text_of(page)
+    assert "What training saw" in text_of(page)
     (run_dir / "history.jsonl").unlink()
     words = ["--checkpoint", run_dir / "best", "--data-dir", data_dir, "--split", "valid", "-j", 0]
     assert evaluate(parse(EvaluateConfig, [str(word) for word in words])) == 0

@@ -38,6 +38,8 @@ class PredictConfig:
     """Take files with these endings for photos (--ext jpg png; --ext '' takes all); default: those of all images."""
     strict: bool = False
     """Exit with 3 when any file failed; without it a failed file is just its row."""
+    report: bool = False
+    """Also write a page to look at beside the output: counts, a gallery with the least certain first, errors."""
     embeddings: Path | None = None
     """Also write the features of every file: a .npy, float32, in the rows' order, NaN where a file failed."""
     copy_to: Path | None = None

@@ -19,11 +19,13 @@ from flowers.prediction.group import Group
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.opening import find_work, open_work
 from flowers.prediction.outputs import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
+from flowers.prediction.reporting import report_path, write_report
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.shards import POLL_S, Work, default_shard_size, parent_folder
 from flowers.prediction.sorting import check_target, sort_photos
 from flowers.prediction.stop import StopRequest
 from flowers.prediction.workers import Worker
+from flowers.reports.page import require_jinja2
 
 
 def predict(config: PredictConfig) -> int:
@@ -83,6 +85,8 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
     """On the main process: what there is to do, or the facts about an output that is complete."""
     require_writer(config.output)
     check_target(config)
+    if config.report:
+        require_jinja2()
     if config.topk > len(bundle.classes.folders):
         console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
     settings = _settings(config, bundle)
@@ -175,8 +179,11 @@ def _finish(config: PredictConfig, facts: dict) -> int:
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
     if config.copy_to or config.link_to:
         sort_photos(config)
+    if config.report:
+        write_report(config, facts)
     places = {
         "predictions": config.output,
+        "to look at": report_path(config) if config.report else None,
         "how they were made": sidecar_path(config.output),
         "embeddings": config.embeddings,
         "photos by class": config.copy_to or config.link_to,

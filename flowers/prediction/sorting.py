@@ -10,7 +10,6 @@ import filecmp
 import hashlib
 import os
 import shutil
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.files import explain_os_error
-from flowers.prediction.inputs import TAR, input_root
+from flowers.prediction.archives import Archive
+from flowers.prediction.inputs import input_root
 from flowers.prediction.outputs import read_rows
 
 UNSURE = "_unsure"
@@ -49,7 +49,7 @@ def sort_photos(config: PredictConfig) -> None:
     folders: dict[tuple[str, str], Path] = {}
     taken: dict[str, str] = {}
     sorted_, failed = 0, 0
-    archive = _Archive(root)
+    archive = Archive(root)
     with console.progress("sort", None, "photos") as meter, contextlib.closing(archive):
         for row in read_rows(config.output):
             if row["status"] == "error":
@@ -96,7 +96,7 @@ def _folder(target: Path, row: dict[str, str], folders: dict[tuple[str, str], Pa
     return folders[key]
 
 
-def _place(root: Path, path: str, folder: Path, link: bool, archive: "_Archive") -> None:
+def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) -> None:
     source = os.path.join(root, path)
     from_archive = not os.path.lexists(source) and archive.find(path)
     if from_archive and link:
@@ -104,7 +104,7 @@ def _place(root: Path, path: str, folder: Path, link: bool, archive: "_Archive")
     for name in _names(path):
         final = folder / name
         if from_archive:
-            if archive.copy(path, final):
+            if _extract(archive, path, final):
                 return
         elif link:
             if _link(os.path.abspath(source), final):
@@ -145,45 +145,15 @@ def _copy(source: str, final: Path) -> bool:
     return True
 
 
-class _Archive:
-    """The members of one archive at a time; rows of one archive follow one another."""
-
-    def __init__(self, root: Path):
-        self._root, self._path = root, ""
-        self._tar: tarfile.TarFile | None = None
-        self._members: dict[str, tarfile.TarInfo] = {}
-
-    def find(self, path: str) -> bool:
-        """Whether a path lies in an archive: ``archive.tar/member``."""
-        if not (self._path and path.startswith(self._path + "/")):
-            end = path.lower().find(TAR + "/")
-            while end >= 0 and not os.path.isfile(os.path.join(self._root, path[: end + len(TAR)])):
-                end = path.lower().find(TAR + "/", end + 1)
-            if end < 0:
-                return False
-            self.close()
-            self._path = path[: end + len(TAR)]
-            with contextlib.suppress(tarfile.TarError, OSError):
-                self._tar = tarfile.open(os.path.join(self._root, self._path), "r:")  # noqa: SIM115
-                while (member := self._tar.next()) is not None:
-                    self._members[member.name.removeprefix("./")] = member
-        return path[len(self._path) + 1 :] in self._members
-
-    def copy(self, path: str, final: Path) -> bool:
-        """Whether ``final`` now holds that member; False if the name is taken."""
-        member = self._members[path[len(self._path) + 1 :]]
-        data = self._tar.extractfile(member).read()
-        if os.path.lexists(final):
-            return final.is_file() and final.read_bytes() == data
-        temporary = final.with_name(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(data)
-            os.rename(temporary, final)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
-
-    def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-        self._tar, self._members, self._path = None, {}, ""
+def _extract(archive: Archive, path: str, final: Path) -> bool:
+    """Whether ``final`` now holds that member of the archive; False if the name is taken."""
+    data = archive.read(path)
+    if os.path.lexists(final):
+        return final.is_file() and final.read_bytes() == data
+    temporary = final.with_name(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.rename(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True

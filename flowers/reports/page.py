@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import importlib.util
 from pathlib import Path
 
 import flowers
@@ -32,10 +33,9 @@ def render(template: str, **values: object) -> str:
     Raises:
         UsageError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise UsageError("a report needs jinja2: pip install jinja2") from None
+    require_jinja2()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flowers.reports"),
         autoescape=True,
@@ -46,6 +46,16 @@ def render(template: str, **values: object) -> str:
     environment.filters["percent"] = percent
     written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(flowers_version=flowers.__version__, written=written, **values)
+
+
+def require_jinja2() -> None:
+    """Say now, not at the end of a long job, that no page can be written.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise UsageError("a report needs jinja2: pip install jinja2")
 
 
 def jpeg_uri(content: bytes) -> str:

@@ -1,7 +1,7 @@
 """Photos for a page: small, each at most once, and a word instead of one that cannot be read."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -39,8 +39,10 @@ def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, st
         return dict(zip(sources, pool.map(lambda source: _photo(source, side), sources.values()), strict=True))
 
 
-def training_views(samples: Samples, augmentation: Augmentation, seed: int) -> list[ViewRow]:
-    """A contact sheet: a few images spread over the training set, and their views in the first epochs.
+def training_views(
+    samples: Samples, augmentation: Augmentation, seed: int, epochs: Sequence[int] = range(VIEWS)
+) -> list[ViewRow]:
+    """A contact sheet: a few images spread over the training set, and their views in some epochs.
 
     The draws are those of training, the views only smaller.
     """
@@ -53,7 +55,7 @@ def training_views(samples: Samples, augmentation: Augmentation, seed: int) -> l
             image = read_image(path, min_short_side=augmentation.min_short_side)
         except ImageError:
             continue
-        views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in range(VIEWS)]
+        views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in epochs[:VIEWS]]
         rows.append(ViewRow(samples.paths[index], _photo(path, SIDE), [jpeg_uri(encode_jpeg(view)) for view in views]))
     return rows
 

@@ -290,7 +290,8 @@ class Job:
         ]
         console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
         if reports:
-            report_training(run, self.data, best, results, self.augmentation, test_logits)
+            drawn = range(1, self.config.views) if uses_features(self.config) else range(self.plan.epochs)
+            report_training(run, self.data, best, results, self.augmentation, drawn, test_logits)
 
     def bundle(self, metrics: dict) -> Bundle:
         """The model as it is now."""

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -62,6 +61,7 @@ def report_training(
     best: Bundle,
     results: Mapping[str, Mapping[str, float]],
     augmentation: Augmentation,
+    drawn: range,
     test_logits: LogitTable | None,
 ) -> None:
     """Write ``report.html`` of the best model into the run folder; all ranks call this.
@@ -71,7 +71,8 @@ def report_training(
     Args:
         run: its network holds the best model's weights.
         results: figures by split, as in metrics.json.
-        augmentation: how training images were varied.
+        augmentation: how training images were varied,
+        drawn: and in which epochs; with cached features a view stands for an epoch, and view 0 is plain.
         test_logits: of this rank's test images.
     """
     accelerator, classes, run_dir = run.accelerator, data.classes, best.folder.parent
@@ -88,7 +89,7 @@ def report_training(
         return valid, valid if test_logits is None else answers("test", test_logits)
 
     def write(valid: Answers, shown: Answers) -> None:
-        views = training_views(data.train, augmentation, run.plan.seed)
+        views = training_views(data.train, augmentation, run.plan.seed, drawn) if drawn else ()
         facts = [("device", device_name(accelerator)), ("data", data.train.root)]
         background = Background(results, run_dir, splits, data_findings(classes, splits), views, facts)
         write_model_report(run_dir / "report.html", best, shown, background, valid)
