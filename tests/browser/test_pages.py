@@ -38,9 +38,13 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
+def column_of(page: object, table: str, index: int) -> list[str]:
+    """The shown cells of a table's column, from the top."""
+    return page.locator(f"#{table} tbody tr:visible td:nth-child({index})").all_inner_texts()
+
+
 def column(page: object, index: int) -> list[str]:
-    """The shown cells of a column, from the top."""
-    return page.locator(f"#flowers tbody tr:visible td:nth-child({index})").all_inner_texts()
+    return column_of(page, "flowers", index)
 
 
 def test_a_click_sorts_and_another_one_turns_round(page_url: str, open_page) -> None:
