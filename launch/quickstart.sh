@@ -30,7 +30,8 @@ fi
 echo "== training"
 "$venv/bin/python" jobs/train.py --data-dir "$data" --output-dir "$run"
 echo "== classifying a folder"
-"$venv/bin/python" jobs/predict.py --checkpoint "$run" --input "$data/test" --output "$run/predictions.csv" --overwrite
+"$venv/bin/python" jobs/predict.py --checkpoint "$run" --input "$data/test" --output "$run/predictions.csv" --overwrite \
+  --report
 
 echo
 echo "== the first rows of $run/predictions.csv"
@@ -39,3 +40,4 @@ echo
 echo "model        $run/best"
 echo "figures      $run/metrics.json"
 echo "predictions  $run/predictions.csv"
+echo "to look at   $run/report.html, $run/predictions.html"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 22, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 28, 12, 40
 
 Points = Sequence[tuple[float, float]]
 
