@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Checkpoint
@@ -210,8 +211,8 @@ class Job:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-            if accelerator.num_processes > 1 and config.finetune != "head":
-                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            if accelerator.num_processes > 1 and config.finetune != "head" and not config.freeze_bn:
+                module = synchronize_batch_norm(module)
         module = module.to(memory_format=torch.channels_last)
         groups = parameter_groups(module, config.weight_decay, config.layer_decay)
         optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
