@@ -307,6 +307,15 @@ def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
     first.kill()
 
 
+def test_loader_processes_of_a_killed_job_do_not_hold_the_run_folder(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run", "-j", 2]
+    first = Job("train", flags, folder=tmp_path)
+    wait_for(tmp_path / "run" / "history.jsonl", first)
+    first.kill()
+    again = Job("train", [*flags, "--max-hours", 0.0001], folder=tmp_path)
+    assert again.wait() == [75], again.output
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A file system of 24 MiB, where one may be made."""

@@ -157,7 +157,8 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict) -> None:
 class RunLock:
     """Held while a job trains in a run folder; a second job on the same folder is refused.
 
-    The kernel lets go of it when the process dies, however it dies.
+    The kernel lets go of it when the process dies, however it dies: loader processes, which are forked and live on for
+    some seconds, close their copy.
     """
 
     def __init__(self, run_dir: Path):
@@ -178,6 +179,7 @@ class RunLock:
             ) from None
         except OSError as error:  # a network file system without locks
             warn(f"{self._path.parent}: cannot be locked ({error.strerror}); start only one job on it at a time")
+        os.register_at_fork(after_in_child=self._file.close)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
