@@ -296,6 +296,60 @@ def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Pa
     assert "Traceback" not in job.output
 
 
+def spoil_an_update(step: int) -> None:
+    """After this update a weight is NaN, though the loss that led to it was finite."""
+    from flowers.training import loop
+
+    original = loop.train_step
+
+    def spoilt(run, micro_batches, real_images):
+        original(run, micro_batches, real_images)
+        if run.progress.step + 1 == step:
+            next(run.network.parameters()).data.view(-1)[0] = float("nan")
+
+    loop.train_step = spoilt
+
+
+@pytest.mark.parametrize(("save_every", "good"), [(2, "step-00000004"), (100, "")])
+def test_weights_that_are_not_finite_are_never_saved(
+    sample_set: Path, tmp_path: Path, save_every: int, good: str
+) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--log-interval", 100, "--eval-every", 6]
+    flags += ["--save-every", save_every, "--output-dir", "run"]
+    job = Job("train", flags, folder=tmp_path, before=spoil_an_update, arguments=(6,))
+    assert job.wait() == [1], job.output
+    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    assert "the weights are not finite after step 6 on " in line
+    assert line.count(".jpg") == 8
+    assert (f"the last good checkpoint is run/checkpoints/{good};" if good else "no checkpoint was saved yet;") in line
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved == ([good.replace("4", "2"), good] if good else [])
+
+
+def spoil_a_loss(rank: str, number: int) -> None:
+    """On one rank the loss of this micro-step is NaN."""
+    from flowers.training import loop
+
+    original, seen = loop.weighted_loss, []
+
+    def spoilt(*args, **kwargs):
+        seen.append(1)
+        broken = os.environ["RANK"] == rank and len(seen) == number
+        return original(*args, **kwargs) * (float("nan") if broken else 1.0)
+
+    loop.weighted_loss = spoilt
+
+
+def test_of_two_processes_the_one_whose_loss_broke_first_says_so(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 4, "--log-interval", 4, "--eval-every", 100]
+    flags += ["--save-every", 100, "--output-dir", "run"]
+    job = Job("train", flags, folder=tmp_path, processes=2, before=spoil_a_loss, arguments=("1", 6))
+    assert job.wait() == [1, 1], job.output
+    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1: the loss is not finite at step 6 on ")
+    assert line.count(".jpg") == 4
+
+
 def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
     flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run"]
     first = Job("train", flags, folder=tmp_path)
