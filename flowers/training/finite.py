@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowers.errors import PeerError, TrainingError
+from flowers.processes import rows_of_ranks
 from flowers.training.checkpoint import list_checkpoints
 from flowers.training.state import Run
 
@@ -33,15 +34,13 @@ def check_finite(run: Run, losses: list[float], weights: bool) -> None:
     last = run.unread[-1][0] if run.unread else run.progress.step - 1
     if bad is not None:
         step, _, indices = run.unread[bad]
-        found, what = float(step), f"the loss is not finite at step {step + 1}{_on(run, [indices])}"
+        found, what = step, f"the loss is not finite at step {step + 1}{_on(run, [indices])}"
     elif weights and not weights_are_finite(run):
         indices = [indices for step, _, indices in run.unread if step == last]
         found, what = last + 0.5, f"the weights are not finite after step {last + 1}{_on(run, indices)}"
     else:
         found, what = math.inf, ""
-    first = found
-    if run.accelerator.num_processes > 1:
-        first = run.accelerator.gather(torch.tensor([found], device=run.accelerator.device)).min().item()
+    (first,) = min(rows_of_ranks(run.accelerator, [found]))
     if math.isfinite(first):
         raise TrainingError(f"{what}; {last_good(run)}; {ADVICE}") if found == first else PeerError
 

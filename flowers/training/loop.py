@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.data.dataset import Batch
 from flowers.errors import StoppedError, TrainingError
+from flowers.processes import rows_of_ranks
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics, Tally
 from flowers.training.feed import Stopwatch, to_device
@@ -152,11 +153,8 @@ def vote(run: Run) -> tuple[bool, bool]:
     """Whether any rank was asked to stop, and whether rank 0's clock says that a checkpoint is due."""
     wants_stop = run.stop.reason() is not None
     wants_save = run.save_every_s is not None and time.monotonic() - run.saved_s > run.save_every_s
-    if run.accelerator.num_processes == 1:
-        return wants_stop, wants_save
-    own = [float(wants_stop), float(wants_save and run.accelerator.is_main_process)]
-    stop, save = run.accelerator.reduce(torch.tensor(own, device=run.accelerator.device)).tolist()
-    return stop > 0, save > 0
+    rows = rows_of_ranks(run.accelerator, [float(wants_stop), float(wants_save)])
+    return any(stop for stop, _ in rows), rows[0][1] > 0
 
 
 def read_losses(run: Run, check_weights: bool = False) -> float:
@@ -206,7 +204,7 @@ def validate(run: Run) -> None:
 
 def epoch_sums(run: Run) -> list[float]:
     """Of the epoch so far, over all ranks: summed loss, hits, images."""
-    return run.accelerator.reduce(torch.tensor(run.sums, dtype=torch.float64).to(run.accelerator.device)).tolist()
+    return [sum(column) for column in zip(*rows_of_ranks(run.accelerator, run.sums), strict=True)]
 
 
 def loss_since_validation(run: Run) -> float:
