@@ -145,6 +145,42 @@ def test_killed_ten_times_and_bit_for_bit_the_same(sample_set: Path, tmp_path: P
     assert not list((tmp_path / "killed").rglob("*tmp*"))
 
 
+def die_at_the_end(where: str) -> None:
+    """Be killed after the last step: before the last model, the figures or the report is written (on rank 0)."""
+    from flowers.training import job, reporting
+
+    module, name = {
+        "last": (job, "save_bundle"),
+        "metrics.json": (job, "write_atomically"),
+        "report.html": (reporting, "write_model_report"),
+    }[where]
+    original = getattr(module, name)
+
+    def trap(*args, **kwargs):
+        if any(isinstance(value, Path) and value.name == where for value in args):
+            die()
+        return original(*args, **kwargs)
+
+    setattr(module, name, trap)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_after_the_last_step_and_the_same_at_the_end(sample_set: Path, tmp_path: Path, processes: int) -> None:
+    flags = [*CONVNET, "--data-dir", sample_set, "--epochs", 2, "-b", 8 // processes, "--model-ema-decay", 0.9]
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path, processes=processes)
+    assert whole.wait() == [0] * processes, whole.output
+    for where in ("last", "metrics.json", "report.html"):
+        killed = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes,
+                     before=die_at_the_end, arguments=(where,))  # fmt: skip
+        assert killed.wait()[0] == -signal.SIGKILL, killed.output
+        assert not (tmp_path / "run" / where).exists()
+    again = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes)
+    assert again.wait() == [0] * processes, again.output
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not list((tmp_path / "run").rglob("*tmp*"))
+
+
 def test_a_head_on_features_is_resumed_bit_for_bit_too(sample_set: Path, tmp_path: Path) -> None:
     flags = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0, "-b", 8, "--epochs", 6]
     flags += ["--data-dir", sample_set, "--views", 2, "--hidden", 16, "--dropout", 0.5, "--save-every", 3]
@@ -228,7 +264,7 @@ def test_stopped_and_resumed_on_another_number_of_processes(
     assert not (tmp_path / "run" / "stop").exists()
     refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
     assert 1 in refused.wait()
-    assert f"global_batch_size was 8, is now {5 * then}" in refused.output
+    assert f"global_batch_size was 8, is now {5 * then} (5 x {then} processes x 1 micro-steps)" in refused.output
     resumed = Job("train", [*flags, "-b", 8 // then], folder=tmp_path, processes=then,
                   before=record_rank, arguments=(str(tmp_path / "then"),))  # fmt: skip
     assert resumed.wait() == [0] * then, resumed.output
@@ -285,6 +321,53 @@ def test_a_finished_run_is_not_done_again(sample_set: Path, tmp_path: Path) -> N
     other = Job("train", [*flags, "--lr", 0.5], folder=tmp_path)
     assert other.wait() == [1]
     assert "--lr was" in other.output
+
+
+def test_a_run_is_gone_on_with_in_another_folder(sample_set: Path, tmp_path: Path) -> None:
+    """--resume PATH: the same end, though the best model so far was made before; and the same command starts it again."""
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 3, "-b", 8, "--save-every", 2]
+    flags += ["--lr", "1e-30"]  # the first model stays the best
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    first = Job("train", [*flags, "--output-dir", "first"], folder=tmp_path, before=die_in_step, arguments=(8,))
+    assert first.wait() == [-signal.SIGKILL], first.output
+    then = [*flags, "--output-dir", "then", "--resume", "first"]
+    killed = Job("train", then, folder=tmp_path, before=die_in_step, arguments=(4,))
+    assert killed.wait() == [-signal.SIGKILL], killed.output
+    assert "resumed from step-00000006" in killed.output
+    last = Job("train", then, folder=tmp_path)
+    assert last.wait() == [0], last.output
+    assert "going on from step-00000008, not from --resume first" in last.output
+    assert result(tmp_path / "then") == result(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_not_counted_among_those_kept(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--save-every", 2, "--output-dir", "run"]
+    killed = Job("train", flags, folder=tmp_path, before=die_in_step, arguments=(6,))
+    assert killed.wait() == [-signal.SIGKILL], killed.output
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = checkpoints / "step-00000004" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    stopped = Job("train", flags, folder=tmp_path, before=record_and_stop, arguments=(str(tmp_path / "log"), 3))
+    assert stopped.wait() == [75], stopped.output
+    assert "optimizer.pt is damaged" in stopped.output
+    assert "resumed from step-00000002" in stopped.output
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["step-00000002", "step-00000003", "step-00000004.damaged"]
+
+
+def test_another_precision_is_refused_whoever_chose_it(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 1, "-b", 8, "--output-dir", "run"]
+    assert Job("train", [*flags, "--mixed-precision", "no"], folder=tmp_path).wait() == [0]
+    other = Job("train", flags, folder=tmp_path, before=choose_precision, arguments=("bf16",))
+    assert other.wait() == [1]
+    assert "--mixed-precision was no, is now bf16" in other.output
+    assert Job("train", flags, folder=tmp_path, before=choose_precision, arguments=("no",)).wait() == [0]
+
+
+def choose_precision(name: str) -> None:
+    """As `accelerate launch` does."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = name
 
 
 def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Path, tmp_path: Path) -> None:
