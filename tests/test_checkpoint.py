@@ -18,6 +18,7 @@ from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Progress, RunLock
+from flowers.training.history import History, read_history
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,19 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, bundle: Bundle, m
     monkeypatch.undo()
     assert checkpoints.newest_checkpoint(tmp_path).progress.step == 1
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001"]
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(tmp_path / "history.jsonl")
+    history.append("valid", step=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FlowersError, match=r"history.jsonl: the disk is full"):
+        history.append("valid", step=2)
+    assert read_history(history.path) == [{"event": "valid", "step": 1}]
 
 
 def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
