@@ -336,6 +336,10 @@ def _finite(value: object) -> object:
 
 
 def _log(text: str) -> None:
-    if _log_path is not None:
-        with open(_log_path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    if _log_path is None:
+        return
+    with (  # a full disk must not keep the screen from telling about it
+        contextlib.suppress(OSError),
+        open(_log_path, "a", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -213,3 +213,19 @@ def on_main_process(accelerator, action: Callable[[], None]) -> None:
             raise PeerError
     if failure is not None:
         raise failure
+
+
+def of_main_process(accelerator, value: object) -> object:
+    """What this value is on rank 0, on all ranks."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def rows_of_ranks(accelerator, row: list[float]) -> list[list[float]]:
+    """A row of numbers from each rank, by rank, in double precision (which one process alone may lack a device for)."""
+    if accelerator.num_processes == 1:
+        return [row]
+    import torch
+
+    return accelerator.gather(torch.tensor([row], dtype=torch.float64, device=accelerator.device)).tolist()

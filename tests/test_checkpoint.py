@@ -18,6 +18,7 @@ from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Progress, RunLock
+from flowers.training.history import History, read_history
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +115,29 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, bundle: Bundle, m
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001"]
 
 
+def test_a_full_disk_leaves_no_half_line_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(tmp_path / "history.jsonl")
+    history.append("valid", step=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FlowersError, match=r"history.jsonl: the disk is full"):
+        history.append("valid", step=2)
+    assert read_history(history.path) == [{"event": "valid", "step": 1}]
+
+
 def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
     save(tmp_path, bundle, 1)
     found = checkpoints.newest_checkpoint(tmp_path)
-    checkpoints.check_fingerprint(found, {"global_batch_size": 8})
-    with pytest.raises(CheckpointError, match="global_batch_size was 8, is now 16"):
-        checkpoints.check_fingerprint(found, {"global_batch_size": 16})
+    checkpoints.check_fingerprint(found, {"global_batch_size": 8}, "")
+    arithmetic = "4 x 2 processes x 2 micro-steps"
+    with pytest.raises(CheckpointError, match=rf"global_batch_size was 8, is now 16 \({arithmetic}\); choose -b"):
+        checkpoints.check_fingerprint(found, {"global_batch_size": 16}, arithmetic)
     other = dataclasses.replace(found, fingerprint={"--lr": 0.1})
     with pytest.raises(CheckpointError, match="--lr was 0.1, is now 0.2"):
-        checkpoints.check_fingerprint(other, {"--lr": 0.2})
+        checkpoints.check_fingerprint(other, {"--lr": 0.2}, "")
 
 
 def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture, monkeypatch: pytest.
     ]
 
 
+def test_a_log_file_on_a_full_disk_silences_nothing(capsys: pytest.CaptureFixture) -> None:
+    console.log_to(Path("/dev/full"))
+    console.error("the disk is full")
+    assert capsys.readouterr().err == "error: the disk is full\n"
+
+
 def test_quiet_leaves_warnings_and_errors_and_the_log_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     console.show_as("quiet")
     console.log_to(tmp_path / "log.txt")

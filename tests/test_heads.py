@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
-from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, unfreeze_backbone
+from flowers.models.heads import (
+    Classifier,
+    HeadSpec,
+    build_head,
+    freeze_backbone,
+    freeze_batch_norm,
+    synchronize_batch_norm,
+    unfreeze_backbone,
+)
 
 
 def test_linear_head() -> None:
@@ -124,6 +132,29 @@ def test_unfrozen_backbone_learns_again() -> None:
     moved = changed(before, classifier)
     assert any("running_mean" in name for name in moved)
     assert any(name.startswith("backbone.") and name.endswith("weight") for name in moved)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm/test_efficientnet", "resnet18"])
+def test_synchronized_batch_norm_computes_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_backbone(name, "none", 64)
+    classifier = Classifier(network.network, build_head(HeadSpec(4, network.num_features))).eval()
+    before, names = classifier(images := torch.randn(2, 3, 64, 64)), list(classifier.state_dict())
+    classifier = synchronize_batch_norm(classifier)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in classifier.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in classifier.modules())
+    assert torch.equal(classifier(images), before)
+    assert list(classifier.state_dict()) == names
+
+
+def test_batch_norm_held_still_is_so_after_its_modules_were_replaced() -> None:
+    classifier = make_classifier()
+    freeze_batch_norm(classifier)
+    classifier = synchronize_batch_norm(classifier)
+    for mode in (True, False, True):
+        classifier.train(mode)
+        assert not any(module.training for module in classifier.modules() if isinstance(module, nn.SyncBatchNorm))
+    assert classifier.training
 
 
 def test_a_backbone_that_does_not_pool_is_refused() -> None:

@@ -4,16 +4,21 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from flowers.training.history import History, read_history
+from flowers.training.loop import AGREE_EVERY
 from tests.jobs_in_processes import Job, die
 
 pytestmark = pytest.mark.processes
 
+ROOT = Path(__file__).parents[1]
 # A small network without dropout or batch norm in the way, trained in full on 32 images: 8 steps an epoch.
 COMMON = ["--model", "timm/test_vit", "--weights", "none", "--finetune", "full", "--image-size", 96,
           "-j", 0, "--log-interval", 2, "--eval-every", 3]  # fmt: skip
@@ -123,7 +128,7 @@ def die_in_save(call: str) -> None:
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_killed_ten_times_and_bit_for_bit_the_same(sample_set: Path, tmp_path: Path, precision: str) -> None:
-    flags = [*CONVNET, "--data-dir", sample_set, "--epochs", 4, "-b", 4, "--grad-accum-steps", 2, "--dropout", 0.3,
+    flags = [*CONVNET, "--data-dir", sample_set, "--epochs", 12, "-b", 4, "--grad-accum-steps", 2, "--dropout", 0.3,
              "--hidden", 8, "--model-ema-decay", 0.9, "--mixup-alpha", 0.2, "--save-every", 2,
              "--mixed-precision", precision, "--max-grad-norm", 1.0]  # fmt: skip
     whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
@@ -132,17 +137,49 @@ def test_killed_ten_times_and_bit_for_bit_the_same(sample_set: Path, tmp_path: P
     traps = [(die_in_step, point) for point in points]
     traps += [(die_in_save, call) for call in ("write weights", "write optimizer", "rename", "remove old")]
     random.Random(precision).shuffle(traps)
-    kills = 0
     for trap, argument in traps:
         job = Job("train", [*flags, "--output-dir", "killed"], folder=tmp_path, before=trap, arguments=(argument,))
-        codes = job.wait()
-        kills += codes == [-signal.SIGKILL]
-        assert codes in ([-signal.SIGKILL], [0]), job.output
+        assert job.wait() == [-signal.SIGKILL], job.output
     last = Job("train", [*flags, "--output-dir", "killed"], folder=tmp_path)
     assert last.wait() == [0], last.output
-    assert kills >= 5
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
     assert not list((tmp_path / "killed").rglob("*tmp*"))
+
+
+def die_at_the_end(where: str) -> None:
+    """Be killed after the last step: before the last model, the figures or the report is written (on rank 0)."""
+    from flowers.training import job, reporting
+
+    module, name = {
+        "last": (job, "save_bundle"),
+        "metrics.json": (job, "write_atomically"),
+        "report.html": (reporting, "write_model_report"),
+    }[where]
+    original = getattr(module, name)
+
+    def trap(*args, **kwargs):
+        if any(isinstance(value, Path) and value.name == where for value in args):
+            die()
+        return original(*args, **kwargs)
+
+    setattr(module, name, trap)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_after_the_last_step_and_the_same_at_the_end(sample_set: Path, tmp_path: Path, processes: int) -> None:
+    flags = [*CONVNET, "--data-dir", sample_set, "--epochs", 2, "-b", 8 // processes, "--model-ema-decay", 0.9]
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path, processes=processes)
+    assert whole.wait() == [0] * processes, whole.output
+    for where in ("last", "metrics.json", "report.html"):
+        killed = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes,
+                     before=die_at_the_end, arguments=(where,))  # fmt: skip
+        assert killed.wait()[0] == -signal.SIGKILL, killed.output
+        assert not (tmp_path / "run" / where).exists()
+    again = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes)
+    assert again.wait() == [0] * processes, again.output
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not list((tmp_path / "run").rglob("*tmp*"))
 
 
 def test_a_head_on_features_is_resumed_bit_for_bit_too(sample_set: Path, tmp_path: Path) -> None:
@@ -228,7 +265,7 @@ def test_stopped_and_resumed_on_another_number_of_processes(
     assert not (tmp_path / "run" / "stop").exists()
     refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
     assert 1 in refused.wait()
-    assert f"global_batch_size was 8, is now {5 * then}" in refused.output
+    assert f"global_batch_size was 8, is now {5 * then} (5 x {then} processes x 1 micro-steps)" in refused.output
     resumed = Job("train", [*flags, "-b", 8 // then], folder=tmp_path, processes=then,
                   before=record_rank, arguments=(str(tmp_path / "then"),))  # fmt: skip
     assert resumed.wait() == [0] * then, resumed.output
@@ -252,6 +289,30 @@ def test_a_signal_saves_and_exits_75(sample_set: Path, tmp_path: Path, name: str
     assert job.wait() == [75] * processes, job.output
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
     assert 0 < state["progress"]["step"] < 1000
+
+
+def test_sigterm_to_the_launcher_of_two_processes(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 4, "--eval-every", 1, "--save-every", "60m"]
+    command = [sys.executable, "-m", "flowers.launch", "--num-processes", 2, ROOT / "jobs" / "train.py", *flags]
+    run = tmp_path / "run"
+    history = History(run / "history.jsonl")
+    with subprocess.Popen(
+        [str(word) for word in [*command, "--output-dir", run]],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as launcher:
+        until_s = time.monotonic() + 120
+        while not history.size_bytes and launcher.poll() is None and time.monotonic() < until_s:
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGTERM)
+        asked_at = max((line["step"] for line in read_history(history.path)), default=0)
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, output
+    assert "(SIGTERM), all saved" in output
+    state = json.loads(next((run / "checkpoints").glob("step-*/state.json")).read_text())
+    assert asked_at <= state["progress"]["step"] <= asked_at + 3 * AGREE_EVERY
 
 
 def wait_for(path: Path, job: Job) -> None:
@@ -287,6 +348,53 @@ def test_a_finished_run_is_not_done_again(sample_set: Path, tmp_path: Path) -> N
     assert "--lr was" in other.output
 
 
+def test_a_run_is_gone_on_with_in_another_folder(sample_set: Path, tmp_path: Path) -> None:
+    """--resume PATH: the same end, though the best model was made before; the same command starts it again."""
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 3, "-b", 8, "--save-every", 2]
+    flags += ["--lr", "1e-30"]  # the first model stays the best
+    whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
+    assert whole.wait() == [0], whole.output
+    first = Job("train", [*flags, "--output-dir", "first"], folder=tmp_path, before=die_in_step, arguments=(8,))
+    assert first.wait() == [-signal.SIGKILL], first.output
+    then = [*flags, "--output-dir", "then", "--resume", "first"]
+    killed = Job("train", then, folder=tmp_path, before=die_in_step, arguments=(4,))
+    assert killed.wait() == [-signal.SIGKILL], killed.output
+    assert "resumed from step-00000006" in killed.output
+    last = Job("train", then, folder=tmp_path)
+    assert last.wait() == [0], last.output
+    assert "going on from step-00000008, not from --resume first" in last.output
+    assert result(tmp_path / "then") == result(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_not_counted_among_those_kept(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--save-every", 2, "--output-dir", "run"]
+    killed = Job("train", flags, folder=tmp_path, before=die_in_step, arguments=(6,))
+    assert killed.wait() == [-signal.SIGKILL], killed.output
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = checkpoints / "step-00000004" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    stopped = Job("train", flags, folder=tmp_path, before=record_and_stop, arguments=(str(tmp_path / "log"), 3))
+    assert stopped.wait() == [75], stopped.output
+    assert "optimizer.pt is damaged" in stopped.output
+    assert "resumed from step-00000002" in stopped.output
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["step-00000002", "step-00000003", "step-00000004.damaged"]
+
+
+def test_another_precision_is_refused_whoever_chose_it(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 1, "-b", 8, "--output-dir", "run"]
+    assert Job("train", [*flags, "--mixed-precision", "no"], folder=tmp_path).wait() == [0]
+    other = Job("train", flags, folder=tmp_path, before=choose_precision, arguments=("bf16",))
+    assert other.wait() == [1]
+    assert "--mixed-precision was no, is now bf16" in other.output
+    assert Job("train", flags, folder=tmp_path, before=choose_precision, arguments=("no",)).wait() == [0]
+
+
+def choose_precision(name: str) -> None:
+    """As `accelerate launch` does."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = name
+
+
 def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Path, tmp_path: Path) -> None:
     flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--lr", 1e30, "--warmup-epochs", 0]
     job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path)
@@ -294,6 +402,60 @@ def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Pa
     assert "the loss is not finite at step" in job.output
     assert ".jpg" in job.output
     assert "Traceback" not in job.output
+
+
+def spoil_an_update(step: int) -> None:
+    """After this update a weight is NaN, though the loss that led to it was finite."""
+    from flowers.training import loop
+
+    original = loop.train_step
+
+    def spoilt(run, micro_batches, real_images):
+        original(run, micro_batches, real_images)
+        if run.progress.step + 1 == step:
+            next(run.network.parameters()).data.view(-1)[0] = float("nan")
+
+    loop.train_step = spoilt
+
+
+@pytest.mark.parametrize(("save_every", "good"), [(2, "step-00000004"), (100, "")])
+def test_weights_that_are_not_finite_are_never_saved(
+    sample_set: Path, tmp_path: Path, save_every: int, good: str
+) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--log-interval", 100, "--eval-every", 6]
+    flags += ["--save-every", save_every, "--output-dir", "run"]
+    job = Job("train", flags, folder=tmp_path, before=spoil_an_update, arguments=(6,))
+    assert job.wait() == [1], job.output
+    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    assert "the weights are not finite after step 6 on " in line
+    assert line.count(".jpg") == 8
+    assert (f"the last good checkpoint is run/checkpoints/{good};" if good else "no checkpoint was saved yet;") in line
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved == ([good.replace("4", "2"), good] if good else [])
+
+
+def spoil_a_loss(rank: str, number: int) -> None:
+    """On one rank the loss of this micro-step is NaN."""
+    from flowers.training import loop
+
+    original, seen = loop.weighted_loss, []
+
+    def spoilt(*args, **kwargs):
+        seen.append(1)
+        broken = os.environ["RANK"] == rank and len(seen) == number
+        return original(*args, **kwargs) * (float("nan") if broken else 1.0)
+
+    loop.weighted_loss = spoilt
+
+
+def test_of_two_processes_the_one_whose_loss_broke_first_says_so(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 4, "--log-interval", 4, "--eval-every", 100]
+    flags += ["--save-every", 100, "--output-dir", "run"]
+    job = Job("train", flags, folder=tmp_path, processes=2, before=spoil_a_loss, arguments=("1", 6))
+    assert job.wait() == [1, 1], job.output
+    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1: the loss is not finite at step 6 on ")
+    assert line.count(".jpg") == 4
 
 
 def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
@@ -305,6 +467,15 @@ def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
     assert second.wait() == [1]
     assert f"in use by process {first.processes[0].pid}" in second.output
     first.kill()
+
+
+def test_loader_processes_of_a_killed_job_do_not_hold_the_run_folder(sample_set: Path, tmp_path: Path) -> None:
+    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run", "-j", 2]
+    first = Job("train", flags, folder=tmp_path)
+    wait_for(tmp_path / "run" / "history.jsonl", first)
+    first.kill()
+    again = Job("train", [*flags, "--max-hours", 0.0001], folder=tmp_path)
+    assert again.wait() == [75], again.output
 
 
 @pytest.fixture

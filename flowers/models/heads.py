@@ -10,6 +10,7 @@ from flowers.errors import ModelError
 from flowers.models.depthwise import fast_depthwise
 
 MAX_WIDTH = 2**24
+BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self._frozen = False
-        self._still: list[nn.Module] = []
+        self._still_batch_norm = False
 
     @property
     def is_frozen(self) -> bool:
@@ -86,12 +87,14 @@ class Classifier(nn.Module):
         return self._frozen
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Switch to training mode, all but a frozen backbone."""
+        """Switch to training mode, all but a frozen backbone and batch norm that is held still."""
         super().train(mode)
         if self._frozen:
             self.backbone.eval()
-        for module in self._still:
-            module.eval()
+        if self._still_batch_norm:  # looked for each time: modules may have been replaced since
+            for module in self.backbone.modules():
+                if isinstance(module, BATCH_NORM):
+                    module.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -136,9 +139,19 @@ def freeze_batch_norm(classifier: Classifier) -> None:
 
     Those of a large data set are better than those of small batches, and steps are faster.
     """
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    classifier._still = [module for module in classifier.backbone.modules() if isinstance(module, kinds)]
+    classifier._still_batch_norm = True
     classifier.train(classifier.training)
+
+
+def synchronize_batch_norm(classifier: Classifier) -> Classifier:
+    """Let batch norm take its statistics from the images of all ranks; on GPUs only.
+
+    By timm's conversion: torch's own also replaces timm's layers that are batch norm and activation in one
+    (EfficientNet-Lite is made of them), and drops the activation.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(classifier)
 
 
 def unfreeze_backbone(classifier: Classifier) -> None:

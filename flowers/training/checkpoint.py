@@ -132,8 +132,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, progress, fingerprint, load_bundle(path), tensors)
 
 
-def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict) -> None:
+def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmetic: str) -> None:
     """Refuse to go on with a run that was another one.
+
+    Args:
+        batch_arithmetic: how the global batch comes about now.
 
     Raises:
         CheckpointError: the first thing that differs, by name, with both values.
@@ -143,6 +146,7 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict) -> None:
         if before == now:
             continue
         if name == "global_batch_size":
+            now = f"{now} ({batch_arithmetic})"
             hint = f"choose -b times processes times --grad-accum-steps to give {before}"
         elif name in ("train images", "valid images", "classes"):
             hint = "the data changed since"
@@ -157,7 +161,8 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict) -> None:
 class RunLock:
     """Held while a job trains in a run folder; a second job on the same folder is refused.
 
-    The kernel lets go of it when the process dies, however it dies.
+    The kernel lets go of it when the process dies, however it dies: loader processes, which are forked and live on for
+    some seconds, close their copy.
     """
 
     def __init__(self, run_dir: Path):
@@ -178,6 +183,7 @@ class RunLock:
             ) from None
         except OSError as error:  # a network file system without locks
             warn(f"{self._path.parent}: cannot be locked ({error.strerror}); start only one job on it at a time")
+        os.register_at_fork(after_in_child=self._file.close)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
@@ -188,10 +194,13 @@ class RunLock:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Clear half-written folders of a killed job. Call only with the run's lock held."""
+    """Clear half-written files and folders of a killed job. Call only with the run's lock held."""
     for pattern in ("checkpoints/.step-*", ".best.tmp-*", ".last.tmp-*"):
         for folder in run_dir.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+    for pattern in (".*.tmp", "features/.*.tmp"):  # see flowers.files.write_atomically
+        for file in run_dir.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> dict:

@@ -10,8 +10,8 @@ from flowers.errors import CheckpointError, UsageError
 from flowers.training.job import Job
 from flowers.training.lr_finder import SPAN
 from flowers.training.plan import check_flags
+from flowers.training.resume import agree_on_checkpoint
 from flowers.training.run import opened, train_head_stage
-from flowers.training.setup import find_checkpoint
 
 
 def find_lr(config: FindLrConfig) -> int:
@@ -29,7 +29,7 @@ def find_lr(config: FindLrConfig) -> int:
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     train_config = TrainConfig(**{**flags, "output_dir": config.run_dir, "log_with": None})
     with opened(train_config) as (accelerator, data, stop):
-        if find_checkpoint(train_config) is not None:
+        if agree_on_checkpoint(train_config, accelerator) is not None:
             raise CheckpointError(
                 f"{readable(config.run_dir)} holds a run, begun with a learning rate of its own; give another "
                 "--output-dir"

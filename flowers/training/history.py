@@ -4,9 +4,12 @@ Results and speeds are kept apart so that two runs which did the same have the s
 whatever the machine's speed and however often one of them was interrupted.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
+
+from flowers.files import explain_os_error
 
 
 class History:
@@ -21,11 +24,21 @@ class History:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, event: str, **values: object) -> None:
-        """Write one line and make it last."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one line and make it last.
+
+        Raises:
+            FlowersError: the disk is full or the file cannot be written; no half line stays behind.
+        """
+        size_bytes = self.size_bytes
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.cut(size_bytes)
+            raise explain_os_error(error, self.path) from error
 
     def cut(self, size_bytes: int) -> None:
         """Drop what was written after a checkpoint: those steps come again."""

@@ -15,10 +15,10 @@ from flowers.data.folders import ImageFolders
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
-from flowers.training.checkpoint import Checkpoint
 from flowers.training.groups import parameter_groups
 from flowers.training.history import History
 from flowers.training.loop import evaluate, fit
@@ -34,24 +34,17 @@ from flowers.training.plan import (
 from flowers.training.preemption import StopRequest
 from flowers.training.recipe import WeightAverage, build_optimizer
 from flowers.training.reporting import can_report, report_training
+from flowers.training.resume import agree_on_checkpoint, as_begun, restore
 from flowers.training.setup import (
     build_cache,
     build_model,
-    find_checkpoint,
     new_head,
     settle_bad_images,
     with_train_sizes,
 )
 from flowers.training.sources import Source, build_augmentation, build_order, feature_source, image_source
 from flowers.training.state import Run
-from flowers.training.tuning import TUNED, tune_head
-
-
-def as_begun(config: TrainConfig, resumed: Checkpoint) -> TrainConfig:
-    """The config with what was searched for when the run began, in the place of the request to search."""
-    searched = TUNED if config.tune_head and uses_features(config) else ("lr",) if config.lr == "auto" else ()
-    found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
-    return dataclasses.replace(config, **found)
+from flowers.training.tuning import tune_head
 
 
 class Job:
@@ -60,7 +53,7 @@ class Job:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest):
         self.accelerator, self.run_dir, self.stop = accelerator, config.output_dir, stop
         config = with_defaults(config)
-        self.resumed = find_checkpoint(config)
+        self.resumed = agree_on_checkpoint(config, accelerator)
         self.classifier, self.head, self.preprocessing = build_model(config, data.classes, self.resumed)
         config = with_train_sizes(config, self.classifier.backbone, self.preprocessing.crop)
         self.augmentation = build_augmentation(config, self.preprocessing)
@@ -71,9 +64,9 @@ class Job:
             config = as_begun(config, self.resumed)
         self.searches_lr = config.lr == "auto"
         self.config = with_default_lr(config, self.order.global_batch_size)
-        self.fingerprint = fingerprint(self.config, self.data, self.order.global_batch_size)
+        self.fingerprint = self.fingerprint_of(self.config)
         if self.resumed is not None:
-            checkpoints.check_fingerprint(self.resumed, self.fingerprint)
+            checkpoints.check_fingerprint(self.resumed, self.fingerprint, self.batch_arithmetic)
         self.plan = build_plan(self.config, self.order, len(data.classes.folders))
 
     def train(self, last_stage: bool = True) -> None:
@@ -87,9 +80,10 @@ class Job:
             source = self.tune_head(source)
         run = self.build_run(source)
         if self.resumed is not None:
-            self.restore(run, self.resumed)
+            restore(run, self.resumed)
         elif self.accelerator.is_main_process:
             run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
+        self.start_tracker()
         try:
             if self.searches_lr:
                 self.settle_lr(run)
@@ -121,13 +115,30 @@ class Job:
         )
 
     def is_finished(self) -> bool:
-        """Whether an earlier start came to the end and wrote the final figures."""
+        """Whether an earlier start came to the end, and wrote the final figures and the report that there can be."""
         done = self.resumed is not None and self.resumed.progress.finished
-        return done and (self.run_dir / "metrics.json").exists()
+        has_figures, has_report = processes.of_main_process(
+            self.accelerator, [(self.run_dir / name).exists() for name in ("metrics.json", "report.html")]
+        )
+        if not (done and has_figures):
+            return False
+        wants_report = self.config.report and not has_report  # as when it was killed while it wrote one
+        images = max(len(split) for split in (self.data.train, self.data.valid, self.data.test) if split is not None)
+        return not (wants_report and can_report(self.accelerator, images, len(self.data.classes)))
+
+    def fingerprint_of(self, config: TrainConfig) -> dict:
+        """All that must be the same for this run to be gone on with."""
+        return fingerprint(config, self.data, self.order.global_batch_size, self.accelerator.mixed_precision)
+
+    @property
+    def batch_arithmetic(self) -> str:
+        """Where the images of a step come from."""
+        order = self.order
+        return f"{order.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps"
 
     def describe(self) -> None:
         """Say what will be done, and keep the resolved config."""
-        config, plan, order = self.config, self.plan, self.order
+        config, plan = self.config, self.plan
         self.save_config()
         trainable = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.classifier.parameters())
@@ -139,8 +150,7 @@ class Job:
             ("model", f"{config.model}, weights {config.weights}, {self.preprocessing.crop} px"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr "
              + ("auto" if self.searches_lr else f"{plan.peak_lr:g}")),
-            ("batch", f"{config.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps = "
-             f"{order.global_batch_size} images a step"),
+            ("batch", f"{self.batch_arithmetic} = {self.order.global_batch_size} images a step"),
             ("length", f"{plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.total_steps} steps"),
             ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
             ("run folder", str(self.run_dir)),
@@ -153,12 +163,21 @@ class Job:
             with write_atomically(self.run_dir / "config.yaml") as file:
                 yaml.safe_dump(to_plain(self.config), file, sort_keys=False, allow_unicode=True)
 
+    def start_tracker(self) -> None:
+        """Begin with ``--log-with``, once a run, not once a trial."""
+        if self.config.log_with is not None:
+            plain = {
+                name: value if isinstance(value, (int, float)) else str(value)
+                for name, value in vars(self.config).items()
+            }
+            self.accelerator.init_trackers("flowers", config=plain)
+
     def tune_head(self, source: Source) -> Source:
         """``--tune-head``: search, and go on as if the settings that were best had been given."""
 
         def set_up(config: TrainConfig) -> Source:
             self.config = config
-            self.fingerprint = fingerprint(config, self.data, self.order.global_batch_size)
+            self.fingerprint = self.fingerprint_of(config)
             self.plan = build_plan(config, self.order, self.plan.num_classes)
             self.head, self.classifier.head = new_head(config, self.plan.num_classes, self.head.in_features)
             return dataclasses.replace(source, module=self.classifier.head)
@@ -211,18 +230,15 @@ class Job:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-            if accelerator.num_processes > 1 and config.finetune != "head":
-                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            if accelerator.num_processes > 1 and config.finetune != "head" and not config.freeze_bn:
+                module = synchronize_batch_norm(module)
         module = module.to(memory_format=torch.channels_last)
         groups = parameter_groups(module, config.weight_decay, config.layer_decay)
         optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
         average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
+        if accelerator.scaler is not None:  # of the stage or the trial before; a start after it would not have it
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         network, optimizer = accelerator.prepare(torch.compile(module) if config.compile else module, optimizer)
-        if config.log_with is not None:
-            flags = {
-                name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(config).items()
-            }
-            accelerator.init_trackers("flowers", config=flags)
         save_steps, save_s = parse_save_every(config.save_every, self.plan.steps_per_epoch)
         run = Run(
             accelerator=accelerator,
@@ -245,23 +261,6 @@ class Job:
             average=average,
         )
         return run
-
-    def restore(self, run: Run, resumed: Checkpoint) -> None:
-        """Put a run back to where its checkpoint was taken; the weights are in the network already."""
-        run.progress = resumed.progress
-        run.optimizer.load_state_dict(resumed.tensors["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(resumed.tensors["scaler"])
-        if run.average is not None:
-            run.average.load_state_dict(resumed.tensors["average"])
-        sums, rank = resumed.progress.rank_sums, self.accelerator.process_index
-        if len(sums) == self.accelerator.num_processes:
-            run.sums = sums[rank]
-        elif rank == 0:  # another number of processes: only the total matters
-            run.sums = [sum(column) for column in zip(*sums, strict=True)]
-        if self.accelerator.is_main_process:
-            run.history.cut(resumed.progress.history_bytes)
-        console.say(f"resumed from {resumed.path.name}: {run.progress.step} of {self.plan.total_steps} steps are done")
 
     def finish(self, run: Run, source: Source) -> None:
         """Write the last model, measure the best one on the test split, sum up."""
@@ -307,8 +306,7 @@ class Job:
     def save_checkpoint(self, run: Run) -> None:
         """Write all that a resume needs, on rank 0."""
         run.progress.history_bytes = run.history.size_bytes
-        sums = torch.tensor([run.sums], dtype=torch.float64, device=self.accelerator.device)
-        run.progress.rank_sums = self.accelerator.gather(sums).tolist()
+        run.progress.rank_sums = processes.rows_of_ranks(self.accelerator, run.sums)
         tensors = {"optimizer": run.optimizer.state_dict()}
         if self.accelerator.scaler is not None:
             tensors["scaler"] = self.accelerator.scaler.state_dict()

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.data.dataset import Batch
 from flowers.errors import StoppedError, TrainingError
+from flowers.processes import rows_of_ranks
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics, Tally
 from flowers.training.feed import Stopwatch, to_device
+from flowers.training.finite import ADVICE, check_finite, last_good
 from flowers.training.recipe import mix, step_seed, weighted_loss
 from flowers.training.state import Run
 
@@ -32,7 +34,7 @@ def fit(run: Run) -> None:
 
     Raises:
         StoppedError: on request, after saving; the same command goes on from there.
-        TrainingError: the loss is not finite.
+        TrainingError: a loss or the weights are not finite.
     """
     order, progress = run.order, run.progress
     steps_left = run.plan.total_steps - progress.step
@@ -121,7 +123,7 @@ def end_step(run: Run, meter: console.Meter) -> None:
     stops, saves = vote(run) if votes else (False, False)
     saves = saves or stops or (run.save_every_steps and progress.step % run.save_every_steps == 0)
     if evaluates or saves or progress.step % plan.log_interval == 0:
-        loss = read_losses(run)
+        loss = read_losses(run, check_weights=bool(evaluates or saves))
         top1 = run.sums[1] / max(run.sums[2], 1.0)
         meter.advance(0, loss=loss, top1=top1, lr=plan.lr(progress.step - 1), best=progress.best_top1 or 0.0)
     if evaluates:
@@ -151,15 +153,15 @@ def vote(run: Run) -> tuple[bool, bool]:
     """Whether any rank was asked to stop, and whether rank 0's clock says that a checkpoint is due."""
     wants_stop = run.stop.reason() is not None
     wants_save = run.save_every_s is not None and time.monotonic() - run.saved_s > run.save_every_s
-    if run.accelerator.num_processes == 1:
-        return wants_stop, wants_save
-    own = [float(wants_stop), float(wants_save and run.accelerator.is_main_process)]
-    stop, save = run.accelerator.reduce(torch.tensor(own, device=run.accelerator.device)).tolist()
-    return stop > 0, save > 0
+    rows = rows_of_ranks(run.accelerator, [float(wants_stop), float(wants_save)])
+    return any(stop for stop, _ in rows), rows[0][1] > 0
 
 
-def read_losses(run: Run) -> float:
+def read_losses(run: Run, check_weights: bool = False) -> float:
     """Fetch the losses since the last reading, the only place where a step waits for the device.
+
+    Args:
+        check_weights: the weights are about to be evaluated or saved: look at them too.
 
     Returns:
         Mean training loss of this rank's images in the epoch so far.
@@ -167,30 +169,27 @@ def read_losses(run: Run) -> float:
     Raises:
         TrainingError: one of them is not finite.
     """
-    if run.unread:
-        rows = torch.stack([row for _, row, _ in run.unread]).double().cpu()
-        for (step, _, indices), row in zip(run.unread, rows.tolist(), strict=True):
-            if not math.isfinite(row[0]):
-                raise not_finite(run, step, indices)
-            run.sums = [total + value for total, value in zip(run.sums, row, strict=True)]
-        run.unread.clear()
+    rows = torch.stack([row for _, row, _ in run.unread]).cpu().double().tolist() if run.unread else []
+    check_finite(run, [row[0] for row in rows], check_weights)
+    for row in rows:
+        run.sums = [total + value for total, value in zip(run.sums, row, strict=True)]
+    run.unread.clear()
     return run.sums[0] / max(run.sums[2], 1.0)
 
 
-def not_finite(run: Run, step: int, indices: Tensor) -> TrainingError:
-    """The message for a loss that is NaN or infinite, with what is needed to look into it."""
-    paths = [run.train_paths[index] for index in indices.tolist()]
-    return TrainingError(
-        f"the loss is not finite at step {step + 1} on {', '.join(paths)}; the last good state is the newest in "
-        "checkpoints/ of the run folder; try a lower --lr, --max-grad-norm 1, or --mixed-precision no"
-    )
-
-
 def validate(run: Run) -> None:
-    """Evaluate on the validation split, write it down, keep the best model: top1, then loss."""
+    """Evaluate on the validation split, write it down, keep the best model: top1, then loss.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
     progress = run.progress
     with run.averaged():
         metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
+        if not math.isfinite(metrics.loss):
+            raise TrainingError(
+                f"the validation loss is not finite after step {progress.step}; {last_good(run)}; {ADVICE}"
+            )
         if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
             progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
             run.save_best(metrics)
@@ -205,7 +204,7 @@ def validate(run: Run) -> None:
 
 def epoch_sums(run: Run) -> list[float]:
     """Of the epoch so far, over all ranks: summed loss, hits, images."""
-    return run.accelerator.reduce(torch.tensor(run.sums, dtype=torch.float64).to(run.accelerator.device)).tolist()
+    return [sum(column) for column in zip(*rows_of_ranks(run.accelerator, run.sums), strict=True)]
 
 
 def loss_since_validation(run: Run) -> float:

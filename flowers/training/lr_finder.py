@@ -22,6 +22,7 @@ import torch
 from flowers import console
 from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
+from flowers.processes import rows_of_ranks
 from flowers.reports.lr_curve import draw_lr_curve
 from flowers.training.checkpoint import Progress
 from flowers.training.loop import steps_of, train_step
@@ -206,10 +207,10 @@ def _mean_loss(run: Run, real: int) -> float:
     Raises:
         StoppedError: any rank was asked to stop.
     """
-    own = sum(row[0] for _, row, _ in run.unread).double()
+    own = sum(row[0].cpu().double().item() for _, row, _ in run.unread)
     run.unread.clear()
-    asked = torch.tensor(float(run.stop.reason() is not None), dtype=torch.float64)
-    loss, stops = run.accelerator.reduce(torch.stack([own.cpu(), asked]).to(run.accelerator.device)).tolist()
+    rows = rows_of_ranks(run.accelerator, [own, float(run.stop.reason() is not None)])
+    loss, stops = (sum(column) for column in zip(*rows, strict=True))
     if stops:
         raise StoppedError("stopped while looking for a learning rate: the same command starts the search again")
     return loss / real

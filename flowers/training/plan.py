@@ -161,8 +161,12 @@ def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float
     raise UsageError(f"--save-every: got {text!r}, expected epoch, a number of steps (200) or of minutes (10m)")
 
 
-def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int) -> dict:
-    """All that must be the same for a run to be gone on with, by the name that a refusal shows."""
+def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int, precision: str) -> dict:
+    """All that must be the same for a run to be gone on with, by the name that a refusal shows.
+
+    Args:
+        precision: what is computed in; where no flag says, the machine and its launcher settle it.
+    """
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     kept = {"--" + name.replace("_", "-"): value for name, value in flags.items() if name not in FREE_FLAGS}
     return {
@@ -171,6 +175,7 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int)
         "train images": _digest(data.train.paths, data.train),
         "valid images": _digest(data.valid.paths, data.valid),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
+        "--mixed-precision": precision,
     }
 
 

@@ -16,7 +16,8 @@ from flowers.training.checkpoint import RunLock
 from flowers.training.job import Job
 from flowers.training.plan import check_flags
 from flowers.training.preemption import StopRequest
-from flowers.training.setup import HEAD_STAGE, find_checkpoint, settle_splits
+from flowers.training.resume import agree_on_checkpoint
+from flowers.training.setup import HEAD_STAGE, settle_splits
 
 LAST_STAGE_FLAGS = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
@@ -38,7 +39,7 @@ def train(config: TrainConfig) -> int:
     check_flags(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with opened(config) as (accelerator, data, stop):
-        if config.finetune == "staged" and find_checkpoint(config) is None:
+        if config.finetune == "staged" and agree_on_checkpoint(config, accelerator) is None:
             train_head_stage(config, accelerator, data, stop)
         Job(config, accelerator, data, stop).train()
     return 0
@@ -56,7 +57,8 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
         if console.is_main_process():
             make_folder(run_dir)
             stack.enter_context(RunLock(run_dir))
-            checkpoints.remove_leftovers(run_dir)
+            for folder in (run_dir, run_dir / HEAD_STAGE):
+                checkpoints.remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
         data = load_image_folders(
             config.data_dir,

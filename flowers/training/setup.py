@@ -1,7 +1,6 @@
-"""What a run starts from: its data settled, its model built, its checkpoint found."""
+"""What a run starts from: its data settled, its model built."""
 
 import dataclasses
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,42 +15,17 @@ from flowers.data.folders import ClassIndex, ImageFolders, Samples
 from flowers.data.paths import readable
 from flowers.data.transforms import Preprocessing
 from flowers.data.workers import default_workers
-from flowers.errors import CheckpointError, DataError, UsageError
+from flowers.errors import DataError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.models.stochastic_depth import set_stochastic_depth
-from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from flowers.training.checkpoint import Checkpoint
 from flowers.training.plan import uses_features
 
 SHOWN_BAD_IMAGES = 20
 HEAD_STAGE = "head"
 """Folder, inside the run's, of the first stage of ``--finetune staged``: a run of its own."""
-
-
-def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint that ``--resume`` means, if any.
-
-    Raises:
-        CheckpointError: ``never``, and there is a run; or a path that holds no sound checkpoint.
-    """
-    run_dir = config.output_dir
-    if config.resume == "auto":
-        return newest_checkpoint(run_dir)
-    if config.resume == "never":
-        if list_checkpoints(run_dir):
-            raise CheckpointError(f"{run_dir} holds a run and --resume is never; give another --output-dir")
-        return None
-    path = Path(config.resume)
-    found = newest_checkpoint(path) if (path / "checkpoints").is_dir() else load_checkpoint(path)
-    if found is None:
-        raise CheckpointError(f"--resume {path}: holds no checkpoint")
-    ahead = [newer for newer in list_checkpoints(run_dir) if newer.name > found.path.name]
-    if ahead:
-        raise CheckpointError(
-            f"--resume {path}: {run_dir} is further already ({ahead[0].name}); give another --output-dir"
-        )
-    return found
 
 
 def settle_splits(data: ImageFolders) -> ImageFolders:
