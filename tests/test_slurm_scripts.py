@@ -47,6 +47,19 @@ def test_flags_become_what_the_scripts_go_by(preflight, sample_set: Path, tmp_pa
     }
 
 
+def test_flag_of_the_screen_is_the_jobs_own(preflight, sample_set: Path, capsys) -> None:
+    assert preflight.main(["flags", "train", "--data-dir", str(sample_set), "--log", "json"]) == 0
+    assert preflight.main(["flags", "train", "--data-dir", "nowhere", "--log=json"]) == 1
+    assert "error: --data-dir nowhere: no such file" in capsys.readouterr().err
+
+
+def test_help_is_nothing_to_go_on_with(preflight, capsys) -> None:
+    assert preflight.main(["flags", "train", "--help"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""  # which the scripts would run
+    assert "--data-dir" in said.err
+
+
 def test_logs_of_predictions_lie_beside_the_output(preflight, sample_set: Path, tmp_path: Path) -> None:
     files = ["--input", str(sample_set / "test"), "--output", str(tmp_path / "out.csv.gz")]
     found = preflight.check_flags("predict", ["--checkpoint", str(tmp_path), *files], later=False)
@@ -63,6 +76,7 @@ def test_logs_of_predictions_lie_beside_the_output(preflight, sample_set: Path, 
         ("train", ["--data-dir", ".", "--weights", "no.pth"], ModelError, "--weights no.pth: no such file on "),
         ("train", ["--data-dir", ".", "--output-dir", "file/run"], FlowersError, "file/run cannot be written on "),
         ("evaluate", ["--data-dir", ".", "--checkpoint", "no"], ModelError, "--checkpoint no: no such folder; train"),
+        ("evaluate", ["--predictions", "predictions.csv"], UsageError, "--predictions is scored without a model"),
     ],
 )
 def test_what_would_fail_is_refused(
@@ -88,9 +102,13 @@ def test_pre_trained_weights_that_are_not_there_are_found_out(preflight, tmp_pat
         preflight.check_weights([*flags, str(tmp_path / "empty.pth")])
 
 
-@pytest.mark.parametrize("limit", ["10", "9:60", "00:10:00", "0-0:10", "0-00:10:00", "1-0", "UNLIMITED", ""])
+@pytest.mark.parametrize("limit", ["10", "9:60", "00:10:00", "0-0:10", "0-00:10:00", "1-0", "0", "UNLIMITED", ""])
 def test_time_limits_that_leave_time(limit: str, preflight) -> None:
     preflight.check_times(limit, "300")
+
+
+def test_lead_that_is_no_number_is_left_to_sbatch(preflight) -> None:
+    assert preflight.main(["times", "10", "soon"]) == 0
 
 
 @pytest.mark.parametrize("limit", ["9", "9:59", "00:09:59", "0-0:09", "0-00:09:59"])
