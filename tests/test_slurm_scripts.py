@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -183,6 +184,40 @@ def test_small_shared_memory_is_warned_of(preflight, node: argparse.Namespace, m
     )
     preflight.check_node(node)
     assert "64 MiB free in /dev/shm" in capsys.readouterr().err
+
+
+def test_missing_job_number_is_told() -> None:
+    done = subprocess.run(["bash", ROOT / "slurm" / "submit.sh", "--after"], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (2, "--after: got '', expected a job number\n")
+
+
+def common(lines: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run lines of a batch script that has read slurm/common.sh; ``folder`` holds what stands in for Slurm."""
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **environment}
+    script = f"root={shlex.quote(str(ROOT))}; source slurm/common.sh; {lines}"
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+
+
+def test_site_file_may_read_variables_that_are_not_set(tmp_path: Path) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text(f"[ -z $CONDA_BACKUP_CC ]\nFLOWERS_VENV={shlex.quote(sys.prefix)}\n")  # as conda's own scripts do
+    done = common('find_python; echo "$python"; echo $unset', tmp_path, FLOWERS_SITE=str(site))
+    assert done.stdout == f"{sys.prefix}/bin/python\n", done.stderr
+    assert "unset: unbound variable" in done.stderr  # ours are strict
+
+
+@pytest.mark.parametrize(("owner", "left"), [("7", []), ("8", ["stop"])])
+def test_own_stop_file_does_not_outlive_the_job(owner: str, left: list[str], tmp_path: Path) -> None:
+    programs, run_dir = tmp_path / "bin", tmp_path / "run"
+    programs.mkdir()
+    run_dir.mkdir()
+    (programs / "srun").write_text("#!/bin/sh\nexit 4\n")
+    (programs / "srun").chmod(0o755)
+    (run_dir / "stop").write_text(f"Slurm job {owner}\n")
+    settled = "job=train nodes=1 processes=1 python=python wrap=() flags=() asked_s='' stopped_mark=mark"
+    done = common(f"{settled} run_dir={shlex.quote(str(run_dir))}; run_job", programs)
+    assert done.returncode == 4, done.stderr
+    assert [path.name for path in run_dir.iterdir()] == left
 
 
 class Node:
