@@ -17,8 +17,10 @@ fail() { printf 'flowers: error: %s\n' "$*" >&2; exit 1; }
 # Find python and make sure that it can run the jobs.
 find_python() {
   local site=${FLOWERS_SITE:-$root/slurm/site.sh}
+  set +u  # what conda and modules run of their own reads variables that are not set
   # shellcheck source=/dev/null
   if [[ -e $site ]]; then source "$site" || fail "$site: failed"; fi
+  set -u
   read -ra wrap <<< "${FLOWERS_WRAP:-}"
   if [[ -n ${FLOWERS_VENV:-} ]]; then python=$FLOWERS_VENV/bin/python
   elif [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python
@@ -86,7 +88,7 @@ start_job() {
   link_log
   stopped_mark=$log_dir/.stopped-$SLURM_JOB_ID
   rm -f "$stopped_mark"
-  if grep -qsx "Slurm job $SLURM_JOB_ID" "$run_dir/stop"; then rm -f "$run_dir/stop"; fi  # of a start that was killed
+  withdraw_stop  # of a start that was killed
   on_every_node ${wrap[@]+"${wrap[@]}"} "$python" "$root/slurm/preflight.py" node --nodes "$nodes" --processes "$processes" \
     --head "$head" --port "$port" --data "$data" --run-dir "$run_dir" || fail "a node is not fit for this job, see above"
   if [[ -n $stage ]]; then stage_data; fi
@@ -117,6 +119,9 @@ ask_to_stop() {
   say "asked to stop with $(squeue --noheader --jobs="$own_id" --format=%L || echo '?') of the time left"
 }
 
+# Take away our own stop file, where training has not: it would stop whoever uses the run folder next.
+withdraw_stop() { if grep -qsx "Slurm job $SLURM_JOB_ID" "$run_dir/stop"; then rm -f "$run_dir/stop"; fi; }
+
 # scancel or Slurm's preemption: the job gets its own signal and saves; Slurm decides whether it comes back.
 be_cancelled() { interrupted=1 cancelled=1; }
 
@@ -138,6 +143,7 @@ run_job() {
   done
   if [[ $code == 0 && -e $stopped_mark ]]; then code=75; fi
   rm -f "$stopped_mark"
+  withdraw_stop  # it came too late, or the job failed
   if [[ -n $asked_s ]]; then say "ended $((SECONDS - asked_s)) s after the request to stop"; fi
   if [[ $code == 75 && -z $cancelled ]]; then requeue; fi
   say "exit code $code"

@@ -9,6 +9,7 @@ Ends with one line that says what to change, or silently.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -21,8 +22,8 @@ from flowers import cli
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
-from flowers.console import error, warn
-from flowers.errors import DataError, FlowersError, ModelError, ProcessError, UsageError
+from flowers.console import error, show_as, warn
+from flowers.errors import EXIT_USAGE, DataError, FlowersError, ModelError, ProcessError, UsageError
 
 CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
 LEAST_DISK_BYTES = 1 << 30
@@ -41,7 +42,9 @@ def check_flags(job: str, arguments: list[str], later: bool) -> dict[str, object
     Raises:
         FlowersError: a flag or file is wrong.
     """
-    config = cli.parse(CONFIGS[job], arguments)
+    config = parse(job, arguments)
+    if job == "evaluate" and config.predictions is not None:
+        raise UsageError("--predictions is scored without a model, in seconds: run jobs/evaluate.py here, no Slurm")
     data, data_flag = (config.input, "--input") if job == "predict" else (config.data_dir, "--data-dir")
     if not data.exists():
         raise DataError(f"{data_flag} {data}: no such file or folder on {socket.gethostname()}")
@@ -64,13 +67,28 @@ def check_flags(job: str, arguments: list[str], later: bool) -> dict[str, object
     return {"data_flag": data_flag, **{name: path.absolute() for name, path in paths.items()}}
 
 
+def parse(job: str, arguments: list[str]) -> TrainConfig | EvaluateConfig | PredictConfig:
+    """The config of a job, as the job itself would read it.
+
+    ``--log`` is the job's own: what is said here goes to stderr as text, since stdout is for the scripts.
+
+    Raises:
+        FlowersError: a flag is wrong.
+        SystemExit: after ``--help``.
+    """
+    arguments = cli.choose_log(arguments)
+    show_as("auto")
+    with contextlib.redirect_stdout(sys.stderr):
+        return cli.parse(CONFIGS[job], arguments)
+
+
 def check_weights(arguments: list[str]) -> None:
     """Read the weights that training would start from, which fetches them where there is a network.
 
     Raises:
         ModelError: they are not there, or do not fit.
     """
-    config = cli.parse(TrainConfig, arguments)
+    config = parse("train", arguments)
     if config.weights != "none":
         from flowers.models.backbones import build_backbone
 
@@ -101,14 +119,14 @@ def check_times(limit: str, lead: str) -> None:
         lead: seconds before it at which Slurm's warning comes.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
-    if match is None:
+    if match is None or not lead.isdecimal():
         return  # UNLIMITED, or something for sbatch to judge
     days, *parts = [None if part is None else int(part) for part in match.groups()]
     parts = [part for part in parts if part is not None]
     if days is None and len(parts) < 3:
         parts.insert(0, 0)
     limit_s = (days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if limit_s < 2 * int(lead):
+    if 0 < limit_s < 2 * int(lead):  # 0 is no limit
         raise UsageError(
             f"--time={limit}: the warning comes {lead} s before the end, so most of it would be lost; give more time, "
             f"or say less with --signal=B:USR1@{max(1, limit_s // 4)}"
@@ -205,6 +223,8 @@ def main(arguments: list[str]) -> int:
     except FlowersError as reason:
         error(str(reason))
         return reason.exit_code
+    except SystemExit:  # after --help, which is no job to go on with
+        return EXIT_USAGE
     return 0
 
 

@@ -26,8 +26,9 @@ read_arguments() {
   while (($#)); do
     case $1 in
       --dry-run) dry_run=1; shift ;;
-      --after) after=${2:-}; shift 2
-        [[ $after =~ ^[0-9]+$ || -n $dry_run && $after == *_JOB ]] || { echo "--after: got '$after', expected a job number" >&2; exit 2; } ;;
+      --after) after=${2:-}
+        [[ $after =~ ^[0-9]+$ || -n $dry_run && $after == *_JOB ]] || { echo "--after: got '$after', expected a job number" >&2; exit 2; }
+        shift 2 ;;
       train | train_multinode | evaluate | predict) kind=$1; shift; break ;;
       *) usage ;;
     esac
@@ -39,18 +40,32 @@ read_arguments() {
   job_flags=("$@")
 }
 
-# value_of NAME FALLBACK: of an sbatch flag, as --NAME=VALUE or --NAME VALUE, else as the script has it, else FALLBACK.
+# value_of NAME VARIABLE [LETTER]: of an sbatch flag, as --NAME=VALUE, --NAME VALUE or -LETTER VALUE, else what
+# VARIABLE says, else as the script has it.
 value_of() {
-  local value index
+  local value index short=-${3:-none}
   value=$(sed -n "s/^#SBATCH --$1=//p" "$script")
-  value=${2:-$value}
+  value=${!2:-$value}
   for index in "${!sbatch_flags[@]}"; do
     case ${sbatch_flags[index]} in
       "--$1="*) value=${sbatch_flags[index]#*=} ;;
-      "--$1") value=${sbatch_flags[index + 1]:-} ;;
+      "--$1" | "$short") value=${sbatch_flags[index + 1]:-} ;;
+      "$short"*) value=${sbatch_flags[index]#"$short"} ;;
     esac
   done
   printf '%s' "$value"
+}
+
+# Of sbatch's flags those that say where and on whose account: the job that joins an array's parts needs them as well.
+find_shared_flags() {
+  local index
+  shared_flags=()
+  for index in "${!sbatch_flags[@]}"; do
+    case ${sbatch_flags[index]} in
+      --account=* | --partition=* | --qos=* | --reservation=* | -[Apq]?*) shared_flags+=("${sbatch_flags[index]}") ;;
+      --account | --partition | --qos | --reservation | -[Apq]) shared_flags+=("${sbatch_flags[@]:index:2}") ;;
+    esac
+  done
 }
 
 check() {
@@ -65,24 +80,36 @@ check() {
   paths=$(in_environment "$python" "$root/slurm/preflight.py" flags ${later[@]+"${later[@]}"} \
     "$job" ${flags[@]+"${flags[@]}"}) || exit $?
   eval "$paths"
-  lead=$(value_of signal "${SBATCH_SIGNAL:-}")
+  lead=$(value_of signal SBATCH_SIGNAL)
   if [[ $lead == *@* ]]; then
-    in_environment "$python" "$root/slurm/preflight.py" times "$(value_of time "${SBATCH_TIMELIMIT:-}")" "${lead#*@}" || exit $?
+    in_environment "$python" "$root/slurm/preflight.py" times "$(value_of time SBATCH_TIMELIMIT t)" "${lead#*@}" || exit $?
   fi
+  if [[ $kind == predict ]]; then check_array "$(value_of array SBATCH_ARRAY_INX a)"; fi
+}
+
+# Each task takes its share by its number: with other numbers some photos would be nobody's, and the last job would fail.
+check_array() {
+  [[ -n ${FLOWERS_SHARDS:-} || $1 =~ ^0(-[0-9]+)?(%[0-9]+)?$ ]] || fail "--array: got $1, expected 0-N for N + 1 tasks;" \
+    "to repeat some of N tasks, set FLOWERS_SHARDS=N"
 }
 
 # The one slow check, seconds: that pre-trained weights are where the nodes look; here, where a network may be, they are fetched.
 check_weights() {
-  HF_HUB_OFFLINE='' in_environment "$python" "$root/slurm/preflight.py" weights train ${flags[@]+"${flags[@]}"} || exit $?
+  HF_HUB_OFFLINE='' in_environment "$python" "$root/slurm/preflight.py" weights train ${flags[@]+"${flags[@]}"} >&2 || exit $?
+}
+
+# What Slurm would say to a job. Dependencies are left out: it is about what the cluster has, not about when.
+ask_slurm() {
+  local reason
+  reason=$(sbatch --test-only "${@/--dependency=*/--kill-on-invalid-dep=yes}" 2>&1) \
+    || fail "Slurm would not take this job: ${reason##*error: }"
 }
 
 # submit NAME SBATCH_ARGUMENT...: prints the job's number, or in a dry run what stands for it.
 submit() {
-  local name=$1 number reason; shift
+  local name=$1 number; shift
   local command=(sbatch --parsable --output="$log_dir/$log_name" "$@")
-  # Dependencies are left out of the trial: it is about what the cluster has, not about when.
-  reason=$(sbatch --test-only --output="$log_dir/$log_name" "${@/--dependency=*/--kill-on-invalid-dep=yes}" 2>&1) \
-    || fail "Slurm would not take this job: ${reason##*error: }"
+  ask_slurm "$@"
   if [[ $name == train* ]]; then check_weights; fi
   if [[ -n $dry_run ]]; then printf '%q ' "${command[@]}" >&2; echo >&2; echo "${name^^}_JOB"; return; fi
   number=$("${command[@]}") || fail "sbatch failed"
@@ -102,7 +129,14 @@ if [[ $kind != predict ]]; then
   submit "$kind" "${chain[@]}" ${sbatch_flags[@]+"${sbatch_flags[@]}"} "$script" ${job_flags[@]+"${job_flags[@]}"}
   exit
 fi
+find_shared_flags
+merge=(${shared_flags[@]+"${shared_flags[@]}"} "$root/slurm/merge.sbatch" ${flags[@]+"${flags[@]}"})
+ask_slurm "${merge[@]}"  # before the array is in the queue
+for flag in ${flags[@]+"${flags[@]}"}; do
+  # A failed photo must fail the last job, not its task: then there would be no last job, and no file.
+  if [[ $flag == --strict ]]; then job_flags+=(--no-strict); fi
+done
 log_name=predict-%A_%a.log
 array=$(submit predict "${chain[@]}" ${sbatch_flags[@]+"${sbatch_flags[@]}"} "$script" ${job_flags[@]+"${job_flags[@]}"})
-log_name=merge-%j.log
-submit merge --kill-on-invalid-dep=yes --dependency="afterok:$array" "$root/slurm/merge.sbatch" ${flags[@]+"${flags[@]}"}
+log_name="merge-%j.log"
+submit merge --kill-on-invalid-dep=yes --dependency="afterok:$array" "${merge[@]}"

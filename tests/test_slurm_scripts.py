@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +48,19 @@ def test_flags_become_what_the_scripts_go_by(preflight, sample_set: Path, tmp_pa
     }
 
 
+def test_flag_of_the_screen_is_the_jobs_own(preflight, sample_set: Path, capsys) -> None:
+    assert preflight.main(["flags", "train", "--data-dir", str(sample_set), "--log", "json"]) == 0
+    assert preflight.main(["flags", "train", "--data-dir", "nowhere", "--log=json"]) == 1
+    assert "error: --data-dir nowhere: no such file" in capsys.readouterr().err
+
+
+def test_help_is_nothing_to_go_on_with(preflight, capsys) -> None:
+    assert preflight.main(["flags", "train", "--help"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""  # which the scripts would run
+    assert "--data-dir" in said.err
+
+
 def test_logs_of_predictions_lie_beside_the_output(preflight, sample_set: Path, tmp_path: Path) -> None:
     files = ["--input", str(sample_set / "test"), "--output", str(tmp_path / "out.csv.gz")]
     found = preflight.check_flags("predict", ["--checkpoint", str(tmp_path), *files], later=False)
@@ -63,6 +77,7 @@ def test_logs_of_predictions_lie_beside_the_output(preflight, sample_set: Path, 
         ("train", ["--data-dir", ".", "--weights", "no.pth"], ModelError, "--weights no.pth: no such file on "),
         ("train", ["--data-dir", ".", "--output-dir", "file/run"], FlowersError, "file/run cannot be written on "),
         ("evaluate", ["--data-dir", ".", "--checkpoint", "no"], ModelError, "--checkpoint no: no such folder; train"),
+        ("evaluate", ["--predictions", "predictions.csv"], UsageError, "--predictions is scored without a model"),
     ],
 )
 def test_what_would_fail_is_refused(
@@ -88,9 +103,13 @@ def test_pre_trained_weights_that_are_not_there_are_found_out(preflight, tmp_pat
         preflight.check_weights([*flags, str(tmp_path / "empty.pth")])
 
 
-@pytest.mark.parametrize("limit", ["10", "9:60", "00:10:00", "0-0:10", "0-00:10:00", "1-0", "UNLIMITED", ""])
+@pytest.mark.parametrize("limit", ["10", "9:60", "00:10:00", "0-0:10", "0-00:10:00", "1-0", "0", "UNLIMITED", ""])
 def test_time_limits_that_leave_time(limit: str, preflight) -> None:
     preflight.check_times(limit, "300")
+
+
+def test_lead_that_is_no_number_is_left_to_sbatch(preflight) -> None:
+    assert preflight.main(["times", "10", "soon"]) == 0
 
 
 @pytest.mark.parametrize("limit", ["9", "9:59", "00:09:59", "0-0:09", "0-00:09:59"])
@@ -165,6 +184,40 @@ def test_small_shared_memory_is_warned_of(preflight, node: argparse.Namespace, m
     )
     preflight.check_node(node)
     assert "64 MiB free in /dev/shm" in capsys.readouterr().err
+
+
+def test_missing_job_number_is_told() -> None:
+    done = subprocess.run(["bash", ROOT / "slurm" / "submit.sh", "--after"], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (2, "--after: got '', expected a job number\n")
+
+
+def common(lines: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run lines of a batch script that has read slurm/common.sh; ``folder`` holds what stands in for Slurm."""
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **environment}
+    script = f"root={shlex.quote(str(ROOT))}; source slurm/common.sh; {lines}"
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+
+
+def test_site_file_may_read_variables_that_are_not_set(tmp_path: Path) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text(f"[ -z $CONDA_BACKUP_CC ]\nFLOWERS_VENV={shlex.quote(sys.prefix)}\n")  # as conda's own scripts do
+    done = common('find_python; echo "$python"; echo $unset', tmp_path, FLOWERS_SITE=str(site))
+    assert done.stdout == f"{sys.prefix}/bin/python\n", done.stderr
+    assert "unset: unbound variable" in done.stderr  # ours are strict
+
+
+@pytest.mark.parametrize(("owner", "left"), [("7", []), ("8", ["stop"])])
+def test_own_stop_file_does_not_outlive_the_job(owner: str, left: list[str], tmp_path: Path) -> None:
+    programs, run_dir = tmp_path / "bin", tmp_path / "run"
+    programs.mkdir()
+    run_dir.mkdir()
+    (programs / "srun").write_text("#!/bin/sh\nexit 4\n")
+    (programs / "srun").chmod(0o755)
+    (run_dir / "stop").write_text(f"Slurm job {owner}\n")
+    settled = "job=train nodes=1 processes=1 python=python wrap=() flags=() asked_s='' stopped_mark=mark"
+    done = common(f"{settled} run_dir={shlex.quote(str(run_dir))}; run_job", programs)
+    assert done.returncode == 4, done.stderr
+    assert [path.name for path in run_dir.iterdir()] == left
 
 
 class Node:

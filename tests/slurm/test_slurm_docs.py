@@ -88,6 +88,7 @@ def test_what_slurm_would_not_take_is_refused_before_it_queues(login) -> None:
         ("--partition=nowhere", "Slurm would not take this job: invalid partition specified: nowhere"),
         ("--gpus-per-node=99", "Slurm would not take this job"),
         ("--time=5", "--time=5: the warning comes 300 s before the end"),
+        ("-t 5", "--time=5: the warning comes 300 s before the end"),
         ("--after 12x", "--after: got '12x', expected a job number"),
     ]:
         before = sbatch_flags if sbatch_flags.startswith("--after") else ""
@@ -95,3 +96,21 @@ def test_what_slurm_would_not_take_is_refused_before_it_queues(login) -> None:
         assert done.returncode != 0
         assert reason in done.stderr
         assert done.stdout == ""
+
+
+def test_array_that_would_leave_photos_out_is_refused(login) -> None:
+    done = login("slurm/submit.sh predict --array=1-8 -- --checkpoint runs/g --input photos --output out/p.csv")
+    assert done.returncode == 1
+    assert "--array: got 1-8, expected 0-N for N + 1 tasks" in done.stderr
+    assert done.stdout == ""
+
+
+def test_last_job_of_an_array_goes_where_the_array_goes(login) -> None:
+    flags = "--checkpoint runs/g --input photos --output out/p.csv --strict"
+    done = login(f"slurm/submit.sh --dry-run predict -p main --account=mine --gpus-per-node=1 -a 0-2 -- {flags}")
+    assert (done.returncode, done.stdout) == (0, "MERGE_JOB\n"), done.stderr
+    array, merge = (shlex.split(line) for line in done.stderr.splitlines() if line.startswith("sbatch "))
+    assert {"main", "--account=mine", "-a", "--gpus-per-node=1"} <= set(array)
+    assert {"main", "--account=mine", "-a", "--gpus-per-node=1"} & set(merge) == {"main", "--account=mine"}
+    assert "--dependency=afterok:PREDICT_JOB" in merge
+    assert (array[-1], merge[-1]) == ("--no-strict", "--strict")  # else one bad photo would cancel the last job

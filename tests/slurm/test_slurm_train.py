@@ -36,6 +36,9 @@ def warned_before_the_time_limit(cluster: Cluster, train_flags: list[str], run_d
     workers = job.freeze_when(has_step(run_dir), "save a checkpoint")
     job.wait_for(lambda: "asked to stop" in job.log, "get Slurm's warning", 100)
     send(workers, signal.SIGCONT)
+    job.wait_for(lambda: job.facts()["Restarts"] != "0", "save and requeue itself")
+    # On a busy machine two minutes are little more than a start, and each start would be warned again.
+    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
     job.wait()
     return job
 
@@ -147,6 +150,9 @@ def test_one_failing_rank_ends_the_job_and_cancels_its_dependents(
         cluster, "--after", job.number, "evaluate", "--", "--checkpoint", tmp_path / "run", "--data-dir", sample_set
     )
     workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
+    second = cluster.node(5)  # README's way to look at a job that hangs
+    look = ("srun", f"--jobid={job.number}", "--overlap", "--nodes=1", f"--nodelist={second}")
+    assert cluster.run(*look, "hostname").stdout == f"{second}\n"
     send(workers[1:], signal.SIGKILL)
     send(workers[:1], signal.SIGCONT)
     assert job.wait(60)["JobState"] == "FAILED"
