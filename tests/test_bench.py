@@ -1,6 +1,7 @@
 """The measurements themselves: every script has its place and its flags, ratios are of one round, the table is kept."""
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,12 @@ def test_a_measurement_runs_and_hands_its_rows_over(tmp_path: Path) -> None:
     assert "200 files in 100 folders" in done.stdout
     assert "torch" in done.stdout.splitlines()[0]
     assert found.exists()
+
+
+def test_the_empty_job_has_all_of_the_job_but_its_work() -> None:
+    command = [sys.executable, BENCH / "bench_predict_overhead.py", "--one", "50"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["files"] == 50
+    assert found["cpu_s"] > 0

@@ -80,7 +80,7 @@ def _run(files: int) -> dict:
     bundle = types.SimpleNamespace(
         hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None
     )
-    run.load_bundle = lambda path: bundle
+    run.open_model = lambda path: bundle
     classify.build_engine = lambda *args, **options: NullEngine()
     classify.read_input = lambda root, entry: b"x"
     pipeline.read_image = lambda data, **options: view
