@@ -1,5 +1,6 @@
 """Predictions against labels: counted by hand."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -87,6 +88,36 @@ def test_something_else_than_predictions_is_refused(tmp_path: Path) -> None:
         score_predictions(tmp_path / "p.csv", None)
     with pytest.raises(DataError, match="cannot be read"):
         score_predictions(tmp_path / "nowhere.csv", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.jsonl", b'{"name": "x"}\n', "no column 'path'"),
+        ("p.jsonl", b"[1, 2]\n", "no column 'path'"),
+        ("p.jsonl", b"not json\n", "cannot be read"),
+        ("p.csv.gz", gzip.compress(b"path,class\n" * 99)[:-9], "cannot be read"),
+        ("p.csv.gz", gzip.compress(b"path,class\n")[:10] + b"\xff" * 20, "cannot be read"),
+    ],
+)
+def test_damaged_predictions_are_one_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: {said}"):
+        score_predictions(tmp_path / name, None)
+
+
+def test_scores_of_names_with_dots_do_not_share_a_file(tmp_path: Path) -> None:
+    from flowers.cli import parse
+    from flowers.config.evaluate import EvaluateConfig
+    from flowers.prediction.score import score
+
+    for name in ("run.v1.csv", "run.v2.csv", "other.csv.gz"):
+        open_ = gzip.open if name.endswith(".gz") else open
+        with open_(tmp_path / name, "wt") as file:
+            file.write("path,class\ndaisy/1.jpg,daisy\n")
+        assert score(parse(EvaluateConfig, ["--predictions", str(tmp_path / name)])) == 0
+    found = {path.name for path in tmp_path.glob("*-score.json")}
+    assert found == {"run.v1-score.json", "run.v2-score.json", "other-score.json"}
 
 
 def test_scoring_needs_no_torch() -> None:

@@ -11,7 +11,8 @@ import csv
 import gzip
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flowers.config.predict import OUTPUT_KINDS
@@ -121,23 +122,21 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
-            yield from map(_as_text, _parquet_rows(path))
+            yield from (_as_text(row, path) for row in _parquet_rows(path))
             return
         with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             if name.endswith(".jsonl"):
-                yield from (_as_text(json.loads(line)) for line in file)
+                yield from (_as_text(json.loads(line), path) for line in file)
                 return
             reader = csv.DictReader(file)
-            missing = [name for name in ("path", "class") if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DataError(f"{readable(path)}: no column {missing[0]!r}; expected what jobs/predict.py writes")
+            _check_columns(reader.fieldnames or [], path)
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
                         f"{readable(path)}: line {reader.line_num} has another number of cells than the header"
                     )
                 yield row
-    except (OSError, UnicodeDecodeError, ValueError, EOFError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
 
@@ -209,5 +208,12 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
             yield from batch.to_pylist()
 
 
-def _as_text(row: dict) -> dict[str, str]:
+def _check_columns(found: Collection[str], path: Path) -> None:
+    for name in ("path", "class"):
+        if name not in found:
+            raise DataError(f"{readable(path)}: no column {name!r}; expected what jobs/predict.py writes")
+
+
+def _as_text(row: object, path: Path) -> dict[str, str]:
+    _check_columns(row if isinstance(row, dict) else (), path)
     return {name: "" if value is None else str(value) for name, value in row.items()}

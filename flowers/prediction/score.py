@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flowers import console
 from flowers.config.evaluate import EvaluateConfig
+from flowers.config.predict import OUTPUT_KINDS
 from flowers.data.lists import read_labelled
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError
@@ -77,7 +78,9 @@ def score(config: EvaluateConfig) -> int:
             ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
         ],
     )
-    output = config.output or config.predictions.with_name(f"{config.predictions.name.split('.')[0]}-score.json")
+    name = config.predictions.name
+    ending = next((ending for ending in OUTPUT_KINDS if name.lower().endswith(ending)), "")
+    output = config.output or config.predictions.with_name(f"{name[: len(name) - len(ending)]}-score.json")
     with write_atomically(output) as file:
         json.dump(found.to_dict(), file, indent=1)
         file.write("\n")
