@@ -59,6 +59,18 @@ def classify(
     missing = set(own) - parts.finished(work.parts)
     if not missing:
         return
+    try:
+        _classify(config, bundle, work, group, worker, stop, own, missing)
+    except torch.OutOfMemoryError:
+        raise FlowersError(
+            f"the device's memory is full: pass a smaller --batch-size than {config.batch_size}"
+        ) from None
+
+
+def _classify(
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker, stop: StopRequest,
+    own: range, missing: set[int],
+) -> None:  # fmt: skip
     engine = _build_engine(config, bundle, work, group, worker)
     embeddings = embeddings_file(config, bundle, work)
     claims = Claims(work.folder / "claims", worker)
@@ -85,10 +97,6 @@ def classify(
             if group.is_main:
                 errors = sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in missing)
                 progress.complete(total, errors)
-        except torch.OutOfMemoryError:
-            raise FlowersError(
-                f"the device's memory is full: pass a smaller --batch-size than {config.batch_size}"
-            ) from None
         finally:
             claims.give_all_back()
             pipeline.close()
