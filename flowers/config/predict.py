@@ -22,7 +22,7 @@ class PredictConfig:
     checkpoint: Path
     """Model bundle, a run folder (its best model), or what jobs/export.py wrote (.onnx or .xml)."""
     input: Path
-    """Folder (with all below it), list file (one path a line, or CSV with path), or .tar."""
+    """Folder (with all below it), list file (one path a line, or CSV with path), .tar, or one image."""
     output: Path = Path("predictions.csv")
     """.csv, .csv.gz, .jsonl or .parquet; what was done goes beside it into a .json."""
     config: Path | None = None

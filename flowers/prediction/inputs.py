@@ -2,6 +2,7 @@
 
 - A folder: every image file below it (``flowers.data.scan`` says which), and the members of every ``.tar`` in it.
 - A ``.tar`` file: its members; their path is ``archive.tar/member``.
+- A file that ends like an image: itself.
 - Any other file: a list, one path a line, relative to the folder the list is in (``flowers.data.lists``); lines that
   name a ``.tar`` stand for its members.
 
@@ -10,11 +11,12 @@ that says what is wrong with it.
 """
 
 import os
+import stat
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from flowers.data.images import read_bytes
+from flowers.data.images import IMAGE_EXTENSIONS, read_bytes
 from flowers.data.lists import read_paths
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
@@ -29,12 +31,15 @@ def input_root(source: Path) -> Path:
     """The folder that the paths of an input are relative to.
 
     Raises:
-        DataError: there is no such file or folder, or it is a compressed archive.
+        DataError: there is no such file or folder, it cannot be looked at, or it is a compressed archive.
     """
-    if source.is_dir():
-        return source
-    if not source.exists():
-        raise DataError(f"--input {readable(source)}: no such file or folder")
+    try:
+        if stat.S_ISDIR(os.stat(source).st_mode):
+            return source
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "no such file or folder" if is_missing else (error.strerror or type(error).__name__).lower()
+        raise DataError(f"--input {readable(source)}: {reason}") from None
     if source.name.lower().endswith(COMPRESSED):
         raise DataError(
             f"--input {readable(source)}: compressed archives cannot be read at random; "
@@ -47,20 +52,25 @@ def list_inputs(source: Path, extensions: Collection[str]) -> Iterator[Entry]:
     """Yield every input file, roughly in order.
 
     Raises:
-        DataError: the folder or list cannot be read.
+        DataError: the folder or list cannot be read, or names no file.
     """
     root = input_root(source)
-    if source.is_dir():
+    what = "a list with a path on each line"
+    if root == source:
         paths = scan_images(source, {*extensions, TAR})
-    elif source.name.lower().endswith(TAR):
+        what = "files that end like images (or see --ext) or in .tar"
+    elif source.name.lower().endswith((TAR, *IMAGE_EXTENSIONS)):
         paths = iter([source.name])
     else:
         paths = read_paths(source)
+    path = None
     for path in paths:
         if path.lower().endswith(TAR):
             yield from _tar_members(root, os.fsencode(path), extensions)
         else:
             yield Entry(os.fsencode(path))
+    if path is None:
+        raise DataError(f"--input {readable(source)}: no images there; expected {what}")
 
 
 def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
@@ -107,12 +117,14 @@ def _tar_members(root: Path, path: bytes, extensions: Collection[str]) -> Iterat
             while (member := archive.next()) is not None:
                 archive.members.clear()  # or it would keep them all
                 name = member.name.removeprefix("./")
-                if not (member.isreg() and name.lower().endswith(endings)):
+                if not (name.lower().endswith(endings) and (member.isreg() or member.islnk() or member.issym())):
                     continue
                 if any(part.startswith(".") for part in name.split("/")) or "\0" in name:  # hidden, as in folders
                     continue
                 inside = path + b"/" + os.fsencode(name)
-                if member.issparse():
+                if not member.isreg():
+                    yield Entry(inside, b"!link in a tar: not supported")
+                elif member.issparse():
                     yield Entry(inside, b"!sparse member of a tar: not supported")
                 else:
                     yield Entry(inside, b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size))
