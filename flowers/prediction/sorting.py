@@ -10,6 +10,7 @@ import filecmp
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def sort_photos(config: PredictConfig) -> None:
     target = config.copy_to or config.link_to
     root = input_root(config.input)
     folders: dict[tuple[str, str], Path] = {}
-    taken: dict[str, str] = {}
+    taken = {UNSURE: ""}  # no class's, also where one has that label
     sorted_, failed = 0, 0
     archive = Archive(root)
     with console.progress("sort", None, "photos") as meter, contextlib.closing(archive):
@@ -136,7 +137,7 @@ def _copy(source: str, final: Path) -> bool:
     """Whether ``final`` is now a copy of ``source``; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and filecmp.cmp(source, final, shallow=False)
-    temporary = final.with_name(f".{os.getpid()}.tmp")
+    temporary = _temporary(final)
     try:
         shutil.copy2(source, temporary)
         os.rename(temporary, final)
@@ -150,10 +151,15 @@ def _extract(archive: Archive, path: str, final: Path) -> bool:
     data = archive.read(path)
     if os.path.lexists(final):
         return final.is_file() and final.read_bytes() == data
-    temporary = final.with_name(f".{os.getpid()}.tmp")
+    temporary = _temporary(final)
     try:
         temporary.write_bytes(data)
         os.rename(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _temporary(final: Path) -> Path:
+    """A name beside it that no other process takes, on whatever machine: tasks of an array may sort at a time."""
+    return final.with_name(f".{uuid.uuid4().hex}.tmp")
