@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import tiny_job
 from odd_files import make_odd_files, make_odd_names, make_odd_tree
+from trees import as_nobody
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
+from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
 from flowers.data.paths import decode_path
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
@@ -288,6 +290,14 @@ def test_a_list_names_files_relative_to_itself(
     assert [row["error"] for row in rows] == ["", "", "file not found"]
 
 
+def test_one_image_is_an_input_of_one_file(run: Callable, photos: Path, tmp_path: Path) -> None:
+    run(output=tmp_path / "all.csv")
+    run(input=photos / "0001.jpg")
+    (row,) = rows_of(tmp_path / "out.csv")
+    (wanted,) = [row for row in rows_of(tmp_path / "all.csv") if row["path"] == "0001.jpg"]
+    assert row == wanted
+
+
 def make_tar(path: Path, photos: Path, names: list[str]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name in names:
@@ -342,6 +352,35 @@ def test_broken_tars_say_so_and_give_what_they_have(run: Callable, photos: Path,
     assert errors == dict.fromkeys([f"{tar}/{name}" for tar in ("cut.tar", "scrambled.tar") for name in names[:2]], "")
 
 
+def test_links_in_a_tar_have_their_rows(run: Callable, photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(make_tar(tmp_path / "a.tar", photos, ["0001.jpg"]), "a") as tar:
+        for name, kind in (("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE), ("soft.txt", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "0001.jpg"
+            tar.addfile(link)
+    run(input=tmp_path / "a.tar")
+    errors = {row["path"]: row["error"] for row in rows_of(tmp_path / "out.csv")}
+    said = "link in a tar: not supported"
+    assert errors == {"a.tar/0001.jpg": "", "a.tar/hard.jpg": said, "a.tar/soft.jpg": said}
+
+
+def test_an_input_nobody_may_look_at_is_no_fault_of_the_output() -> None:
+    with as_nobody() as folder:
+        (folder / "top" / "photos").mkdir(parents=True)
+        (folder / "top").chmod(0)
+        try:
+            with pytest.raises(DataError, match="--input .*top/photos: permission denied"):
+                next(list_inputs(folder / "top" / "photos", {".jpg"}))
+        finally:
+            (folder / "top").chmod(0o755)
+
+
+def test_a_stop_is_heard_while_files_are_listed(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(f"{index}.jpg" for index in range(1500)))
+    assert run_until(0, run, monkeypatch, input=tmp_path / "list.txt") == 75
+    assert left_over(tmp_path) == ["list.txt"], "there is no list of the files yet"
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("nowhere", "no such file or folder"), ("x.tar.gz", "compressed"), ("empty", "no images")]
 )
@@ -349,6 +388,8 @@ def test_an_input_that_gives_nothing_is_one_line(run: Callable, tmp_path: Path, 
     (tmp_path / "x.tar.gz").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=said):
+        run(input=tmp_path / name)
+    with pytest.raises(DataError, match=f"--input {tmp_path}/{name}: "):
         run(input=tmp_path / name)
     assert left_over(tmp_path) == ["empty", "x.tar.gz"]
 
@@ -437,6 +478,15 @@ def test_links_lead_to_the_photos(run: Callable, photos: Path, tmp_path: Path) -
     assert all(link.is_symlink() and link.resolve().is_relative_to(photos.resolve()) for link in links)
 
 
+def test_a_class_called_unsure_is_not_taken_for_the_unsure(run: Callable, tmp_path: Path) -> None:
+    classes = ClassIndex(("1", "2"), ("_unsure", "daisy"))
+    run(checkpoint=tiny_job.make_bundle(tmp_path / "model", classes), min_prob=0.8, copy_to=tmp_path / "sorted")
+    made = {path.name: len(list(path.iterdir())) for path in (tmp_path / "sorted").iterdir()}
+    rows = rows_of(tmp_path / "out.csv")
+    assert made["_unsure"] == sum(row["status"] == "unsure" for row in rows)
+    assert made["_unsure (1)"] == sum(row["status"] == "ok" and row["class"] == "1" for row in rows)
+
+
 def test_photos_are_not_sorted_into_the_input(run: Callable, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="would be input next time"):
         run(copy_to=photos / "sorted")
@@ -486,6 +536,27 @@ def test_another_model_or_file_is_noticed(run: Callable, photos: Path, tmp_path:
         run(input=folder)
     assert run(input=folder, overwrite=True) == 0
     assert len(rows_of(tmp_path / "out.csv")) == 6
+
+
+def test_files_of_others_beside_the_output_are_not_replaced_unasked(run: Callable, tmp_path: Path) -> None:
+    features = tmp_path / "features.npy"
+    (tmp_path / "out.json").write_text('{"mine": 1}')
+    with pytest.raises(
+        OutputError, match=r"out.json was there before, .* choose another --output, or pass --overwrite"
+    ):
+        run()
+    (tmp_path / "out.json").write_text("[1]")
+    with pytest.raises(OutputError, match="out.json was there before"):
+        run()
+    (tmp_path / "out.json").unlink()
+    run(output=tmp_path / "other.csv", embeddings=features)
+    before = features.read_bytes()
+    with pytest.raises(OutputError, match=r"features.npy was there before, .* choose another --embeddings"):
+        run(embeddings=features)
+    assert features.read_bytes() == before
+    (tmp_path / "other.csv").unlink()
+    assert run(output=tmp_path / "other.csv", embeddings=features) == 0, "all of it is this job's own"
+    assert run(embeddings=features, overwrite=True) == 0
 
 
 def run_until(batches: int, run: Callable, monkeypatch: pytest.MonkeyPatch, **flags: object) -> int:
@@ -621,6 +692,29 @@ def test_wrong_flags_are_one_line(flags: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(PredictConfig, ["--checkpoint", "c", "--input", "i", *flags.split()])
     assert said in str(caught.value)
+
+
+def test_outputs_that_would_fail_in_the_end_are_refused_first(run: Callable, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(UsageError, match="--output .*: this is a folder"):
+        run(output=tmp_path / "folder.csv", overwrite=True)
+    with pytest.raises(UsageError, match="--embeddings .*: this is a folder"):
+        run(embeddings=tmp_path / "folder.npy")
+    with pytest.raises(UsageError, match="lies in the input folder, and --ext makes it input"):
+        run(output=photos / "out.csv", ext=("",))
+    assert not list(photos.glob("out*"))
+
+
+def test_a_device_without_memory_is_one_line(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def fail(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flowers.prediction.classify.build_engine", fail)
+    with pytest.raises(FlowersError, match="memory is full: pass a smaller --batch-size than 4"):
+        run()
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run: Callable, tmp_path: Path) -> None:

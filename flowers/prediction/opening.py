@@ -32,6 +32,7 @@ def open_work(
     shard_size: Callable[[int], int],
     finished: Callable[[], dict | None],
     overwrite: bool = False,
+    check_free: Callable[[], None] = lambda: None,
     array: str | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Work | dict:
@@ -48,6 +49,7 @@ def open_work(
         shard_size: files a shard, from the number of files.
         finished: facts about the output, if it is there and whole.
         overwrite: replace what another job left here.
+        check_free: raises when something is in the way of what comes with the output; called unless ``overwrite``.
         array: Slurm's name for the array that this process belongs to.
         check_stop: raises when the process was asked to stop.
 
@@ -81,7 +83,7 @@ def open_work(
     except OSError as error:
         raise explain_os_error(error, parent) from error
     try:
-        return _list_files(output, settings, entries, worker, shard_size, finished, overwrite, array)
+        return _list_files(output, settings, entries, worker, shard_size, finished, overwrite, check_free, array)
     finally:
         listing.give_back("listing")
 
@@ -122,6 +124,7 @@ def _list_files(
     shard_size: Callable[[int], int],
     finished: Callable[[], dict | None],
     overwrite: bool,
+    check_free: Callable[[], None],
     array: str | None,
 ) -> Work | dict:
     """Make the list in a folder of our own; give it the job's name once nothing speaks against it."""
@@ -144,8 +147,10 @@ def _list_files(
             facts = finished()
             if facts and facts["settings"] == settings:
                 return facts
-            if output.exists() and not overwrite:
-                raise OutputError(_refusal(output, facts and facts["settings"], settings))
+            if not overwrite:
+                if output.exists():
+                    raise OutputError(_refusal(output, facts and facts["settings"], settings))
+                check_free()
             with contextlib.suppress(FileExistsError):
                 _rename_new(new, parent / key)
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 from flowers import console
 from flowers.cli import to_plain
@@ -15,10 +16,12 @@ from flowers.models.exported import ExportedModel, open_model
 from flowers.prediction import parts
 from flowers.prediction.claims import Claims
 from flowers.prediction.classify import classify, embeddings_file
+from flowers.prediction.filelist import Entry
 from flowers.prediction.group import Group
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.opening import find_work, open_work
 from flowers.prediction.outputs import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
+from flowers.prediction.places import check_free, check_outputs
 from flowers.prediction.reporting import report_path, write_report
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.shards import POLL_S, Work, default_shard_size, parent_folder
@@ -26,6 +29,8 @@ from flowers.prediction.sorting import check_target, sort_photos
 from flowers.prediction.stop import StopRequest
 from flowers.prediction.workers import Worker
 from flowers.reports.page import require_jinja2
+
+_LISTED_AT_A_TIME = 1000
 
 
 def predict(config: PredictConfig) -> int:
@@ -43,7 +48,8 @@ def predict(config: PredictConfig) -> int:
         try:
             if "facts" in found:
                 facts = found["facts"]
-                console.say(f"{console.plain(readable(config.output))} is complete: nothing to do")
+                name = console.plain(readable(config.output))
+                console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
             else:
                 work = Work(worker.folder / found["job"])
                 worker.join(work.key, found["launch"])
@@ -84,6 +90,7 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
 def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Worker, stop: StopRequest) -> dict:
     """On the main process: what there is to do, or the facts about an output that is complete."""
     require_writer(config.output)
+    check_outputs(config, _extensions(config))
     check_target(config)
     if config.report:
         require_jinja2()
@@ -100,15 +107,15 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
     if config.merge:
         work = find_work(worker, settings, finished)
     else:
-        extensions = config.extensions()
         work = open_work(
             config.output,
             settings,
-            lambda: list_inputs(config.input, IMAGE_EXTENSIONS if extensions is None else extensions),
+            lambda: _entries(config, stop),
             worker,
             shard_size=shard_size,
             finished=finished,
             overwrite=config.overwrite,
+            check_free=lambda: check_free(config.output, config.embeddings),
             array=os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None,
             check_stop=stop.check,
         )
@@ -120,6 +127,19 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
     done = len(parts.finished(work.parts))
     console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
     return {"job": work.key, "launch": worker.token}
+
+
+def _extensions(config: PredictConfig) -> frozenset[str]:
+    given = config.extensions()
+    return IMAGE_EXTENSIONS if given is None else given
+
+
+def _entries(config: PredictConfig, stop: StopRequest) -> Iterator[Entry]:
+    """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
+    for number, entry in enumerate(list_inputs(config.input, _extensions(config)), start=1):
+        if number % _LISTED_AT_A_TIME == 0:
+            stop.check()
+        yield entry
 
 
 def _join(
