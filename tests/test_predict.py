@@ -27,6 +27,7 @@ from flowers.prediction import outputs, parts, sorting
 from flowers.prediction import pipeline as pipeline_module
 from flowers.prediction.filelist import Entry
 from flowers.prediction.inputs import list_inputs
+from flowers.prediction.opening import open_work
 from flowers.prediction.run import predict
 from flowers.prediction.stop import StopRequest
 
@@ -605,6 +606,30 @@ def test_a_work_in_progress_holds_on_to_its_engine(
     assert settled["precision"] in ("float32", "bf16", "fp16")
     assert run(engine="auto", precision="auto") == 0
     assert json.loads((tmp_path / "out.json").read_text())["engine"] == {"engine": "torch", "precision": "float32"}
+
+
+def test_an_equal_job_that_finishes_meanwhile_is_no_error(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_and_lose(*args: object, **options: object) -> object:
+        work = open_work(*args, **options)
+        monkeypatch.setattr("flowers.prediction.run.open_work", open_work)
+        assert run() == 0  # the other one, which is faster
+        return work
+
+    monkeypatch.setattr("flowers.prediction.run.open_work", open_and_lose)
+    assert run() == 0
+    assert len(rows_of(tmp_path / "out.csv")) == 30
+    assert left_over(tmp_path) == []
+
+
+def test_replaced_work_takes_its_unfinished_embeddings_along(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_until(4, run, monkeypatch, embeddings=tmp_path / "features.npy") == 75
+    assert len(list(tmp_path.glob(".features.npy.*.partial"))) == 1
+    assert run(topk=2, overwrite=True) == 0
+    assert left_over(tmp_path) == []
 
 
 def test_an_array_does_its_shards_and_the_last_task_joins(

@@ -16,7 +16,7 @@ from flowers.errors import DataError, OutputError
 from flowers.files import explain_os_error
 from flowers.prediction.claims import Claims
 from flowers.prediction.filelist import Entry, write_list
-from flowers.prediction.shards import POLL_S, Work
+from flowers.prediction.shards import POLL_S, Work, remove_unfinished
 from flowers.prediction.workers import BEAT_S, STALE_S, Worker
 
 FORMAT_VERSION = 1
@@ -75,7 +75,8 @@ def open_work(
                 job = read_job(parent / key)
                 fresh = key not in before or (array and job and job["listed_by"] == array)
                 if job and fresh and _begins_with(job["settings"], settings):
-                    return Work(parent / key)
+                    with contextlib.suppress(FileNotFoundError):  # an equal job finished just now
+                        return Work(parent / key)
             if listing.take("listing"):
                 break
             check_stop()
@@ -101,9 +102,10 @@ def find_work(worker: Worker, settings: dict, finished: Callable[[], dict | None
     jobs = {key: read_job(worker.folder / key) for key in _jobs(worker.folder)}
     fitting = [key for key, job in jobs.items() if job and _begins_with(job["settings"], settings)]
     if len(fitting) == 1:
-        return Work(worker.folder / fitting[0])
+        with contextlib.suppress(FileNotFoundError):  # an equal job finished just now
+            return Work(worker.folder / fitting[0])
     facts = finished()
-    if not fitting and facts and _begins_with(facts["settings"], settings):
+    if len(fitting) < 2 and facts and _begins_with(facts["settings"], settings):
         return facts
     if len(fitting) > 1:
         raise OutputError(
@@ -191,6 +193,7 @@ def _make_way(folder: Path, settings: dict, worker: Worker, overwrite: bool) -> 
         time.sleep(POLL_S)
     gone = folder.with_name(f"gone-{uuid.uuid4().hex}")
     os.rename(folder, gone)
+    remove_unfinished(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -56,10 +56,8 @@ def predict(config: PredictConfig) -> int:
                 if not config.merge:
                     classify(config, bundle, work, group, worker, stop)
                 facts = _join(config, bundle, work, worker, stop) if group.is_main else None
-        except FileNotFoundError:  # the work folder is gone: an equal job has finished it
-            facts = finished_facts(config.output, config.embeddings)
-            if facts is None:
-                raise OutputError(f"{readable(worker.folder)} was taken away; start the same command again") from None
+        except FileNotFoundError:
+            facts = _facts_of_equal(config, worker)
     if not group.is_main:
         return 0
     if facts is None:
@@ -121,12 +119,28 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
         )
     if isinstance(work, dict):
         return {"facts": work}
-    embeddings = embeddings_file(config, bundle, work)
-    if embeddings is not None:
-        embeddings.open(begun=bool(parts.finished(work.parts)))
-    done = len(parts.finished(work.parts))
+    try:
+        done = len(parts.finished(work.parts))
+        embeddings = embeddings_file(config, bundle, work)
+        if embeddings is not None:
+            work.note_unfinished(embeddings.partial)
+            embeddings.open(begun=done > 0)
+    except FileNotFoundError:
+        return {"facts": _facts_of_equal(config, worker)}
     console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
     return {"job": work.key, "launch": worker.token}
+
+
+def _facts_of_equal(config: PredictConfig, worker: Worker) -> dict:
+    """Facts about the output when the work folder is gone: an equal job has finished it meanwhile.
+
+    Raises:
+        OutputError: none has; somebody took it away.
+    """
+    facts = finished_facts(config.output, config.embeddings)
+    if facts is None:
+        raise OutputError(f"{readable(worker.folder)} was taken away; start the same command again") from None
+    return facts
 
 
 def _extensions(config: PredictConfig) -> frozenset[str]:

@@ -8,6 +8,7 @@ that different jobs never mix and equal ones work together::
       6f2a91c03b7d/           one job
         job.json              its settings             list.bin, offsets.bin    its files, see filelist.py
         parts/00000012        finished shards          claims/00000013          shards at work
+        unfinished            where its embeddings are, if it writes any
 
 A job's folder appears whole, by one rename, and goes in the same way after its output is in place. All of it works
 on a network file system and between machines: see workers.py and claims.py for what that takes.
@@ -31,6 +32,7 @@ from flowers.prediction.workers import Worker
 POLL_S = 0.2
 _MAX_SHARD_BATCHES = 64
 _SHARDS_WANTED = 64
+_UNFINISHED = "unfinished"
 
 
 def parent_folder(output: Path) -> Path:
@@ -42,6 +44,12 @@ def default_shard_size(files: int, batch_size: int) -> int:
     """Files a shard: whole batches, about 64 shards, at most 64 batches each; the number of processes plays no part."""
     batches = -(-files // (batch_size * _SHARDS_WANTED))
     return batch_size * min(max(batches, 1), _MAX_SHARD_BATCHES)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what the job of a folder that goes left elsewhere, which can be as large as its output."""
+    with contextlib.suppress(OSError, ValueError):
+        os.unlink((folder / _UNFINISHED).read_bytes())
 
 
 class Work:
@@ -116,6 +124,20 @@ class Work:
             raise explain_os_error(error, proposal) from error
         proposal.unlink(missing_ok=True)
         return self.engine() or chosen
+
+    def note_unfinished(self, path: Path) -> None:
+        """Remember a file outside the folder that is of no use without it: see ``remove_unfinished``.
+
+        Raises:
+            FileNotFoundError: the folder is gone: another process has finished the whole job.
+            FlowersError: the disk is full.
+        """
+        try:
+            (self.folder / _UNFINISHED).write_bytes(os.fsencode(os.path.abspath(path)))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise explain_os_error(error, self.folder) from error
 
     def remove(self) -> None:
         """Take the folder away, at once for all who look."""
