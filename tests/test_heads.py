@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
-from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, unfreeze_backbone
+from flowers.models.heads import (
+    Classifier,
+    HeadSpec,
+    build_head,
+    freeze_backbone,
+    freeze_batch_norm,
+    synchronise_batch_norm,
+    unfreeze_backbone,
+)
 
 
 def test_linear_head() -> None:
@@ -124,6 +132,27 @@ def test_unfrozen_backbone_learns_again() -> None:
     moved = changed(before, classifier)
     assert any("running_mean" in name for name in moved)
     assert any(name.startswith("backbone.") and name.endswith("weight") for name in moved)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+def test_synchronised_batch_norm_answers_the_same_and_can_be_frozen(name: str) -> None:
+    """As a run on several GPUs sets its network up."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, "none")
+    classifier = Classifier(backbone.network, build_head(HeadSpec(4, backbone.num_features))).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = classifier(images)
+    freeze_batch_norm(classifier)
+    classifier = synchronise_batch_norm(classifier)
+    norms = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+    with torch.no_grad():
+        assert torch.equal(classifier.eval()(images), expected)
+    classifier.train()
+    assert classifier.backbone.training
+    assert not any(module.training for module in norms)
 
 
 def test_a_backbone_that_does_not_pool_is_refused() -> None:

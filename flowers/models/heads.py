@@ -10,6 +10,7 @@ from flowers.errors import ModelError
 from flowers.models.depthwise import fast_depthwise
 
 MAX_WIDTH = 2**24
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self._frozen = False
-        self._still: list[nn.Module] = []
+        self._batch_norm_frozen = False
 
     @property
     def is_frozen(self) -> bool:
@@ -90,8 +91,11 @@ class Classifier(nn.Module):
         super().train(mode)
         if self._frozen:
             self.backbone.eval()
-        for module in self._still:
-            module.eval()
+        if self._batch_norm_frozen:
+            # looked for each time: they may have been replaced since, by those that synchronise
+            for module in self.backbone.modules():
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -136,9 +140,18 @@ def freeze_batch_norm(classifier: Classifier) -> None:
 
     Those of a large data set are better than those of small batches, and steps are faster.
     """
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    classifier._still = [module for module in classifier.backbone.modules() if isinstance(module, kinds)]
+    classifier._batch_norm_frozen = True
     classifier.train(classifier.training)
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Put batch norms that take their statistics over all processes in the place of plain ones, weights and all.
+
+    By timm's own function: torch's leaves out the activation that timm's batch norms end with, EfficientNet-Lite's too.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(network)
 
 
 def unfreeze_backbone(classifier: Classifier) -> None:

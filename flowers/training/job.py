@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.models.heads import synchronise_batch_norm
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
@@ -212,7 +213,7 @@ class Job:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
             if accelerator.num_processes > 1 and config.finetune != "head":
-                module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+                module = synchronise_batch_norm(module)
         module = module.to(memory_format=torch.channels_last)
         groups = parameter_groups(module, config.weight_decay, config.layer_decay)
         optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
