@@ -83,6 +83,14 @@ def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {".".join(part for part in name.split(".") if part not in WRAPPERS): value for name, value in state.items()}
 
 
+def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
+    """Feed a hash of ``hashlib`` names, kinds, shapes and bytes of tensors, sorted by name."""
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], where: str, ignore: Iterable[str] = ()) -> None:
     """Load tensors into a network whose names and shapes they must match exactly.
 

@@ -201,9 +201,7 @@ class Job:
         parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
         if not uses_features(self.config):
             return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
-        key = {name: self.fingerprint[name] for name in ("--model", "train images", "valid images")}
-        key["weights"] = self.config.weights
-        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features", key=key)
+        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features")
 
     def build_run(self, source: Source) -> Run:
         """Optimizer, precision and wrappers around the network, and the places where things are written."""

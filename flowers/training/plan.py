@@ -168,10 +168,15 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int)
     return {
         "global_batch_size": global_batch_size,
         "classes": _digest(list(data.classes.folders), None),
-        "train images": _digest(data.train.paths, data.train),
-        "valid images": _digest(data.valid.paths, data.valid),
+        "train images": images_digest(data.train),
+        "valid images": images_digest(data.valid),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
     }
+
+
+def images_digest(samples: Samples) -> str:
+    """How many images, and a short hash of their names and classes."""
+    return _digest(samples.paths, samples)
 
 
 def _digest(names, samples: Samples | None) -> str:
