@@ -134,7 +134,7 @@ def build_model(
         freeze_backbone(classifier)
     elif config.freeze_bn:
         freeze_batch_norm(classifier)
-    if config.drop_path > 0:
+    if config.finetune != "head":
         set_stochastic_depth(classifier.backbone, config.drop_path)
     return classifier, head, preprocessing
 
