@@ -110,8 +110,10 @@ def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path:
 
 def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard")
+    flags = ["--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard", "--tune-head"]
+    job = train(tmp_path, *TINY, *flags)
     assert job.codes == [0], job.output
+    assert len(list((tmp_path / "run").rglob("events.out.tfevents.*"))) == 2, "figures and flags, none of the trials'"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = next((tmp_path / "run").rglob("events.out.tfevents.*")).parent

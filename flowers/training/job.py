@@ -94,6 +94,7 @@ class Job:
         try:
             if self.searches_lr:
                 self.settle_lr(run)
+            self.start_tracker()
             fit(run)
         except StoppedError:
             if self.accelerator.is_main_process:
@@ -153,6 +154,13 @@ class Job:
         if self.accelerator.is_main_process:
             with write_atomically(self.run_dir / "config.yaml") as file:
                 yaml.safe_dump(to_plain(self.config), file, sort_keys=False, allow_unicode=True)
+
+    def start_tracker(self) -> None:
+        """``--log-with``: once a run, with what the searches found; not for each of their trials."""
+        if self.config.log_with is not None:
+            flags = vars(self.config).items()
+            plain = {name: value if isinstance(value, (int, float)) else str(value) for name, value in flags}
+            self.accelerator.init_trackers("flowers", config=plain)
 
     def tune_head(self, source: Source) -> Source:
         """``--tune-head``: search, and go on as if the settings that were best had been given."""
@@ -217,11 +225,6 @@ class Job:
         optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
         average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
         network, optimizer = accelerator.prepare(torch.compile(module) if config.compile else module, optimizer)
-        if config.log_with is not None:
-            flags = {
-                name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(config).items()
-            }
-            accelerator.init_trackers("flowers", config=flags)
         save_steps, save_s = parse_save_every(config.save_every, self.plan.steps_per_epoch)
         run = Run(
             accelerator=accelerator,
