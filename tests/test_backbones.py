@@ -245,7 +245,13 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read|not a plain file"), (b"no weights" * 9, "not a plain file"), (None, "no such file")],
+    [
+        (b"", "cannot be read|not a plain file"),
+        (b"no weights" * 9, "not a plain file"),
+        (b"\x80\x02.", "cannot be read"),  # a pickle that ends before it begins
+        (b"\x80\x02X\x05\x00", "cannot be read"),  # cut short within a length
+        (None, "no such file"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_no_weights_in_it(content: bytes | None, message: str, suffix: str, tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def test_training_goes_on_as_if_the_rate_had_been_given(how: str, colours: Path,
     assert given.wait() == [0], given.output
     assert "learning rate" not in given.output
     assert result(tmp_path / "auto") == result(tmp_path / "given")
+    pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("auto", "given")]
+    assert ['alt="training loss over the learning rate"' in page for page in pages] == [True, False]
 
 
 @pytest.mark.processes

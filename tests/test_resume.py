@@ -199,6 +199,7 @@ def test_a_head_on_features_is_resumed_bit_for_bit_too(sample_set: Path, tmp_pat
 def test_a_staged_run_is_resumed_in_either_stage(sample_set: Path, tmp_path: Path) -> None:
     flags = ["--finetune", "staged", "--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0]
     flags += ["--data-dir", sample_set, "--train-size", 48, "-b", 16, "--epochs", 3, "--save-every", 2]
+    flags += ["--first-train-size", 32]
     whole = Job("train", [*flags, "--output-dir", "whole"], folder=tmp_path)
     assert whole.wait() == [0], whole.output
     assert "head on cached features" in whole.output

@@ -1,12 +1,17 @@
 """Stochastic depth on timm's and torchvision's networks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
+from flowers.config.train import TrainConfig
+from flowers.data.folders import ClassIndex
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.stochastic_depth import set_stochastic_depth
+from flowers.training.setup import build_model
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,19 @@ def test_branches_are_left_out_in_training_alone() -> None:
                 module.train()
         torch.manual_seed(1)
         assert not torch.allclose(network(images), plain)
+
+
+def test_nothing_is_left_out_unless_asked_for() -> None:
+    """torchvision's networks come with a rate of their own."""
+    classes = ClassIndex(("a", "b"), ("a", "b"))
+    for rate in (0.0, 0.3):
+        config = TrainConfig(
+            Path("x"), model="efficientnet_b0", weights="none", image_size=32, finetune="full", drop_path=rate
+        )
+        classifier, _, _ = build_model(config, classes, None)
+        rates = [module.p for module in classifier.modules() if isinstance(module, StochasticDepth)]
+        assert max(rates) == pytest.approx(rate)
+    set_stochastic_depth(build_backbone("vgg11", "none").network, 0.0)
 
 
 def test_a_network_without_residual_branches_is_refused() -> None:

@@ -67,12 +67,14 @@ def test_two_processes_share_the_backbone_work(sample_set: Path, tmp_path: Path)
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    flags = ["--data-dir", sample_set, "--epochs", 4]
+    flags = ["--data-dir", sample_set, "--epochs", 4, "--views", 2]
     assert train(one, *TINY[:-1], 8, *flags).codes == [0]
     job = train(two, *TINY[:-1], 4, *flags, processes=2)
     assert job.codes == [0, 0], job.output
     features = [np.load(folder / "run" / "features" / "train.npy") for folder in (one, two)]
     assert np.isfinite(features[1]).all()
+    assert features[1].shape[1] == 2
+    assert (features[1][:, 0] != features[1][:, 1]).any(1).all(), "the second view is another one"
     np.testing.assert_allclose(features[0], features[1], rtol=0.02, atol=0.02)
     top1 = [json.loads((folder / "run" / "metrics.json").read_text())["valid"]["top1"] for folder in (one, two)]
     assert abs(top1[0] - top1[1]) <= 1 / 16
@@ -108,8 +110,10 @@ def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path:
 
 def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard")
+    flags = ["--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard", "--tune-head"]
+    job = train(tmp_path, *TINY, *flags)
     assert job.codes == [0], job.output
+    assert len(list((tmp_path / "run").rglob("events.out.tfevents.*"))) == 2, "figures and flags, none of the trials'"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = next((tmp_path / "run").rglob("events.out.tfevents.*")).parent

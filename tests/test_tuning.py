@@ -1,16 +1,21 @@
 """``--tune-head``: what is tried, what is taken, and that it is the run's own training that is tried."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from jobs_in_processes import Job
 
+from flowers.cli import parse
 from flowers.config.train import TrainConfig
+from flowers.errors import UsageError
+from flowers.training.plan import check_flags
 from flowers.training.tuning import TUNED, neighbours
 
-FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", "4", "-j", "0")
+FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", "4", "-j", "0",
+         "--model-ema-decay", "0.9")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,25 @@ def test_neighbours_leave_out_the_present_value() -> None:
     assert neighbours("hidden", config, 64) == [64]
 
 
-def test_without_cached_features_it_is_refused(sample_set: Path, tmp_path: Path) -> None:
-    job = Job("train", ("--data-dir", sample_set, "--finetune", "full", "--tune-head"), folder=tmp_path)
-    assert job.wait() == [2]
-    assert "--tune-head tries heads on cached features" in job.output
+def test_what_was_tried_is_in_the_report(tuned: Path) -> None:
+    pytest.importorskip("jinja2", reason="pip install -e .[report]")
+    page = (tuned / "run" / "report.html").read_text(encoding="utf-8")
+    table = re.search(r'<table [^>]*id="trials">(.*?)</table>', page, re.DOTALL)[1]
+    trials = json.loads((tuned / "run" / "tuning.json").read_text())
+    assert table.count("<tr>") == 1 + len(trials)
+    for trial in trials:
+        assert f">{trial['loss']:.4g}</td>" in table
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--finetune", "full"], "--tune-head tries heads on cached features"),
+        (["--no-feature-cache"], "--tune-head tries heads on cached features"),
+        (["--lr", "auto"], "--tune-head looks for the learning rate too: leave --lr auto out"),
+    ],
+)
+def test_where_it_has_no_place_it_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_flags(parse(TrainConfig, ["--data-dir", "x", "--tune-head", *flags]))
+    check_flags(parse(TrainConfig, ["--data-dir", "x", "--tune-head", "--finetune", "staged", "--lr", "auto"]))

@@ -6,16 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from jobs_in_processes import Job
+from safetensors.torch import load_file
 
+from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.data.dataset import TrainLoader
+from flowers.data.dataset import Batch, TrainLoader
 from flowers.data.folders import load_image_folders
 from flowers.data.order import Order
 from flowers.data.transforms import Augmentation
+from flowers.errors import UsageError
 from flowers.models.bundle import load_bundle
-from flowers.training.plan import view_sizes
-from flowers.training.state import Plan
+from flowers.training import loop
+from flowers.training.plan import check_flags, view_sizes
+from flowers.training.state import Plan, Run
+from jobs.train import main
 
+TINY = ("--model", "timm/test_efficientnet", "--weights", "none", "--image-size", "64", "--finetune", "full",
+        "--epochs", "2", "-b", "16", "-j", "0", "--mixed-precision", "no", "--no-report")  # fmt: skip
 FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--finetune", "full", "-j", "0")
 
 
@@ -62,6 +69,8 @@ def test_views_grow_to_their_full_size() -> None:
     assert view_sizes(config, 160) == [96, 112, 112, 128, 144, 144, 160, 160]
     assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3), 160) == [160, 160, 160]
     assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=1, first_train_size=96), 150) == [96]
+    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=2, first_train_size=96), 150) == [96, 150]
+    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3, first_train_size=7), 40) == [7, 16, 40]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -73,9 +82,53 @@ def test_a_loader_gives_each_epoch_its_size(sample_set: Path, workers: int) -> N
         assert {batch.images.shape for batch in loader.epoch(epoch)} == {(8, size, size, 3)}
 
 
-def test_growing_views_train(sample_set: Path, tmp_path: Path) -> None:
-    run_dir, _ = train(sample_set, tmp_path, "--epochs", "2", "--first-train-size", "32", "--train-size", "48")
-    assert len(history(run_dir, "train")) == 2
+def test_growing_views_train(sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides, original = [], loop.train_step
+
+    def recorded(run: Run, micro_batches: list[Batch], real_images: int) -> None:
+        sides.append(micro_batches[0].images.shape[1])
+        original(run, micro_batches, real_images)
+
+    monkeypatch.setattr(loop, "train_step", recorded)
+    weights_of(sample_set, tmp_path / "run", "--epochs", "2", "--first-train-size", "32", "--train-size", "48")
+    assert sides == [32, 32, 48, 48]
+
+
+def weights_of(sample_set: Path, run_dir: Path, *flags: object) -> dict[str, torch.Tensor]:
+    """What a short run in this process ends with."""
+    words = ("--data-dir", sample_set, "--output-dir", run_dir, *TINY, *flags)
+    assert main(parse(TrainConfig, [str(word) for word in words])) == 0
+    return load_file(run_dir / "last" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def default_weights(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return weights_of(sample_set, tmp_path_factory.mktemp("default") / "run")
+
+
+ACTING = [
+    "--optimizer adamw", "--lr 0.1", "--weight-decay 0.1", "--layer-decay 0.5", "--schedule constant",
+    "--warmup-epochs 0", "--max-grad-norm 0.01", "--label-smoothing 0", "--mixup-alpha 1", "--cutmix-alpha 1",
+    "--freeze-bn", "--model-ema-decay 0", "--train-size 64", "--first-train-size 48",
+    "--rotation 0", "--scale 1 1", "--hflip 0", "--color-jitter 0.5", "--random-erasing 1", "--auto-augment none",
+    "--dropout 0.5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ACTING)
+def test_every_part_of_the_recipe_acts(
+    flag: str, default_weights: dict[str, torch.Tensor], sample_set: Path, tmp_path: Path
+) -> None:
+    """A flag that nothing read would give the weights of a run without it, which are the same each time."""
+    weights = weights_of(sample_set, tmp_path / "run", *flag.split())
+    assert any(not torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
+
+
+def test_without_a_flag_the_weights_are_the_same(
+    default_weights: dict[str, torch.Tensor], sample_set: Path, tmp_path: Path
+) -> None:
+    weights = weights_of(sample_set, tmp_path / "run")
+    assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
 
 
 def test_mixing_ends_before_the_run() -> None:
@@ -111,9 +164,19 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         (("--finetune", "head", "--freeze-bn"), "--freeze-bn are about training the backbone"),
         (("--patience", "0"), "--patience: got 0, expected at least 1"),
         (("--drop-path", "1"), "--drop-path: got 1.0, expected a share from 0 to below 1"),
+        (("--hflip", "1.5"), "--hflip: got 1.5, expected a share from 0 to 1"),
+        (
+            ("--first-train-size", "64", "--train-size", "48"),
+            "--first-train-size: got 64, expected at most --train-size 48",
+        ),
+        (
+            ("--finetune", "head", "--random-erasing", "1"),
+            "--random-erasing: of one plain view the features are cached",
+        ),
+        (("--finetune", "head", "--auto-augment", "trivial"), "add --views K or --no-feature-cache"),
     ],
 )
-def test_what_cannot_be_is_refused(flags: tuple, message: str, sample_set: Path, tmp_path: Path) -> None:
-    job = Job("train", ("--data-dir", sample_set, *FLAGS, *flags), folder=tmp_path)
-    assert job.wait() == [2], job.output
-    assert message in job.output
+def test_what_cannot_be_is_refused(flags: tuple, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_flags(parse(TrainConfig, ["--data-dir", "x", *FLAGS, *flags]))
+    assert message in str(caught.value)

@@ -26,9 +26,9 @@ class TrainConfig:
     """Named set of defaults for these flags; what is given beside it wins. original2018: the blog post's set-up."""
 
     model: Annotated[str, arg(aliases=["--arch"])] = "efficientnet_lite0"
-    """efficientnet_lite0, any torchvision classifier, or timm/NAME; NAME+2 adds the features of its last two stages."""
+    """efficientnet_lite0 (1, 2), any torchvision classifier, timm/NAME; NAME+2 adds the features of two more stages."""
     weights: str = "default"
-    """default (ImageNet), none (random), or a .safetensors or .pth file."""
+    """default (ImageNet), none (random), a .safetensors or .pth file, a run or model of ours, or torchvision's name."""
     finetune: Literal["head", "full", "staged"] = "head"
     """head: the backbone stays as it is. full: everything is trained. staged: first the head, then everything."""
     hidden: int | None = None
@@ -65,7 +65,7 @@ class TrainConfig:
     mix_off_epochs: int = 0
     """Epochs at the end without mixup and CutMix."""
     drop_path: float = 0.0
-    """Stochastic depth: probability of leaving out the last residual branch, less for those below."""
+    """Stochastic depth: probability of leaving out the last residual branch, less for those below; 0 is off."""
     freeze_bn: bool = False
     """With --finetune full or staged: batch norm keeps its statistics."""
     patience: int | None = None

@@ -35,7 +35,7 @@ from flowers.errors import ModelError
 from flowers.files import old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
 from flowers.models.heads import Classifier, HeadSpec, build_head
-from flowers.models.weights import WEIGHTS_FILE, fit_weights, strip_wrappers
+from flowers.models.weights import WEIGHTS_FILE, add_tensors, fit_weights, strip_wrappers
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "model.json"
@@ -89,10 +89,7 @@ class Bundle:
         meaning = _describe(self)
         meaning = {name: meaning[name] for name in sorted(_FIELDS - {"metrics", "made"})}
         digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
-        for name, tensor in sorted(strip_wrappers(self.state_dict).items()):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        add_tensors(digest, strip_wrappers(self.state_dict))
         return digest.hexdigest()
 
 

@@ -18,7 +18,8 @@ from flowers import console
 from flowers.data.dataset import Batch
 from flowers.data.folders import Samples
 from flowers.data.order import Order, eval_batches
-from flowers.files import write_atomically
+from flowers.errors import ProcessError
+from flowers.files import make_folder, write_atomically
 from flowers.models.engines import Engine
 from flowers.processes import on_main_process
 
@@ -86,14 +87,26 @@ def extract_features(
     Returns:
         float32 [N, views, D], memory-mapped.
     """
-    key_path = path.with_suffix(".json")
-    if not (path.exists() and key_path.exists() and json.loads(key_path.read_text()) == key):
+    if not _are_there(accelerator, path, key):
         parts = path.with_suffix(".parts")
         on_main_process(accelerator, lambda: _empty_folder(parts))
         _write_part(accelerator, engine, len(samples), views, parts / f"{accelerator.process_index}.npz", path.stem)
         accelerator.wait_for_everyone()
-        on_main_process(accelerator, lambda: _join_parts(parts, len(samples), path, key))
+        shape, ranks = (len(samples), len(views)), accelerator.num_processes
+        on_main_process(accelerator, lambda: _join_parts(parts, ranks, shape, path, key))
     return np.load(path, mmap_mode="r")
+
+
+def _are_there(accelerator: Accelerator, path: Path, key: dict) -> bool:
+    """Whether an earlier start left these features.
+
+    Rank 0 looks and all go by what it saw: on a network file system each machine would see its own moment.
+    """
+    there = False
+    if accelerator.is_main_process:
+        key_path = path.with_suffix(".json")
+        there = path.exists() and key_path.exists() and json.loads(key_path.read_text()) == key
+    return accelerator.reduce(torch.tensor(float(there), device=accelerator.device)).item() > 0
 
 
 def _write_part(
@@ -121,17 +134,33 @@ def _write_part(
                     meter.advance(take() * accelerator.num_processes)
         while waiting:
             meter.advance(take() * accelerator.num_processes)
-    np.savez(path, rows=np.concatenate(rows), views=np.concatenate(view_of), features=np.concatenate(features))
+    with write_atomically(path, "wb") as file:
+        np.savez(file, rows=np.concatenate(rows), views=np.concatenate(view_of), features=np.concatenate(features))
 
 
-def _join_parts(parts: Path, count: int, path: Path, key: dict) -> None:
-    """Sort all parts into one array, write it, then its key: the key's presence says that the array is whole."""
-    joined = None
-    for part in sorted(parts.glob("*.npz")):
-        with np.load(part) as loaded:
-            if joined is None:
-                joined = np.full((count, int(loaded["views"].max()) + 1, loaded["features"].shape[1]), np.nan, "f4")
-            joined[loaded["rows"], loaded["views"]] = loaded["features"]
+def _join_parts(parts: Path, ranks: int, shape: tuple[int, int], path: Path, key: dict) -> None:
+    """Sort all parts into one array, write it, then its key: the key's presence says that the array is whole.
+
+    Args:
+        shape: samples and views.
+
+    Raises:
+        ProcessError: a process's part is not to be seen here, or an image is in none of them.
+    """
+    joined, filled = np.empty(0, np.float32), np.zeros(shape, bool)
+    for part in (parts / f"{rank}.npz" for rank in range(ranks)):
+        try:
+            with np.load(part) as loaded:
+                rows, views, features = loaded["rows"], loaded["views"], loaded["features"]
+        except OSError as error:
+            raise ProcessError(
+                f"{part}: cannot be read ({error.strerror}): the run folder must be one that all machines share"
+            ) from None
+        if not joined.size:
+            joined = np.empty((*shape, features.shape[1]), np.float32)
+        joined[rows, views], filled[rows, views] = features, True
+    if not filled.all():
+        raise ProcessError(f"{path}: {int((~filled).sum())} of {filled.size} features are missing: start again")
     path.with_suffix(".json").unlink(missing_ok=True)
     with write_atomically(path, "wb") as file:
         np.save(file, joined)
@@ -142,4 +171,4 @@ def _join_parts(parts: Path, count: int, path: Path, key: dict) -> None:
 
 def _empty_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)

@@ -83,10 +83,10 @@ class Job:
             restore(run, self.resumed)
         elif self.accelerator.is_main_process:
             run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
-        self.start_tracker()
         try:
             if self.searches_lr:
                 self.settle_lr(run)
+            self.start_tracker()
             fit(run)
         except StoppedError:
             if self.accelerator.is_main_process:
@@ -219,9 +219,7 @@ class Job:
         parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
         if not uses_features(self.config):
             return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
-        key = {name: self.fingerprint[name] for name in ("--model", "train images", "valid images")}
-        key["weights"] = self.config.weights
-        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features", key=key)
+        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features")
 
     def build_run(self, source: Source) -> Run:
         """Optimizer, precision and wrappers around the network, and the places where things are written."""

@@ -57,7 +57,8 @@ def check_flags(config: TrainConfig) -> None:
     for name in shares:
         value = getattr(config, name)
         if value is not None and not 0 <= value <= (1 if name in ("hflip", "random_erasing") else 0.99999):
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to below 1")
+            most = "1" if name in ("hflip", "random_erasing") else "below 1"
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to {most}")
     if not 0 < config.layer_decay <= 1:
         raise UsageError(f"--layer-decay: got {config.layer_decay}, expected a share above 0, at most 1")
     if config.finetune == "head" and (config.layer_decay < 1 or config.drop_path > 0 or config.freeze_bn):
@@ -74,6 +75,17 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
     if config.tune_head and not (uses_features(config) or config.finetune == "staged"):
         raise UsageError("--tune-head tries heads on cached features: use it with --finetune head or staged")
+    if config.tune_head and config.lr == "auto" and config.finetune == "head":
+        raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
+    if uses_features(config) and config.views == 1:
+        changes = {"--color-jitter": config.color_jitter > 0, "--random-erasing": config.random_erasing > 0}
+        changes["--auto-augment"] = config.auto_augment == "trivial"
+        if any(changes.values()):
+            flags = ", ".join(flag for flag, given in changes.items() if given)
+            raise UsageError(f"{flags}: of one plain view the features are cached: add --views K or --no-feature-cache")
+    sizes = (config.first_train_size, config.train_size)
+    if None not in sizes and sizes[0] > sizes[1]:
+        raise UsageError(f"--first-train-size: got {sizes[0]}, expected at most --train-size {sizes[1]}")
     parse_save_every(config.save_every, 1)
     check_model(config.recipe, config.model)
 
@@ -132,14 +144,16 @@ def build_plan(config: TrainConfig, order: Order, num_classes: int) -> Plan:
 def view_sizes(config: TrainConfig, size: int) -> list[int]:
     """Side of the training views, epoch by epoch, in steps of 16 pixels; ``size`` is that of the last ones.
 
-    Small views are a fast and strong augmentation to begin with; the last quarter of the epochs sees the full size.
+    Small views are a fast and strong augmentation to begin with; the last quarter of the epochs, or the last of a few,
+    sees the full size.
 
     Source: Tan and Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
     """
     first = config.first_train_size or size
-    growing = max(1, round(0.75 * config.epochs))
+    growing = max(1, min(round(0.75 * config.epochs), config.epochs - 1))
     share = [min(1.0, epoch / growing) for epoch in range(config.epochs)]
-    return [size if done == 1 else min(size, 16 * round((first + (size - first) * done) / 16)) for done in share]
+    steps = [max(first, 16 * round((first + (size - first) * done) / 16)) for done in share]
+    return [size if done == 1 else min(size, step) for done, step in zip(share, steps, strict=True)]
 
 
 def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float | None]:
@@ -172,11 +186,16 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
     return {
         "global_batch_size": global_batch_size,
         "classes": _digest(list(data.classes.folders), None),
-        "train images": _digest(data.train.paths, data.train),
-        "valid images": _digest(data.valid.paths, data.valid),
+        "train images": images_digest(data.train),
+        "valid images": images_digest(data.valid),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
         "--mixed-precision": precision,
     }
+
+
+def images_digest(samples: Samples) -> str:
+    """How many images, and a short hash of their names and classes."""
+    return _digest(samples.paths, samples)
 
 
 def _digest(names, samples: Samples | None) -> str:

@@ -108,7 +108,7 @@ def build_model(
         freeze_backbone(classifier)
     elif config.freeze_bn:
         freeze_batch_norm(classifier)
-    if config.drop_path > 0:
+    if config.finetune != "head":
         set_stochastic_depth(classifier.backbone, config.drop_path)
     return classifier, head, preprocessing
 
@@ -144,9 +144,14 @@ def with_train_sizes(config: TrainConfig, backbone: nn.Module, crop: int) -> Tra
         crop: side at evaluation.
 
     Raises:
-        UsageError: the network does not take a size that a flag asks for.
+        UsageError: the network does not take a size that a flag asks for, or views are cached, all of one size.
     """
     asked = {size for size in (config.train_size, config.first_train_size) if size is not None}
+    if uses_features(config) and asked - {crop}:
+        raise UsageError(
+            f"--train-size, --first-train-size: got {max(asked - {crop})}, but cached features are all of views of "
+            f"{crop} pixels: leave them out, give --image-size, or add --no-feature-cache"
+        )
     for size in asked:
         if not _accepts(backbone, size):
             raise UsageError(f"{config.model} does not take images of {size} pixels, only of {crop}: see --train-size")

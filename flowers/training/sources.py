@@ -1,5 +1,6 @@
 """Where a run's batches come from, and which network they feed: images through all of it, or features to the head."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from flowers.data.transforms import Augmentation, Preprocessing
 from flowers.data.workers import default_workers
 from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier
+from flowers.models.weights import add_tensors
 from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
-from flowers.training.plan import view_sizes
+from flowers.training.plan import images_digest, view_sizes
 from flowers.training.state import TrainBatches
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -128,13 +130,11 @@ def feature_source(
     *,
     augmentation: Augmentation,
     folder: Path,
-    key: dict,
 ) -> Source:
     """Features of the frozen backbone, computed once by the fastest engine at hand, to the head alone.
 
     Args:
         folder: where the feature files lie.
-        key: what the features depend on besides the flags read here: model, weights, images.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     engine = build_engine(
@@ -145,12 +145,15 @@ def feature_source(
         device=accelerator.device,
     )
     console.say(f"features by {engine.description}")
-    key = {**key, "engine": engine.name, "precision": engine.precision, "preprocessing": preprocessing.to_dict()}
+    # All that features depend on. The tensors themselves, not where they are from: a seed and a file may change.
+    backbone = hashlib.sha256(config.model.encode())
+    add_tensors(backbone, classifier.backbone.state_dict())
+    key = {"backbone": backbone.hexdigest(), "engine": engine.name, "precision": engine.precision}
+    key["preprocessing"] = preprocessing.to_dict()
 
     def features_of(name: str, samples: Samples, views: list[Iterable[Batch]], view_key: object) -> np.ndarray:
-        return extract_features(
-            accelerator, engine, samples, views, folder / f"{name}.npy", {**key, "views": view_key, "split": name}
-        )
+        own = {**key, "views": view_key, "images": images_digest(samples)}
+        return extract_features(accelerator, engine, samples, views, folder / f"{name}.npy", own)
 
     def evaluation(name: str, samples: Samples) -> EvalFeatures:
         features = features_of(name, samples, [eval_loader(config, accelerator, samples, preprocessing)], "plain")

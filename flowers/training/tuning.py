@@ -93,7 +93,8 @@ def _try(config: TrainConfig, run: Run) -> Trial:
         run.progress.step += 1
     if vote(run)[0]:
         raise StoppedError("stopped while tuning the head: the same command starts the search again")
-    metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
+    with run.averaged():
+        metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
     run.accelerator.free_memory()
     settings = {name: getattr(config, name) for name in TUNED}
     return Trial(**settings, top1=metrics.top1, loss=metrics.loss)
