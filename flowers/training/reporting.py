@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
