@@ -49,6 +49,8 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
+    if config.seed >= 2**64:
+        raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
         value = getattr(config, name)
         if value not in (None, "auto") and not 0 < value < float("inf"):
@@ -167,18 +169,18 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int)
     kept = {"--" + name.replace("_", "-"): value for name, value in flags.items() if name not in FREE_FLAGS}
     return {
         "global_batch_size": global_batch_size,
-        "classes": _digest(list(data.classes.folders), None),
-        "train images": _digest(data.train.paths, data.train),
-        "valid images": _digest(data.valid.paths, data.valid),
+        "classes": digest(list(data.classes.folders), None),
+        "train images": digest(data.train.paths, data.train),
+        "valid images": digest(data.valid.paths, data.valid),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
     }
 
 
-def _digest(names, samples: Samples | None) -> str:
+def digest(names, samples: Samples | None) -> str:
     """How many, and a short hash of the names (and classes): equal only for the same images in the same order."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in names:
-        digest.update(os.fsencode(name) + b"\0")
+        found.update(os.fsencode(name) + b"\0")
     if samples is not None:
-        digest.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
-    return f"{len(names)} ({digest.hexdigest()[:12]})"
+        found.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
+    return f"{len(names)} ({found.hexdigest()[:12]})"
