@@ -21,7 +21,7 @@ from flowers.data.workers import default_workers
 from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier
 from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
-from flowers.training.plan import view_sizes
+from flowers.training.plan import digest, view_sizes
 from flowers.training.state import TrainBatches
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -134,7 +134,7 @@ def feature_source(
 
     Args:
         folder: where the feature files lie.
-        key: what the features depend on besides the flags read here: model, weights, images.
+        key: what the features depend on besides the images and the flags read here: model and weights.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     engine = build_engine(
@@ -148,9 +148,8 @@ def feature_source(
     key = {**key, "engine": engine.name, "precision": engine.precision, "preprocessing": preprocessing.to_dict()}
 
     def features_of(name: str, samples: Samples, views: list[Iterable[Batch]], view_key: object) -> np.ndarray:
-        return extract_features(
-            accelerator, engine, samples, views, folder / f"{name}.npy", {**key, "views": view_key, "split": name}
-        )
+        own = {"views": view_key, "split": name, "images": digest(samples.paths, samples)}
+        return extract_features(accelerator, engine, samples, views, folder / f"{name}.npy", {**key, **own})
 
     def evaluation(name: str, samples: Samples) -> EvalFeatures:
         features = features_of(name, samples, [eval_loader(config, accelerator, samples, preprocessing)], "plain")
