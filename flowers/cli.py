@@ -153,7 +153,11 @@ def flags_from_yaml(config_type: type, path: Path) -> list[str]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"--config {path}: unknown setting {name!r}{hint}")
-    return _as_flags(values)
+    switches = {field.name for field in dataclasses.fields(config_type) if field.type in (bool, "bool")}
+    # YAML takes a bare `no` for false; --mixed-precision has a value of that name.
+    return _as_flags(
+        {name: "no" if value is False and name not in switches else value for name, value in values.items()}
+    )
 
 
 def _as_flags(values: dict[str, object]) -> list[str]:

@@ -145,6 +145,7 @@ def explain_os_error(error: OSError, path: Path) -> FlowersError:
         errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
         errno.EACCES: "no permission: choose another place, or change its permissions",
         errno.EROFS: "the file system is read-only: choose another place",
+        errno.EEXIST: "a file stands where a folder has to be: choose another place",
         errno.ENOTDIR: "a part of this path is a file, not a folder: choose another place",
         errno.EISDIR: "this is a folder, a file name was expected",
     }

@@ -15,7 +15,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "quickstart: $python is $("$python" --version 2>&1), Python 3.11 or newer is needed: set PYTHON=..." >&2
   exit 1
 fi
-if [[ ! -x $venv/bin/python ]]; then
+if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then  # or half made: Debian keeps venv in a package apart
   echo "== making $venv"
   "$python" -m venv "$venv"
 fi

@@ -195,6 +195,24 @@ def test_a_tree_without_splits_is_all_train(data):
     assert report.trainable
 
 
+def test_one_image_a_class_leaves_none_to_hold_out(data):
+    for folder in ("a", "b"):
+        for index in (1, 2):
+            (data / f"train/{folder}/{index}.jpg").unlink()
+    assert check_dataset(data).trainable, "valid/ is there"
+    report = check_dataset(data / "train")
+    assert report.refusal == f"{data}/train: one image a class, none to hold out; add more, or valid/"
+    assert not report.trainable
+
+
+def test_a_list_is_checked_like_a_tree(data, capsys):
+    rows = [(path.relative_to(data), path.parent.name, path.parts[-3]) for path in sorted(data.rglob("*.jpg"))]
+    (data / "all.csv").write_text("path,label,split\n" + "".join(f"{path},{label},{s}\n" for path, label, s in rows))
+    report = check_dataset(data / "all.csv")
+    assert report.trainable
+    assert report.counts == check_dataset(data).counts
+
+
 def test_imbalance(data, photos, capsys):
     for index in range(16):
         saved_as(

@@ -41,6 +41,17 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     )
 
 
+def test_a_bare_no_in_a_file_is_a_word_where_one_is_expected(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("precision: no\nfast: no\n")
+    assert cli.parse(Small, ["--config", str(file), "--folder", "x"]) == Small(
+        Path("x"), file, precision="no", fast=False
+    )
+    file.write_text("epochs: no\n")
+    with pytest.raises(UsageError, match="--epochs"):
+        cli.parse(Small, ["--config", str(file), "--folder", "x"])
+
+
 def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
     import yaml
 

@@ -185,8 +185,10 @@ def test_a_file_that_turns_bad_stops_with_its_name(spoiled, workers):
     message = str(caught.value)
     assert "\n" not in message
     assert any(message.startswith(spoiled.full_path(index) + ": ") for index in (2, 5, 8))
-    with pytest.raises(DataError, match="truncated"):
+    assert "--on-bad-image skip" in message
+    with pytest.raises(DataError, match="truncated") as caught:
         list(EvalLoader(spoiled, Preprocessing(24, 24), 4, workers=workers))
+    assert "--on-bad-image" not in str(caught.value), "evaluate.py has no such flag"
 
 
 def test_what_loader_processes_get_can_be_pickled(samples):

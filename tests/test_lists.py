@@ -55,6 +55,8 @@ class TestLists:
         found = read_labelled(tmp_path / "data.csv")
         assert [image.path for image in found] == sorted(names, key=os.fsencode)
         assert {image.folder for image in found} == {'a, "b"\n'}
+        self.write(tmp_path / "classes.csv", [["path", "class"], *([encode_path(name)] * 2 for name in names)])
+        assert {image.folder for image in read_labelled(tmp_path / "classes.csv")} == set(names), "as predictions say"
         assert list(read_paths(tmp_path / "data.csv")) == names
         (tmp_path / "null.txt").write_bytes(b"\0".join(ODD_NAMES) + b"\0")
         assert list(read_paths(tmp_path / "null.txt")) == names

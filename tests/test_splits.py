@@ -85,6 +85,15 @@ class TestDrawnSplit:
         with pytest.raises(DataError, match=r"0 new and 1 gone \(such as e/000\.jpg\)"):
             load(tree, split_file=split_file)
 
+    def test_a_split_that_nobody_trained_on_is_drawn_anew(self, tree: Path, tmp_path: Path):
+        split_file = tmp_path / "split.json"
+        gone = load(tree, split_file=split_file).train.paths[-1]
+        (tree / gone).unlink()
+        found = load(tree, split_file=split_file, anew=True)
+        saved = json.loads(split_file.read_text(encoding="utf-8"))
+        assert (saved["train"], saved["valid"]) == (list(found.train.paths), list(found.valid.paths))
+        assert gone not in saved["train"]
+
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "train": 5}', '{"format_version": 9}'])
     def test_broken_split_file(self, content: str, tree: Path, tmp_path: Path):
         (tmp_path / "split.json").write_text(content)
@@ -102,6 +111,10 @@ class TestDrawnSplit:
         assert load_split(tree, "val", found.classes, split_file).paths == found.valid.paths
         assert load_split(tree, "train", found.classes, split_file).paths == found.train.paths
         assert len(load_split(tree, "train", found.classes)) == sum(count for _, count in self.COUNTS)
+        other = touch(tmp_path / "other", "a/x.jpg", "b/y.jpg")
+        assert len(load_split(other, "train", found.classes, split_file)) == 2, "the split is of other data"
+        with pytest.raises(DataError, match="lacks 24 images of the split"):
+            load_split(other, "valid", found.classes, split_file)
         (tree / found.valid.paths[0]).unlink()
         with pytest.raises(DataError, match="lacks 1 images of the split"):
             load_split(tree, "valid", found.classes, split_file)

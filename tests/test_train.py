@@ -87,25 +87,77 @@ def test_a_set_without_valid_is_split_once(sample_set: Path, tmp_path: Path) -> 
     assert job.codes == [0], job.output
     assert "24 train, 8 valid images" in job.output
     assert (tmp_path / "run" / "split.json").exists()
+    trained = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for checkpoint in ("run", "run/best", next((tmp_path / "run" / "checkpoints").iterdir())):
+        flags = ["--checkpoint", checkpoint, "--data-dir", data, "--split", "valid", "--output", "m.json", "-j", 0]
+        evaluated = Job("evaluate", [*flags, "--no-report"], folder=tmp_path)
+        assert evaluated.wait() == [0], evaluated.output
+        metrics = json.loads((tmp_path / "m.json").read_text())
+        assert (metrics["images"], metrics["top1"]) == (8, trained["valid"]["top1"])
 
 
-@pytest.mark.parametrize("how", [[], ["--no-feature-cache"], ["--no-feature-cache", "--cache", "ram"]])
+def test_a_broken_image_can_be_removed_after_a_start_that_it_stopped(sample_set: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set / "train", data)
+    victim = min(data.rglob("*.jpg"))
+    victim.write_bytes(b"")
+    failed = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
+    assert failed.codes == [1], failed.output
+    victim.unlink()
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
+    assert job.codes == [0], job.output
+    another = min(data.rglob("*.jpg"))
+    another.unlink()
+    refused = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 2)
+    assert refused.codes == [1]
+    assert "the images changed since this split was drawn, 0 new and 1 gone" in refused.output
+
+
+@pytest.mark.parametrize(
+    "how", [[], ["--no-feature-cache"], ["--no-feature-cache", "--cache", "ram"], ["--finetune", "staged"]]
+)
 def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path: Path, how: list[str]) -> None:
     data = tmp_path / "data"
     shutil.copytree(sample_set, data)
-    victims = sorted((data / "train").rglob("*.jpg"))[:2]
+    victims = [*sorted((data / "train").rglob("*.jpg"))[:2], min((data / "test").rglob("*.jpg"))]
     victims[0].write_bytes(b"")
     victims[1].write_bytes(victims[1].read_bytes()[:900])
+    victims[2].write_bytes(b"no picture")
     failed = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1)
     assert failed.codes == [1], failed.output
-    assert victims[0].name in failed.output
-    assert "--on-bad-image skip" in failed.output
-    if how:
-        assert victims[1].name in failed.output
+    line = failed.output.splitlines()[-1]
+    assert "3 images cannot be read" in line
+    assert all(str(victim.relative_to(data)) in line for victim in victims), line
+    assert "--on-bad-image skip" in line
+    assert not list((tmp_path / "run").rglob("history.jsonl")), "before the first step"
     skipped = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip")
     assert skipped.codes == [0], skipped.output
-    assert "leaving out 2 images" in skipped.output
-    assert "30 train" in skipped.output
+    assert "leaving out 3 images" in skipped.output
+    assert "30 train, 16 valid, 15 test" in skipped.output
+
+
+@pytest.mark.parametrize(("where", "said"), [("train/2", "train/ of class 2"), ("valid", "valid/"), ("test", "test/")])
+def test_leaving_out_must_leave_something(sample_set: Path, tmp_path: Path, where: str, said: str) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    for path in (data / where).rglob("*.jpg"):
+        path.write_bytes(b"")
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip")
+    assert job.codes == [1]
+    assert f"error: no image that can be read is left in {said};" in job.output
+
+
+def test_features_are_those_of_the_images_that_are_there(sample_set: Path, tmp_path: Path) -> None:
+    """A run that goes on with another test/ measures that one."""
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    assert train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1).codes == [0]
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed before its last line
+    min((data / "test").rglob("*.jpg")).unlink()
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
+    assert job.codes == [0], job.output
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["images"] == 15
+    assert len(np.load(tmp_path / "run" / "features" / "test.npy")) == 15
 
 
 def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
@@ -154,8 +206,9 @@ def wrong_starts(data: Path, folder: Path) -> dict[str, tuple[list, int, str]]:
         "class that train lacks": (["--data-dir", extra_class], 1, "77"),
         "unknown model": (["--data-dir", data, "--model", "resnet81"], 1, "resnet18"),
         "weights that are none": (["--data-dir", data, "--weights", weights], 1, "weights.pth"),
-        "output that is a file": (["--data-dir", data, "--output-dir", folder / "occupied"], 1, "occupied"),
+        "output that is a file": (["--data-dir", data, "--output-dir", folder / "occupied"], 1, "a file stands where"),
         "bad value": (["--data-dir", data, "--epochs", 0], 2, "--epochs: got 0, expected at least 1"),
+        "seed too large": (["--data-dir", data, "--seed", 2**64], 2, "--seed"),
         "bad word": (["--data-dir", data, "--epochs", "ten"], 2, "--epochs"),
         "unknown flag": (["--data-dir", data, "--learning-rate", 1], 2, "--learning-rate"),
         "features cannot be mixed": (["--data-dir", data, "--mixup-alpha", 0.2], 2, "--no-feature-cache"),

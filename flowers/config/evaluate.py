@@ -40,6 +40,10 @@ class EvaluateConfig:
     """Default: what `accelerate launch` says, else no."""
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size: got {self.batch_size}, expected at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers: got {self.workers}, expected at least 0")
         if self.predictions is None:
             for flag, value in (("--checkpoint", self.checkpoint), ("--data-dir", self.data_dir)):
                 if value is None:

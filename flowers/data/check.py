@@ -16,8 +16,9 @@ from PIL import Image
 from flowers import console
 from flowers.data.classes import ClassIndex
 from flowers.data.fingerprints import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
-from flowers.data.folders import Samples, find_splits, load_image_folders
+from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, find_splits, load_image_folders
 from flowers.data.images import read_bytes, read_image
+from flowers.data.paths import readable
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.processes import cpus_per_process
 
@@ -188,6 +189,8 @@ def _find(data_dir: Path) -> tuple[Path, dict[str, str], list[CheckedImage], str
         data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
         root, folders = data.train.root, data.classes.folders
         names = dict(zip(folders, data.classes.labels, strict=True))
+        if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:
+            refusal = f"{readable(data_dir)}: {NONE_TO_HOLD_OUT}"
         for split in SPLITS:
             samples = getattr(data, split)
             for path, target in zip(samples.paths, samples.targets, strict=True) if samples else ():

@@ -84,7 +84,7 @@ class TrainLoader:
         """
         self._running = token = object()
         self._batches.epoch, self._batches.start_step = epoch, start_step
-        for batch in _checked(run_loader(self._loader)):
+        for batch in _checked(run_loader(self._loader), ", or start with --on-bad-image skip"):
             yield batch
             if self._running is not token:
                 raise RuntimeError(f"epoch {epoch} goes on after another one was started on the same loader")
@@ -268,8 +268,8 @@ class _Check(torch.utils.data.Dataset):
         return bad
 
 
-def _checked(batches: Iterator[Batch | str]) -> Iterator[Batch]:
+def _checked(batches: Iterator[Batch | str], remedy: str = "") -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, str):
-            raise DataError(f"{batch}; mend or remove the file, or start with --on-bad-image skip")
+            raise DataError(f"{batch}; mend or remove the file{remedy}")
         yield batch

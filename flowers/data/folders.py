@@ -27,6 +27,8 @@ from flowers.data.scan import scan_images
 from flowers.data.splits import read_split, split_train
 from flowers.errors import DataError, UsageError
 
+NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -83,6 +85,7 @@ def load_image_folders(
     val_fraction: float,
     seed: int,
     split_file: Path | None = None,
+    anew: bool = False,
 ) -> ImageFolders:
     """Find a data set's images and classes, and draw the validation split if there is none.
 
@@ -92,6 +95,7 @@ def load_image_folders(
         val_fraction: share of train/ to hold out when there is no valid/; 0 for none. See ``splits.split_train``.
         seed: of that draw.
         split_file: where that split is kept; if it exists, it is used.
+        anew: draw it even so.
 
     Raises:
         DataError: no such folder, no train/, no classes, an empty class, a class in valid/ or test/ that train/
@@ -121,9 +125,11 @@ def load_image_folders(
         if samples is not None and not len(samples):
             raise DataError(f"{splits[name].where}: no images; add some, or remove it")
     if valid is None and val_fraction > 0:
-        held_out = split_train(train.paths, train.targets, val_fraction=val_fraction, seed=seed, split_file=split_file)
+        held_out = split_train(
+            train.paths, train.targets, val_fraction=val_fraction, seed=seed, split_file=split_file, anew=anew
+        )
         if not any(held_out):
-            raise DataError(f"{where}: one image a class, none to hold out; add valid/ or set --val-fraction 0")
+            raise DataError(f"{where}: {NONE_TO_HOLD_OUT}")
         valid = train.take(np.flatnonzero(held_out))
         train = train.take(np.flatnonzero(~np.array(held_out)))
     return ImageFolders(classes, train, valid, test)
@@ -136,7 +142,8 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
         data_dir: as for ``load_image_folders``; in a tree without splits all is train.
         split: train, valid (or val) or test.
         classes: the model's; the images' classes are found in it by name.
-        split_file: the split that a run drew: where there is no valid/, it says what train and valid mean.
+        split_file: the split that a run drew: where there is no valid/, it says what train and valid mean. Of data
+            that has none of its images, all is train still.
 
     Raises:
         DataError: no such folder or split, no images in it, or a class that the model does not know.
@@ -153,10 +160,11 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
     samples = _samples(root, splits[source], classes)
     if drawn:
         held_out = read_split(split_file)
-        samples = samples.take(i for i, path in enumerate(samples.paths) if held_out.get(path) is (name == "valid"))
-        gone = list(held_out.values()).count(name == "valid") - len(samples)
-        if gone:
-            raise DataError(f"{splits[source].where}: lacks {gone} images of the split in {readable(split_file)}")
+        if name == "valid" or any(path in held_out for path in samples.paths):
+            samples = samples.take(i for i, path in enumerate(samples.paths) if held_out.get(path) is (name == "valid"))
+            gone = list(held_out.values()).count(name == "valid") - len(samples)
+            if gone:
+                raise DataError(f"{splits[source].where}: lacks {gone} images of the split in {readable(split_file)}")
     if not len(samples):
         raise DataError(f"{splits[source].where}: no images")
     return samples

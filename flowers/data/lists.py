@@ -4,8 +4,8 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
 
 - ``NAME.csv``: a header, then a row an image. The column ``path`` must be there. ``class`` (or ``label``) is the
   class; ``split`` is train, valid (or val) or test, and train where it is empty or missing. Other columns are
-  ignored, so a predictions file is a list, too. As there, a backslash in a path is written ``\\\\`` and a byte that is
-  not UTF-8 ``\\xNN``.
+  ignored, so a predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a
+  byte that is not UTF-8 ``\\xNN``.
 - any other name: plain text, one path a line (for prediction only). If the file holds NUL bytes these end
   the paths, not line ends: what ``find -print0`` writes.
 """
@@ -50,6 +50,7 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
         folder = row["class"] if "class" in row else row.get("label")
         if folder is None:
             raise DataError(f"{readable(list_file)}: columns are {','.join(row)}, expected path,class or path,label")
+        folder = decode_path(folder)
         if not folder or "/" in folder:
             raise DataError(f"{readable(list_file)}, line {line}: got class {folder!r}, expected a name without /")
         split = row.get("split", "").strip().lower()

@@ -16,7 +16,13 @@ FORMAT_VERSION = 1
 
 
 def split_train(
-    paths: Sequence[str], targets: Sequence[int], *, val_fraction: float, seed: int, split_file: Path | None
+    paths: Sequence[str],
+    targets: Sequence[int],
+    *,
+    val_fraction: float,
+    seed: int,
+    split_file: Path | None,
+    anew: bool = False,
 ) -> list[bool]:
     """Say which training images are held out for validation.
 
@@ -29,6 +35,7 @@ def split_train(
         targets: their N class indices.
         val_fraction: above 0, below 1.
         split_file: the split is read from here if this file exists, else the main process writes it here.
+        anew: draw and write it even so: nobody has trained on the one that is there.
 
     Returns:
         N flags, True for validation.
@@ -36,7 +43,7 @@ def split_train(
     Raises:
         DataError: ``split_file`` is broken, was drawn with another fraction or seed, or of other images.
     """
-    if split_file is not None and os.path.exists(split_file):
+    if split_file is not None and not anew and os.path.exists(split_file):
         return _read(split_file, paths, val_fraction, seed)
     drawn = _draw(paths, targets, val_fraction, seed)
     if split_file is not None and console.is_main_process():

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from flowers import console, processes
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.folders import Samples, load_split
-from flowers.errors import UsageError
-from flowers.files import write_atomically
+from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
@@ -34,10 +33,11 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     Raises:
         FlowersError: no such model or split, images that cannot be read, an output that cannot be written.
     """
-    if config.batch_size < 1:
-        raise UsageError(f"--batch-size: got {config.batch_size}, expected at least 1")
     bundle = load_bundle(config.checkpoint)
-    samples = load_split(config.data_dir, config.split, bundle.classes)
+    samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
+    output = config.output or config.checkpoint / f"metrics-{config.split}.json"
+    if console.is_main_process():
+        make_folder(output.parent)  # before the work, not after it
     accelerator = processes.start(config.mixed_precision, default_precision="no")
     start_s = time.monotonic()
     reports = config.report and can_report(accelerator, len(samples), len(bundle.classes))
@@ -46,7 +46,6 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     if config.calibrate:
         bundle, answers = calibrate(accelerator, bundle, answers)
         metrics = answers.metrics
-    output = config.output or config.checkpoint / f"metrics-{config.split}.json"
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics)
 
@@ -121,3 +120,13 @@ def run_folder(bundle: Bundle) -> Path | None:
     return next(
         (folder for folder in (bundle.folder, bundle.folder.parent) if (folder / "history.jsonl").exists()), None
     )
+
+
+def drawn_split(bundle: Bundle) -> Path | None:
+    """The split that a run without valid/ drew for itself, where the model still lies in the run's folder.
+
+    It may lie as deep as checkpoints/step-00000123/, or head/best/ of a staged run.
+    """
+    folder = bundle.folder.resolve()
+    files = (above / "split.json" for above in (folder, *folder.parents[:2]))
+    return next((file for file in files if file.exists()), None)

@@ -38,6 +38,7 @@ from flowers.training.resume import agree_on_checkpoint, as_begun, restore
 from flowers.training.setup import (
     build_cache,
     build_model,
+    listing_bad_images,
     new_head,
     settle_bad_images,
     with_train_sizes,
@@ -219,7 +220,12 @@ class Job:
         parts = (self.config, self.accelerator, self.data, self.order, self.classifier, self.preprocessing)
         if not uses_features(self.config):
             return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
-        return feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features")
+        with listing_bad_images(self.config, self.data):
+            source = feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features")
+            for name, split in (("valid", self.data.valid), ("test", self.data.test)):
+                if split is not None:
+                    source.evaluation(name, split)  # all images are read now, not one of test/ after hours
+        return source
 
     def build_run(self, source: Source) -> Run:
         """Optimizer, precision and wrappers around the network, and the places where things are written."""

@@ -49,6 +49,8 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
+    if config.seed >= 2**64:
+        raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
         value = getattr(config, name)
         if value not in (None, "auto") and not 0 < value < float("inf"):
@@ -200,9 +202,9 @@ def images_digest(samples: Samples) -> str:
 
 def _digest(names, samples: Samples | None) -> str:
     """How many, and a short hash of the names (and classes): equal only for the same images in the same order."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name in names:
-        digest.update(os.fsencode(name) + b"\0")
+        found.update(os.fsencode(name) + b"\0")
     if samples is not None:
-        digest.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
-    return f"{len(names)} ({digest.hexdigest()[:12]})"
+        found.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
+    return f"{len(names)} ({found.hexdigest()[:12]})"

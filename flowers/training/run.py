@@ -17,7 +17,7 @@ from flowers.training.job import Job
 from flowers.training.plan import check_flags
 from flowers.training.preemption import StopRequest
 from flowers.training.resume import agree_on_checkpoint
-from flowers.training.setup import HEAD_STAGE, settle_splits
+from flowers.training.setup import HEAD_STAGE, settle_bad_images, settle_splits
 
 LAST_STAGE_FLAGS = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
@@ -66,6 +66,8 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
             val_fraction=config.val_fraction,
             seed=config.seed,
             split_file=run_dir / "split.json",
+            # Of a start that failed before its first checkpoint, on a broken image say, which is removed by now.
+            anew=not (checkpoints.list_checkpoints(run_dir) or checkpoints.list_checkpoints(run_dir / HEAD_STAGE)),
         )
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = processes.start(
@@ -84,7 +86,11 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
 
 
 def train_head_stage(config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest) -> None:
-    """What a staged run begins with, unless it is done already."""
+    """What a staged run begins with, unless it is done already.
+
+    The images are looked at before it: the head itself would not find that one of test/ is broken.
+    """
+    data = settle_bad_images(config, accelerator, data, None)
     Job(head_stage(config), accelerator, dataclasses.replace(data, test=None), stop).train(last_stage=False)
     accelerator.free_memory()
 

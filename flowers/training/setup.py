@@ -1,7 +1,10 @@
 """What a run starts from: its data settled, its model built."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -12,7 +15,7 @@ from flowers.config.train import TrainConfig
 from flowers.data.cache import ImageCache, open_cache
 from flowers.data.dataset import find_bad_images
 from flowers.data.folders import ClassIndex, ImageFolders, Samples
-from flowers.data.paths import readable
+from flowers.data.paths import readable, some
 from flowers.data.transforms import Preprocessing
 from flowers.data.workers import default_workers
 from flowers.errors import DataError, UsageError
@@ -65,24 +68,60 @@ def settle_bad_images(
     a cache of images the training images have been decoded already.
 
     Raises:
-        DataError: there are some, and ``--on-bad-image`` is fail.
+        DataError: there are some, and ``--on-bad-image`` is fail; or a class of train/, valid/ or test/ has no others.
     """
     if config.on_bad_image == "fail" and uses_features(config):
         return data
-    splits = {name: split for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
+    splits = _splits(data)
     bad = {
         name: cache.bad if cache is not None and name == "train" else _find_bad(config, accelerator, split)
         for name, split in splits.items()
     }
-    lines = [f"{split}: {readable(path)}: {reason}" for split, found in bad.items() for path, reason in found]
-    if not lines:
+    if not any(bad.values()):
         return data
-    more = f" and {len(lines) - SHOWN_BAD_IMAGES} more" if len(lines) > SHOWN_BAD_IMAGES else ""
-    listed = "; ".join(lines[:SHOWN_BAD_IMAGES]) + more
     if config.on_bad_image == "fail":
-        raise DataError(f"{len(lines)} images cannot be read: {listed}; mend or remove them, or --on-bad-image skip")
-    console.warn(f"leaving out {len(lines)} images that cannot be read: {listed}")
-    return dataclasses.replace(data, **{name: _without(splits[name], found) for name, found in bad.items()})
+        raise _refusal(bad)
+    count = sum(map(len, bad.values()))
+    console.warn(f"leaving out {count} images that cannot be read: {_listed(bad)}")
+    kept = {name: _without(splits[name], found) for name, found in bad.items()}
+    gone = [f"{name}/" for name, split in kept.items() if not len(split) and name != "train"]
+    counts = np.bincount(kept["train"].targets, minlength=len(data.classes))
+    gone += [f"train/ of class {readable(data.classes.folders[index])}" for index in np.flatnonzero(counts == 0)]
+    if gone:
+        raise DataError(f"no image that can be read is left in {some(gone)}; mend some, or remove the class or split")
+    return dataclasses.replace(data, **kept)
+
+
+@contextlib.contextmanager
+def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None]:
+    """Where the block stops at the first image that cannot be read, look at the others too, and list them all.
+
+    Raises:
+        DataError: all of them.
+    """
+    try:
+        yield
+    except DataError:
+        workers = default_workers(config.workers)
+        bad = {name: find_bad_images(split, workers) for name, split in _splits(data).items()}
+        if any(bad.values()):
+            raise _refusal(bad) from None
+        raise
+
+
+def _splits(data: ImageFolders) -> dict[str, Samples]:
+    return {name: split for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
+
+
+def _listed(bad: dict[str, list[tuple[str, str]]]) -> str:
+    lines = [f"{split}: {readable(path)}: {reason}" for split, found in bad.items() for path, reason in found]
+    more = f" and {len(lines) - SHOWN_BAD_IMAGES} more" if len(lines) > SHOWN_BAD_IMAGES else ""
+    return "; ".join(lines[:SHOWN_BAD_IMAGES]) + more
+
+
+def _refusal(bad: dict[str, list[tuple[str, str]]]) -> DataError:
+    count = sum(map(len, bad.values()))
+    return DataError(f"{count} images cannot be read: {_listed(bad)}; mend or remove them, or --on-bad-image skip")
 
 
 def build_model(
