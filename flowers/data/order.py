@@ -97,6 +97,11 @@ class Order:
         return self.batch_size * self.world_size * self.grad_accum_steps
 
     @property
+    def batch_arithmetic(self) -> str:
+        """Where the images of a step come from, in words."""
+        return f"{self.batch_size} x {self.world_size} processes x {self.grad_accum_steps} micro-steps"
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer updates per epoch; the last one may hold fewer real images."""
         return -(-self.num_samples // self.global_batch_size)

@@ -35,6 +35,7 @@ from flowers.training.preemption import StopRequest
 from flowers.training.recipe import WeightAverage, build_optimizer
 from flowers.training.reporting import can_report, report_training
 from flowers.training.resume import agree_on_checkpoint, as_begun, restore
+from flowers.training.screen import say_done, say_plan
 from flowers.training.setup import (
     build_cache,
     build_model,
@@ -67,7 +68,7 @@ class Job:
         self.config = with_default_lr(config, self.order.global_batch_size)
         self.fingerprint = self.fingerprint_of(self.config)
         if self.resumed is not None:
-            checkpoints.check_fingerprint(self.resumed, self.fingerprint, self.batch_arithmetic)
+            checkpoints.check_fingerprint(self.resumed, self.fingerprint, self.order.batch_arithmetic)
         self.plan = build_plan(self.config, self.order, len(data.classes.folders))
 
     def train(self, last_stage: bool = True) -> None:
@@ -95,25 +96,7 @@ class Job:
             raise
         self.finish(run, source)
         if last_stage:
-            self.say_done()
-
-    def say_done(self) -> None:
-        """What lies where, and what to do with it."""
-        best, report = self.run_dir / "best", self.run_dir / "report.html"
-        written = [("best model", best), ("figures", self.run_dir / "metrics.json")]
-        if self.config.report and report.exists():
-            written.append(("to look at", report))
-        split = ("--split", "test" if self.data.test else "valid")
-        console.done(
-            "trained",
-            [*written, ("all of the run", self.run_dir)],
-            [
-                console.job_command("evaluate", "--checkpoint", best, "--data-dir", self.config.data_dir, *split),
-                console.job_command(
-                    "predict", "--checkpoint", best, "--input", "PHOTOS", "--output", "predictions.csv"
-                ),
-            ],
-        )
+            say_done(self.config, self.data.test is not None)
 
     def is_finished(self) -> bool:
         """Whether an earlier start came to the end, and wrote the final figures and the report that there can be."""
@@ -124,39 +107,22 @@ class Job:
         if not (done and has_figures):
             return False
         wants_report = self.config.report and not has_report  # as when it was killed while it wrote one
-        images = max(len(split) for split in (self.data.train, self.data.valid, self.data.test) if split is not None)
-        return not (wants_report and can_report(self.accelerator, images, len(self.data.classes)))
+        return not (wants_report and self.can_report())
+
+    def can_report(self) -> bool:
+        """Whether the page that is asked for can be made; all ranks call this."""
+        images = max(len(split) for split in (self.data.valid, self.data.test) if split is not None)
+        return self.config.report and can_report(self.accelerator, images, len(self.data.classes))
 
     def fingerprint_of(self, config: TrainConfig) -> dict:
         """All that must be the same for this run to be gone on with."""
         return fingerprint(config, self.data, self.order.global_batch_size, self.accelerator.mixed_precision)
 
-    @property
-    def batch_arithmetic(self) -> str:
-        """Where the images of a step come from."""
-        order = self.order
-        return f"{order.batch_size} x {order.world_size} processes x {order.grad_accum_steps} micro-steps"
-
     def describe(self) -> None:
         """Say what will be done, and keep the resolved config."""
-        config, plan = self.config, self.plan
         self.save_config()
-        trainable = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.classifier.parameters())
-        test = f", {len(self.data.test)} test" if self.data.test else ""
-        how = "head on cached features" if uses_features(config) else config.finetune
-        rows = [
-            ("data", f"{len(self.data.train)} train, {len(self.data.valid)} valid{test} images, "
-             f"{plan.num_classes} classes in {config.data_dir}"),
-            ("model", f"{config.model}, weights {config.weights}, {self.preprocessing.crop} px"),
-            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr "
-             + ("auto" if self.searches_lr else f"{plan.peak_lr:g}")),
-            ("batch", f"{self.batch_arithmetic} = {self.order.global_batch_size} images a step"),
-            ("length", f"{plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.total_steps} steps"),
-            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
-            ("run folder", str(self.run_dir)),
-        ]  # fmt: skip
-        console.facts("flowers: train", rows)
+        parts = (self.config, self.data, self.classifier, self.preprocessing.crop, self.order, self.plan)
+        say_plan(*parts, self.accelerator, self.searches_lr)
 
     def save_config(self) -> None:
         """Keep the resolved config in the run folder."""
@@ -276,11 +242,9 @@ class Job:
         best = load_bundle(self.run_dir / "best")
         self.classifier.load_state_dict(best.state_dict)
         results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
-        test, test_logits, num_classes = self.data.test, None, self.plan.num_classes
-        images = max(len(split) for split in (self.data.valid, test) if split is not None)
-        reports = self.config.report and can_report(self.accelerator, images, num_classes)
+        reports, test, test_logits = self.can_report(), self.data.test, None
         if test is not None:
-            test_logits = LogitTable(len(test), num_classes) if reports else None
+            test_logits = LogitTable(len(test), self.plan.num_classes) if reports else None
             batches = source.evaluation("test", test)
             metrics = evaluate(self.accelerator, run.network, run.inputs, batches, len(test), logits=test_logits)
             results["test"] = metrics.to_dict()
