@@ -213,6 +213,21 @@ def test_a_list_is_checked_like_a_tree(data, capsys):
     assert report.counts == check_dataset(data).counts
 
 
+def test_a_broken_list_of_further_pictures_is_no_reason_to_stop(data, photos):
+    """Phones put several pictures into a JPEG; it is trained on by its first, so it is checked by that one too."""
+    picture, file = Image.open(io.BytesIO(photos[10])), io.BytesIO()
+    picture.save(file, "MPO", save_all=True, append_images=[picture])
+    broken = bytearray(file.getvalue())
+    start = broken.index(b"MPF\0") + 4
+    broken[start + 30] ^= 0xFF  # how many pictures there are
+    (data / "train/a/phone.jpg").write_bytes(broken)
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(broken))
+    report = check_dataset(data)
+    assert report.trainable
+    assert next(image for image in report.images if image.path.endswith("phone.jpg")).size == (160, 160)
+
+
 def test_imbalance(data, photos, capsys):
     for index in range(16):
         saved_as(

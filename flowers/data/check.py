@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from flowers import console
 from flowers.data.classes import ClassIndex
@@ -215,12 +215,20 @@ def _look(root: Path, image: CheckedImage) -> CheckedImage:
         pixels = read_image(data, min_short_side=_SHORT_SIDE)
     except ImageError as error:
         return image._replace(reason=str(error))
-    with Image.open(io.BytesIO(data)) as header:
+    with _header(data) as header:
         size, mode = header.size, header.mode
         with contextlib.suppress(Exception):  # only some formats know; and only the first picture must be whole
             mode += " animated" if header.is_animated else ""
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return image._replace(size=size, mode=mode, digest=digest, likeness=fingerprint(pixels))
+
+
+def _header(data: bytes) -> Image.Image:
+    """Open a file that gives a picture; Pillow gives up where only a JPEG's list of further pictures is broken."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
 
 
 def _duplicates(images: list[CheckedImage]) -> list[list[CheckedImage]]:
