@@ -93,7 +93,16 @@ class TestLists:
         with pytest.raises(DataError, match=rf"data\.csv.*{expected}"):
             load(tmp_path / "data.csv")
 
-    def test_plain_list_has_no_classes(self, tmp_path: Path):
-        (tmp_path / "data.txt").write_text("a.jpg\n")
-        with pytest.raises(DataError, match=r"must be a \.csv with the columns path,class"):
+    @pytest.mark.parametrize("path", ["a.jpg", "train/a.jpg"])
+    def test_plain_list_without_class_folders(self, path: str, tmp_path: Path):
+        (tmp_path / "data.txt").write_text(f"b/a.jpg\n{path}\n")
+        with pytest.raises(DataError, match=rf"{path} lies in no class folder; expected CLASS/IMAGE"):
             load(tmp_path / "data.txt")
+
+    def test_plain_list_takes_classes_and_splits_from_folders(self, tmp_path: Path):
+        (tmp_path / "data.txt").write_text("val/rose/1.jpg\n/far/away/tulip/2.jpg\nrose/3.jpg\ntrain/a/tulip/4.jpg\n")
+        data = load(tmp_path / "data.txt")
+        assert data.classes.folders == ("rose", "tulip")
+        assert list(data.train.paths) == ["/far/away/tulip/2.jpg", "rose/3.jpg", "train/a/tulip/4.jpg"]
+        assert data.train.targets.tolist() == [1, 0, 1]
+        assert list(data.valid.paths) == ["val/rose/1.jpg"]

@@ -19,7 +19,7 @@ class EvaluateConfig:
     checkpoint: Path | None = None
     """Model bundle, or a run folder (its best model)."""
     data_dir: Annotated[Path | None, arg(aliases=["--data"])] = None
-    """Image-folder root with the split below it."""
+    """Image-folder root with the split below it, or a list of images."""
     predictions: Path | None = None
     """Instead of the two above: a file that jobs/predict.py wrote, or any such CSV."""
     labels: Path | None = None

@@ -17,7 +17,7 @@ class TrainConfig:
     """
 
     data_dir: Annotated[Path, arg(aliases=["--data"])]
-    """Folder with train/ and valid/ (or val/), perhaps test/, one folder a class in each; or a .csv of path,class."""
+    """Folder with train/ and valid/ (or val/), perhaps test/, one folder a class in each; or a list (.csv, .txt)."""
     output_dir: Path | None = None
     """Run folder: config, history, checkpoints, best and last model; default: runs/DATA-MODEL."""
     config: Path | None = None

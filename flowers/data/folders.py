@@ -6,7 +6,8 @@ other split is mapped through it by name. Layouts that are understood:
 - ``D/train/CLASS/...``, ``D/valid/CLASS/...`` (or ``val``), ``D/test/CLASS/...``; only train/ must be there. Any of
   them may instead be a list, ``D/train.csv`` and so on;
 - ``D/CLASS/IMAGE``: one tree without splits, taken as train/;
-- ``D.csv``: a list with the columns path,class and perhaps split (see ``flowers.data.lists``).
+- ``D.csv``: a list with the columns path,class and perhaps split, or ``D.txt``, one path a line (see
+  ``flowers.data.lists``).
 """
 
 import os

@@ -6,8 +6,9 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
   class; ``split`` is train, valid (or val) or test, and train where it is empty or missing. Other columns are
   ignored, so a predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a
   byte that is not UTF-8 ``\\xNN``.
-- any other name: plain text, one path a line (for prediction only). If the file holds NUL bytes these end
-  the paths, not line ends: what ``find -print0`` writes.
+- any other name: plain text, one path a line. If the file holds NUL bytes these end the paths, not line ends: what
+  ``find -print0`` writes. Where a class is needed it is the folder that the image lies in; the split is the path's
+  first folder if that is called like one (``valid/rose/1.jpg``), else train.
 """
 
 import csv
@@ -38,14 +39,23 @@ class ListedImage(NamedTuple):
 
 
 def read_labelled(list_file: Path) -> list[ListedImage]:
-    """Read a CSV list for training or evaluation, sorted by path.
+    """Read a list for training or evaluation, sorted by path.
 
     Raises:
         DataError: the file cannot be read, is no such CSV, has a row without path or class, or names a path twice.
     """
-    if list_file.suffix.lower() != ".csv":
-        raise DataError(f"{readable(list_file)}: a list with classes must be a .csv with the columns path,class")
-    images = []
+    if list_file.suffix.lower() == ".csv":
+        images = list(_labelled_rows(list_file))
+    else:
+        images = [_by_folder(path, list_file) for path in read_paths(list_file)]
+    images.sort(key=lambda image: os.fsencode(image.path))
+    for one, other in itertools.pairwise(images):
+        if one.path == other.path:
+            raise DataError(f"{readable(list_file)}: {readable(one.path)} is listed twice; list every image once")
+    return images
+
+
+def _labelled_rows(list_file: Path) -> Iterator[ListedImage]:
     for line, row in _rows(list_file):
         folder = row["class"] if "class" in row else row.get("label")
         if folder is None:
@@ -56,12 +66,18 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
         split = row.get("split", "").strip().lower()
         if split not in SPLITS:
             raise DataError(f"{readable(list_file)}, line {line}: got split {split!r}, expected train, valid or test")
-        images.append(ListedImage(row["path"], folder, SPLITS[split]))
-    images.sort(key=lambda image: os.fsencode(image.path))
-    for one, other in itertools.pairwise(images):
-        if one.path == other.path:
-            raise DataError(f"{readable(list_file)}: {readable(one.path)} is listed twice; list every image once")
-    return images
+        yield ListedImage(row["path"], folder, SPLITS[split])
+
+
+def _by_folder(path: str, list_file: Path) -> ListedImage:
+    *folders, _ = path.split("/")
+    is_split = bool(folders) and folders[0] in SPLITS
+    if not folders[is_split:]:
+        raise DataError(
+            f"{readable(list_file)}: {readable(path)} lies in no class folder; expected CLASS/IMAGE in each line, or a "
+            ".csv with the columns path,class"
+        )
+    return ListedImage(path, folders[-1], SPLITS.get(folders[0], "train"))
 
 
 def read_paths(list_file: Path) -> Iterator[str]:

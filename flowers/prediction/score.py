@@ -200,5 +200,8 @@ def _class_column(predictions: Path, truth: dict[str, str] | None) -> str:
 
 
 def _some(names: set[str]) -> str:
-    shown = sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    def parts(name: str) -> list[int | str]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    shown = sorted(names, key=parts)
     return ", ".join(map(readable, shown[:3])) + (", ..." if len(shown) > 3 else "")
