@@ -38,7 +38,7 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        allow_as_usual(temporary)
         os.replace(temporary, path)
         temporary = None
         sync_folder(path.parent)
@@ -153,7 +153,8 @@ def explain_os_error(error: OSError, path: Path) -> FlowersError:
     return FlowersError(f"cannot write {path}: {hint}")
 
 
-def _umask() -> int:
+def allow_as_usual(path: Path) -> None:
+    """Give a file the permissions that a new one has here; what makes temporary files makes them for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,15 @@ def test_what_is_saved_is_loaded(bundle: Bundle, tmp_path: Path) -> None:
     assert loaded.state_dict.keys() == bundle.state_dict.keys()
     assert all(torch.equal(value, bundle.state_dict[name]) for name, value in loaded.state_dict.items())
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_group_can_read_what_its_member_saved(bundle: Bundle, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_bundle(bundle, tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "model").iterdir()} == {0o640}
 
 
 def test_built_network_is_the_same_and_ready(bundle: Bundle, tmp_path: Path) -> None:

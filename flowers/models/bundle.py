@@ -32,7 +32,7 @@ import flowers
 from flowers.data.folders import ClassIndex
 from flowers.data.transforms import Preprocessing
 from flowers.errors import ModelError
-from flowers.files import old_name, replace_folder
+from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.models.weights import WEIGHTS_FILE, add_tensors, fit_weights, strip_wrappers
@@ -124,6 +124,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     except ValueError as error:
         raise ModelError(f"bundle to save: metrics or how it was made hold what JSON cannot: {error}") from None
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    allow_as_usual(folder / WEIGHTS_FILE)
     (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="ascii")
 
 
