@@ -23,6 +23,7 @@ from flowers.models.temperature import store, with_temperature
 from flowers.reports import calibration
 from flowers.reports.answers import Answers
 from flowers.reports.model_report import Background, write_model_report
+from flowers.reports.plots import Line, lay_out, ticks
 from jobs.evaluate import main as evaluate
 from jobs.train import main as train
 
@@ -125,6 +126,15 @@ def test_figures_are_those_of_scikit_learn(answers: Answers, run_dir: Path, tmp_
     label = answers.label(0)
     precision, recall, f1 = (f"{values[0]:.1%}" if values[0] == values[0] else "–" for values in expected[:3])
     assert f"{label} {label} {expected[3][0]} {precision} {recall} {f1}" in text
+
+
+@pytest.mark.parametrize("value", [1e-30, 3e-13, 0.003, 0.0, 7e20])
+def test_an_axis_has_room_around_a_value_of_any_size(value: float) -> None:
+    values, (low, high) = ticks(value, value, tight=False)
+    assert low < value < high
+    assert 4 <= len(values) <= 9
+    assert len(set(values)) == len(values)
+    assert lay_out("rate", [Line("rate", [(1, value), (2, value)], "purple")], x_label="epoch") is not None
 
 
 def test_calibration_error_by_hand() -> None:

@@ -112,13 +112,14 @@ def ticks(low: float, high: float, *, tight: bool) -> tuple[list[float], tuple[f
         margin = abs(low) / 2 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / 5
-    power = 10 ** math.floor(math.log10(rough))
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.99)
     if tight:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     else:
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    values = [round(place * step, 12) for place in range(first, last + 1)]
+    values = [round(place * step, 12 - exponent) for place in range(first, last + 1)]
     return values, (low, high) if tight else (values[0], values[-1])
 
 
