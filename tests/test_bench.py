@@ -1,8 +1,8 @@
 """The measurements themselves: every script has its place and its flags, ratios are of one round, the table is kept."""
 
 import functools
-import json
-import subprocess
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_the_table_keeps_the_rows_of_others_and_never_mixes_machines(
     table = tmp_path / "table.md"
     table.write_text("# Title\n\nBefore.\n")
     found = {"saving": [Row("a save", "1 s", "2x plain")], "decode": [Row("a photo", "2 ms"), Row("two", "3 ms")]}
-    monkeypatch.setattr(bench_run, "measure", found.get)
+    monkeypatch.setattr(bench_run, "measure", lambda name, flags: found.get(name))
     monkeypatch.setattr(bench_run, "machine", lambda: "a machine; torch 1; May 2026")
     assert bench_run.main(["saving", "--table", str(table)]) == 0
     monkeypatch.setattr(bench_run, "machine", lambda: "a machine; torch 1; June 2026")
@@ -80,20 +80,63 @@ def test_the_table_keeps_the_rows_of_others_and_never_mixes_machines(
         bench_run.main(["saving", "--table", str(table)])
 
 
-def test_a_measurement_runs_and_hands_its_rows_over(tmp_path: Path) -> None:
-    found = tmp_path / "rows.json"
-    command = [sys.executable, BENCH / "bench_scan.py", "--files", "200", "--rounds", "1", "--json", found]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "200 files in 100 folders" in done.stdout
-    assert "torch" in done.stdout.splitlines()[0]
-    assert found.exists()
+@pytest.fixture(scope="module")
+def photos(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn set in the shape of the real one: train/, valid/ and photos/."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split, name in (("train", "train"), ("valid", "valid"), ("test", "photos")):
+        shutil.copytree(sample_set / split, folder / name)
+    return folder
 
 
-def test_the_empty_job_has_all_of_the_job_but_its_work() -> None:
-    command = [sys.executable, BENCH / "bench_predict_overhead.py", "--one", "50"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["files"] == 50
-    assert found["cpu_s"] > 0
+@pytest.mark.processes
+@pytest.mark.parametrize("name", bench_run.NAMES)
+def test_every_measurement_runs_and_says_against_what(
+    name: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    if name == "exports":
+        for package in ("onnx", "onnxruntime", "onnxscript", "nncf"):
+            pytest.importorskip(package, reason="pip install -e .[export]")
+    monkeypatch.setenv("FLOWERS102", str(photos))
+    rows = bench_run.measure(name, bench_run.QUICK[name].split())
+    output = capfd.readouterr()
+    assert rows, output.err
+    assert "torch" in output.out.splitlines()[0]
+    for row in rows:
+        assert re.search(r"\d", row.figure), row
+        assert row.figure in output.out
+        assert row.against, row
+
+
+def test_quick_figures_go_into_no_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        bench_run.main(["scan", "--quick", "--table", str(tmp_path / "table.md")])
+    assert "--quick gives figures that mean nothing" in capsys.readouterr().err
+    assert bench_run.QUICK.keys() == set(bench_run.NAMES)
+
+
+def test_what_is_written_beside_the_table_while_it_is_measured_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.md"
+    table.write_text("Before.\n")
+
+    def measure(name: str, flags: list[str]) -> list[Row]:
+        table.write_text(table.read_text() + f"Edited during {name}.\n")
+        return [Row(name, "1 s")]
+
+    monkeypatch.setattr(bench_run, "measure", measure)
+    assert bench_run.main(["scan", "saving", "--table", str(table)]) == 0
+    text = table.read_text()
+    assert all(part in text for part in ("Before.", "Edited during scan.", "Edited during saving."))
+    assert text.count(bench_run.BEGIN) == 1
+
+
+def test_no_row_of_the_readme_is_without_its_script() -> None:
+    text = (measuring.ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = {f"tests/bench/{bench_run.script(name).name}" for name in bench_run.NAMES}
+    tables = re.findall(r"^\|.*\| script \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
+    assert tables
+    for row in "".join(tables).splitlines():
+        cell = row.strip("|").split("|")[-1].strip()
+        assert cell.strip("`").split()[0] in scripts, row

@@ -15,6 +15,7 @@ from flowers.config.info import InfoConfig
 from flowers.errors import ModelError
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.models.info import describe, rows
+from flowers.models.temperature import with_temperature
 from jobs.info import main
 
 MADE = {
@@ -61,6 +62,17 @@ def test_a_bundle(model: Path) -> None:
     assert said["with"] == "flowers 0.1.0, torch 2.14.1, commit abc"
 
 
+def test_a_calibrated_model_says_so(model: Path, tmp_path: Path) -> None:
+    bundle = with_temperature(load_bundle(model), 1.25)
+    save_bundle(bundle, tmp_path / "calm")
+    said = dict(rows(describe(tmp_path / "calm")))
+    assert said["calibrated"] == "logits divided by a temperature of 1.25"
+    assert "calibrated" not in dict(rows(describe(model)))
+    for nonsense in ("2", 0, float("nan"), [1.0]):
+        with pytest.raises(ModelError, match="temperature: got .*, expected a positive number"):
+            with_temperature(dataclasses.replace(bundle, made={"temperature": nonsense}), 1.25)
+
+
 def test_a_run_is_its_best_model_and_how_far_it_came(a_run: Path) -> None:
     facts = describe(a_run)
     assert (facts["kind"], facts["folder"]) == ("run", str(a_run / "best"))
@@ -88,7 +100,7 @@ def test_a_checkpoint(a_run: Path) -> None:
     [
         {},
         {"versions": [1], "config": "x", "git_commit": {"a": 1}},
-        {"versions": {"a": None}, "config": {"lr": [1, {}]}, "date": 7},
+        {"versions": {"a": None}, "config": {"lr": [1, {}]}, "date": 7, "temperature": 10**400},
     ],
 )
 @pytest.mark.parametrize("metrics", [{}, {"valid_top1": "x", "top1": 10**400, "": [1], "test_top1": {"a": 1}}])

@@ -1,5 +1,6 @@
 """From other trainers: state dicts of torchvision and timm become bundles that answer as the network did."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,7 @@ WRAPPED: dict[str, Callable[[dict], object]] = {
     "parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
     "compiled within": lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
     "under model": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 1},
+    "with the trainer's flags": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, model="resnet18")},
     "averaged only": lambda state: {"state_dict_ema": state},
     "half": lambda state: {name: v.half() if v.is_floating_point() else v for name, v in state.items()},
     "of ours": lambda state: {

@@ -4,18 +4,15 @@ from flowers.models.exported import KEY
 
 _TEXT = """\
 # Names a photo with an exported model: python EXAMPLE.py MODEL.onnx PHOTO; needs onnxruntime, pillow and numpy only.
-import json, sys
-import numpy, onnxruntime
+import json, sys, numpy, onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 model = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
 view = model["preprocessing"]
 photo = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-size = [view["resize"] * side // min(photo.size) for side in photo.size]
-left, top = (round((side - view["crop"]) / 2) for side in size)
-photo = photo.resize(size, Image.Resampling[view["interpolation"].upper()])
-photo = photo.crop((left, top, left + view["crop"], top + view["crop"]))
+method, border = Image.Resampling[view["interpolation"].upper()], (1 - view["crop"] / view["resize"]) / 2
+photo = ImageOps.fit(photo, (view["crop"], view["crop"]), method, border)  # the middle of the photo
 images = numpy.asarray(photo, "{input_type}")[None]{transpose}
 probs = session.run(["probs"], {{"images": images}})[0][0]
 for index in probs.argsort()[::-1][:5]:

@@ -19,7 +19,7 @@ from flowers.config.info import InfoConfig
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
-from flowers.models.exported import SUFFIXES, ExportedModel, files_of, load_exported
+from flowers.models.exported import SUFFIXES, ExportedModel, files_of, open_model
 from flowers.models.weights import WEIGHTS_FILE
 
 STATE_FILE = "state.json"
@@ -50,8 +50,8 @@ def describe(path: Path) -> dict:
         ModelError: there is no model, or none that loads; the reason is given.
     """
     path = Path(path)
-    if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        return describe_export(load_exported(path))
+    if path.suffix.lower() in (*SUFFIXES, ".pt2") and not path.is_dir():
+        return describe_export(open_model(path))
     checkpoints = sorted(folder for folder in path.glob("checkpoints/step-*") if folder.is_dir())
     is_run = bool(checkpoints) or (path / "history.jsonl").exists()
     has_model = any((path / name / DESCRIPTION_FILE).exists() for name in ("", "best", "last"))
@@ -134,6 +134,9 @@ def rows(facts: dict) -> list[tuple[str, object]]:
         ("size", f"{facts['bytes'] / 1e6:.1f} MB"),
         ("hash", facts["hash"]),
     ]
+    temperature = facts["made"].get("temperature")
+    if isinstance(temperature, float):
+        found.insert(5, ("calibrated", f"logits divided by a temperature of {temperature:.4g}"))
     if "state" in facts:
         step, epoch, finished = (facts["state"].get(name) for name in _STATE)
         found.insert(1, ("training", f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"))

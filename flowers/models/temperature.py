@@ -21,12 +21,14 @@ def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599.
 
     Raises:
-        ModelError: the temperature is not a positive number.
+        ModelError: the temperature, or the one that the model says it has, is not a positive number.
     """
-    if not 0 < temperature < float("inf"):
-        raise ModelError(f"temperature: got {temperature}, expected a positive number")
+    earlier = bundle.made.get("temperature", 1.0)
+    for value in (temperature, earlier):
+        if not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise ModelError(f"temperature: got {value!r}, expected a positive number below 1e6")
     tensors = {name: (bundle.state_dict[name].double() / temperature).float() for name in OUTPUT}
-    made = {**bundle.made, "temperature": bundle.made.get("temperature", 1.0) * temperature}
+    made = {**bundle.made, "temperature": earlier * temperature}
     return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors})
 
 

@@ -1,5 +1,6 @@
 """Weights from files and from the net, fitted to a network by name and shape, or refused with the reason."""
 
+import argparse
 import contextlib
 import hashlib
 import http.client
@@ -58,7 +59,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # flags beside the weights: timm, torchvision
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"weights: no such file: {path}") from None
     except pickle.UnpicklingError:

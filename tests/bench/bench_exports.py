@@ -1,10 +1,10 @@
-"""Exported files, each in its own runtime: float32, fp16 and int8, same network, same pictures, one run.
+"""Exported files, each in its own runtime: float32, bf16 and int8, same network, same pictures, one run.
 
     python tests/bench/bench_exports.py                     # Lite0 with a quick head on real photos
     python tests/bench/bench_exports.py --checkpoint RUN    # a trained one
 
-Agreement is what jobs/export.py itself found on the photos of valid/: the share of photos whose best class is that of
-the bundle in float32; int8 is calibrated on photos of train/.
+The plain loop is eager PyTorch in contiguous float32. Agreement is what jobs/export.py itself found on the photos of
+valid/: the share of photos whose best class is that of the bundle in float32; int8 is calibrated on photos of train/.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
+from bench_engines import PLAIN, plain_loop
 from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, times_faster
 from models import quick_bundle, read_views
 
@@ -22,6 +24,7 @@ from flowers.exports.run import export
 from flowers.models.bundle import load_bundle
 from flowers.models.engine_exported import build_exported_engine
 from flowers.models.exported import load_exported
+from flowers.processes import cpus_per_process
 
 REFERENCE = "openvino float32"
 WAYS = {
@@ -44,6 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
+    torch.set_num_threads(cpus_per_process())
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         checkpoint = options.checkpoint or quick_bundle(Path(folder) / "bundle")
         bundle = load_bundle(checkpoint)
@@ -69,12 +73,14 @@ def measure(options: argparse.Namespace) -> list[Row]:
             for handle in [engine.submit(batch) for batch in batches]:
                 handle.result()
 
-        ways = {name: lambda engine=engine: through(engine) for name, engine in engines.items()}
+        ways = {PLAIN: plain_loop(bundle, photos, options.batch_size, torch.float32, torch.contiguous_format)}
+        ways |= {name: lambda engine=engine: through(engine) for name, engine in engines.items()}
         seconds = take_turns(ways, options.rounds)
     return [
         Row(
             f"{bundle.model} exported, {name}",
             rate(len(photos), seconds[name]),
+            f"{times_faster(seconds[PLAIN], seconds[name])} the {PLAIN}, {rate(len(photos), seconds[PLAIN])}; "
             f"{times_faster(seconds[REFERENCE], seconds[name])} {REFERENCE}; the file's classes are the bundle's on "
             f"{agreement[name]:.1%} of {options.images} photos",
         )

@@ -17,12 +17,13 @@ PLAIN = "import argparse, torch, torchvision, timm, accelerate"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this script."""
+    parser.add_argument("--jobs", nargs="+", help="whose --help is waited for; default: all")
     parser.add_argument("--rounds", type=int, default=5)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
-    jobs = sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py"))
+    jobs = options.jobs or sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py"))
     commands = {"plain": ["-c", PLAIN], "training": ["-c", "import flowers.training.run"]}
     commands |= {"prediction": ["-c", "import flowers.prediction.run"]}
     commands |= {job: [str(ROOT / "jobs" / f"{job}.py"), "--help"] for job in jobs}

@@ -3,6 +3,7 @@
     python tests/bench/run.py --table TABLE.md                  # all of them; about an hour on two cores
     python tests/bench/run.py --table TABLE.md predict decode   # some; the rows of others stay as they are
     python tests/bench/run.py --list
+    python tests/bench/run.py --quick                           # does each still run? figures that mean nothing
 
 Every measurement is a script of its own beside this one (`bench_NAME.py`, with flags of its own) and runs in a process
 of its own, with its default flags. It compares ours with the plain way in one run, and gives rows with their spread.
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from measuring import Row, machine
@@ -27,6 +29,21 @@ NAMES = (
     "saving", "scaling", "exports",
 )  # fmt: skip
 HEADER = ("what", "figure", "against, in the same run", "script")
+QUICK = {
+    "startup": "--jobs info --rounds 1",
+    "decode": "--size 400 300 --rounds 1",
+    "augment": "--images 4 --rounds 1",
+    "engines": "--images 8 --batch-size 4 --rounds 1",
+    "predict": "--files 160 --seconds 0.1 --engines torch --rounds 1",
+    "predict_overhead": "--files 2000 --seconds 0.1",
+    "scan": "--files 200 --rounds 1",
+    "features": "--per-class 2 --rounds 1",
+    "train_step": "--sizes 64 --batch-size 4 --steps 1 --rounds 1 --no-compile",
+    "saving": "--saves 1",
+    "scaling": "--files 160 --per-class 2 --rounds 1",
+    "exports": "--images 8 --rounds 1",
+}
+"""Flags with which each script does a little of everything it does."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,12 +53,15 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"{', '.join(NAMES)}; default: all"
     )
     parser.add_argument("--table", type=Path, help="Markdown file to write the table into; default: only print it")
+    parser.add_argument("--quick", action="store_true", help="only see that they run; not for a table")
     parser.add_argument("--list", action="store_true", help="say what there is")
     options = parser.parse_args(argv)
     if options.list:
         for name in NAMES:
             print(f"{name:18} {first_line(script(name))}")
         return 0
+    if options.quick and options.table is not None:
+        parser.error("--quick gives figures that mean nothing: it does not go with --table")
     where = machine()
     text = options.table.read_text(encoding="utf-8") if options.table and options.table.exists() else ""
     names = options.names or list(NAMES)
@@ -49,14 +69,15 @@ def main(argv: list[str] | None = None) -> int:
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
-        rows = measure(name)
+        rows = measure(name, QUICK[name].split() if options.quick else [])
         if rows is None:
             failed.append(name)
         else:
             kept[script(name).name] = rows
         table = markdown(where, kept)
         if options.table is not None:
-            options.table.write_text(insert(text, table), encoding="utf-8")
+            now = options.table.read_text(encoding="utf-8") if options.table.exists() else ""  # edited since, perhaps
+            options.table.write_text(insert(now, table), encoding="utf-8")
     print(table)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -73,11 +94,11 @@ def first_line(path: Path) -> str:
     return path.read_text(encoding="utf-8").partition('"""')[2].partition("\n")[0].removesuffix('"""')
 
 
-def measure(name: str) -> list[Row] | None:
+def measure(name: str, flags: Sequence[str] = ()) -> list[Row] | None:
     """Rows of one measurement, whose own output is shown; None if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "rows.json")
-        code = subprocess.run([sys.executable, script(name), "--json", found]).returncode
+        code = subprocess.run([sys.executable, script(name), *flags, "--json", found]).returncode
         return None if code else [Row(*row) for row in json.loads(found.read_text())]
 
 
