@@ -11,9 +11,10 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 model = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
 view = model["preprocessing"]
 photo = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-method, border = Image.Resampling[view["interpolation"].upper()], (1 - view["crop"] / view["resize"]) / 2
-photo = ImageOps.fit(photo, (view["crop"], view["crop"]), method, border)  # the middle of the photo
-images = numpy.asarray(photo, "{input_type}")[None]{transpose}
+size = [view["resize"] * side // min(photo.size) for side in photo.size]
+left, top = (round((side - view["crop"]) / 2) for side in size)
+pixels = numpy.asarray(photo.resize(size, Image.Resampling[view["interpolation"].upper()]), "{input_type}")
+images = pixels[None, top : top + view["crop"], left : left + view["crop"]]{transpose}
 probs = session.run(["probs"], {{"images": images}})[0][0]
 for index in probs.argsort()[::-1][:5]:
     print(f"{{probs[index]:.4f}}  {{model['classes'][index]}}  {{model['labels'][index]}}")
