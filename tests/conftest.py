@@ -16,6 +16,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks on a busy machin
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Some minutes' worth of tests run where there is time for them: under .ci/run."""
+    if not os.environ.get("FLOWERS_SLOW_TESTS"):
+        skip = pytest.mark.skip(reason="slow; set FLOWERS_SLOW_TESTS=1")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def flowers102() -> Path:
     """Real photos: train/, valid/, photos/ of Oxford 102, where the checkout has them beside it."""

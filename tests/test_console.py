@@ -256,7 +256,7 @@ def test_training_as_json_and_the_commands_it_ends_with(sample_set: Path, tmp_pa
     )
     assert job.wait() == [0], job.output
     said = events((tmp_path / "out-0.txt").read_text())
-    train = [event for event in said if event["event"] == "progress"][-1]
+    train = [event for event in said if event["event"] == "progress" and event["task"].startswith("epoch")][-1]
     assert train["task"] == "epoch 2/2"
     assert train["done"] == train["total"] == 64
     assert {"loss", "top1", "wait", "lr"} <= set(train["figures"])

@@ -192,7 +192,7 @@ with tempfile.TemporaryFile("w", newline="") as out, torch.no_grad():
     done, start = 0, None
     for images, paths in DataLoader(Photos(), batch_size=32, num_workers=2):
         probs = torch.softmax(model(images), dim=1)
-        top_probs, top_classes = probs.topk(5, dim=1)
+        top_probs, top_classes = probs.topk(min(5, probs.shape[1]), dim=1)
         for path, ps, cs in zip(paths, top_probs, top_classes):
             writer.writerow([path, *[v for p, c in zip(ps, cs) for v in (bundle.classes.labels[c.item()], p.item())]])
         if start is None:
