@@ -67,6 +67,12 @@ class ImageFolders:
     valid: Samples | None
     test: Samples | None
 
+    @property
+    def splits(self) -> dict[str, Samples]:
+        """Those that are there, by name: train, valid, test."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: samples for name, samples in named.items() if samples is not None}
+
 
 class Split(NamedTuple):
     """One split, as it was found and not yet read."""

@@ -21,7 +21,7 @@ from flowers.data.order import Order, eval_batches
 from flowers.errors import ProcessError
 from flowers.files import make_folder, write_atomically
 from flowers.models.engines import Engine
-from flowers.processes import on_main_process
+from flowers.processes import of_main_process, on_main_process
 
 IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
 
@@ -102,11 +102,10 @@ def _are_there(accelerator: Accelerator, path: Path, key: dict) -> bool:
 
     Rank 0 looks and all go by what it saw: on a network file system each machine would see its own moment.
     """
-    there = False
-    if accelerator.is_main_process:
-        key_path = path.with_suffix(".json")
-        there = path.exists() and key_path.exists() and json.loads(key_path.read_text()) == key
-    return accelerator.reduce(torch.tensor(float(there), device=accelerator.device)).item() > 0
+    key_path = path.with_suffix(".json")
+    is_main = accelerator.is_main_process
+    there = is_main and path.exists() and key_path.exists() and json.loads(key_path.read_text()) == key
+    return bool(of_main_process(accelerator, there))
 
 
 def _write_part(

@@ -76,8 +76,7 @@ def report_training(
         test_logits: of this rank's test images.
     """
     accelerator, classes, run_dir = run.accelerator, data.classes, best.folder.parent
-    splits = {"train": data.train, "valid": data.valid, "test": data.test}
-    splits = {name: samples for name, samples in splits.items() if samples is not None}
+    splits = data.splits
 
     def answers(split: str, table: LogitTable) -> Answers:
         return Answers(split, splits[split], classes, table.result(accelerator.reduce, accelerator.device))

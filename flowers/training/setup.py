@@ -72,7 +72,7 @@ def settle_bad_images(
     """
     if config.on_bad_image == "fail" and uses_features(config):
         return data
-    splits = _splits(data)
+    splits = data.splits
     bad = {
         name: cache.bad if cache is not None and name == "train" else _find_bad(config, accelerator, split)
         for name, split in splits.items()
@@ -103,14 +103,10 @@ def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None
         yield
     except DataError:
         workers = default_workers(config.workers)
-        bad = {name: find_bad_images(split, workers) for name, split in _splits(data).items()}
+        bad = {name: find_bad_images(split, workers) for name, split in data.splits.items()}
         if any(bad.values()):
             raise _refusal(bad) from None
         raise
-
-
-def _splits(data: ImageFolders) -> dict[str, Samples]:
-    return {name: split for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
 
 
 def _listed(bad: dict[str, list[tuple[str, str]]]) -> str:
