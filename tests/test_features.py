@@ -1,15 +1,21 @@
 """Cached features: whole, and never those of another network, other images or other views."""
 
+import os
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs_in_processes import Job
 
 from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import ProcessError, UsageError
-from flowers.training.features import _join_parts
+from flowers.files import write_atomically
+from flowers.training import features as training_features
+from flowers.training.features import Piece, _join, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
 
@@ -36,33 +42,96 @@ def test_features_of_another_network_are_not_taken(sample_set: Path, tmp_path: P
     assert np.array_equal(features(tmp_path / "run"), features(tmp_path / "fresh"))
 
 
-def write_part(folder: Path, rank: int, rows: list[int], views: list[int]) -> None:
-    values = np.array([[10 * row + view] for row, view in zip(rows, views, strict=True)], np.float32)
-    np.savez(folder / f"{rank}.npz", rows=np.array(rows), views=np.array(views), features=values)
+@pytest.mark.parametrize("num_images", [1, 4, 5, 818, 70_000])
+@pytest.mark.parametrize("views", [1, 3])
+def test_pieces_hold_every_view_once(num_images: int, views: int) -> None:
+    seen = [
+        (draw.epoch, draw.index)
+        for piece in pieces_of(num_images, views, batch_size=4)
+        for draws in piece.batches(4)
+        for draw in draws
+        if draw.weight
+    ]
+    assert sorted(seen) == [(view, index) for view in range(views) for index in range(num_images)]
 
 
-def test_parts_become_one_array(tmp_path: Path) -> None:
-    parts = tmp_path / "train.parts"
-    parts.mkdir()
-    write_part(parts, 0, [0, 2, 0, 2], [0, 0, 1, 1])
-    write_part(parts, 1, [1, 1], [0, 1])
-    _join_parts(parts, 2, (3, 2), tmp_path / "train.npy", {"a": 1})
-    np.testing.assert_array_equal(np.load(tmp_path / "train.npy")[:, :, 0], [[0, 1], [10, 11], [20, 21]])
-    assert not parts.exists()
+def write_pieces(folder: Path, pieces: list[Piece]) -> None:
+    folder.mkdir(exist_ok=True)
+    for piece in pieces:
+        values = [[10 * row + piece.view] for row in range(piece.first, piece.end)]
+        np.save(folder / piece.file_name, np.array(values, np.float32))
+
+
+def test_pieces_become_one_array(tmp_path: Path) -> None:
+    pieces = pieces_of(5, 2, batch_size=2)
+    write_pieces(tmp_path / "train.parts", pieces)
+    _join(pieces, tmp_path / "train.parts", tmp_path / "train.npy", {"a": 1})
+    joined = np.load(tmp_path / "train.npy", mmap_mode="r")
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined[:, :, 0], [[0, 1], [10, 11], [20, 21], [30, 31], [40, 41]])
+    assert not (tmp_path / "train.parts").exists()
     assert (tmp_path / "train.json").exists()
 
 
 def test_what_a_process_did_not_bring_is_missed(tmp_path: Path) -> None:
-    write_part(tmp_path, 0, [0, 2], [0, 0])
-    with pytest.raises(
-        ProcessError, match=r"1\.npz: cannot be read .*the run folder must be one that all machines share"
-    ):
-        _join_parts(tmp_path, 2, (3, 1), tmp_path / "train.npy", {})
-    write_part(tmp_path, 1, [2], [0])
-    with pytest.raises(ProcessError, match="1 of 3 features are missing"):
-        _join_parts(tmp_path, 2, (3, 1), tmp_path / "train.npy", {})
+    pieces = pieces_of(5, 1, batch_size=2)
+    write_pieces(tmp_path / "train.parts", pieces[:-1])
+    with pytest.raises(ProcessError, match=r"0-4-5\.npy: cannot be read .*must be one that all machines share"):
+        _join(pieces, tmp_path / "train.parts", tmp_path / "train.npy", {})
     assert not (tmp_path / "train.npy").exists()
     assert not (tmp_path / "train.json").exists()
+
+
+def write_down_pieces(signal_at: int | None, number: int) -> None:
+    """Trap for a job: the names of the pieces it writes, and at one of them a signal to itself."""
+    written: list[str] = []
+
+    def write(path: Path, *mode: str):
+        if path.parent.suffix == ".parts" and path.suffix == ".npy":
+            if len(written) == signal_at:
+                os.kill(os.getpid(), number)
+            written.append(path.parent.name + "/" + path.name)
+            Path(f"written-{os.environ.get('RANK', 0)}.txt").write_text("\n".join(written))
+        return write_atomically(path, *mode)
+
+    training_features.write_atomically = write
+
+
+@pytest.mark.parametrize(("before", "after", "number"), [(1, 2, signal.SIGKILL), (2, 1, signal.SIGTERM)])
+def test_a_start_that_ended_early_leaves_what_it_did(
+    before: int, after: int, number: signal.Signals, sample_set: Path, tmp_path: Path
+) -> None:
+    """Killed or stopped between two pieces; the next start has another number of processes."""
+
+    def start(run_dir: Path, processes: int, signal_at: int | None = None) -> tuple[Job, list[str]]:
+        for left in tmp_path.glob("written-*.txt"):
+            left.unlink()
+        words = [*flags(sample_set, run_dir, "--no-report"), "--batch-size", 4]
+        arguments = (signal_at, number)
+        job = Job("train", words, folder=tmp_path, processes=processes, before=write_down_pieces, arguments=arguments)
+        if signal_at is not None and number == signal.SIGKILL:
+            job.processes[0].join(60)
+            job.kill()
+        codes = job.wait()
+        if signal_at is None:
+            assert codes == [0] * processes, job.output
+        elif number == signal.SIGTERM:
+            assert codes == [75] * processes, job.output
+        return job, [name for file in tmp_path.glob("written-*.txt") for name in file.read_text().splitlines()]
+
+    _, everything = start(tmp_path / "whole", 1)
+    job, first = start(tmp_path / "run", before, signal_at=2)
+    if number == signal.SIGTERM:
+        assert re.search(r"stopped before (train|valid)/ was through the backbone \(SIGTERM\)", job.output)
+    folder = tmp_path / "run" / "features"
+    whole = {path.stem for path in folder.glob("*.npy")}
+    kept = {name for name in first if (folder / name).exists() or name.partition(".")[0] in whole}
+    assert kept
+    _, second = start(tmp_path / "run", after)
+    assert not kept & set(second)
+    assert kept | set(second) == set(everything)
+    for split in ("train", "valid", "test"):
+        assert np.array_equal(features(tmp_path / "run", split), features(tmp_path / "whole", split))
 
 
 @pytest.mark.parametrize("size", ["--train-size", "--first-train-size"])

@@ -174,6 +174,8 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
             "--random-erasing: of one plain view the features are cached",
         ),
         (("--finetune", "head", "--auto-augment", "trivial"), "add --views K or --no-feature-cache"),
+        (("--finetune", "head", "--rotation", "10", "--scale", "0.2", "1"), "--rotation, --scale: of one plain view"),
+        (("--finetune", "head", "--cache", "ram"), "--cache ram keeps decoded images, but with cached features each"),
     ],
 )
 def test_what_cannot_be_is_refused(flags: tuple, message: str) -> None:

@@ -1,7 +1,8 @@
 """From sample lists to uint8 batches, in loader processes that can be of any number: the batches stay the same."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +138,46 @@ class EvalLoader:
         return len(self._batches)
 
 
+class ViewLoader:
+    """The views that cached features are made of: evaluation's, called epoch 0, and training views of other epochs.
+
+    Args:
+        samples: the images.
+        preprocessing: of evaluation.
+        augmentation: how training views are drawn, of the size that evaluation's have.
+        seed: of the run.
+        workers: loader processes; 0 loads in this process.
+    """
+
+    def __init__(
+        self, samples: Samples, preprocessing: Preprocessing, augmentation: Augmentation, seed: int, workers: int
+    ):
+        self._views = _AllViews(samples, preprocessing, augmentation, seed)
+        self._workers = workers
+
+    def __len__(self) -> int:
+        """Images, not views."""
+        return len(self._views)
+
+    def load(self, draws: Iterable[list[Draw]]) -> Iterator[Batch]:
+        """A batch for each list of draws, all lists of one length; draws of weight 0 are black.
+
+        Raises:
+            DataError: a file cannot be read.
+            ProcessError: a loader process died.
+        """
+        first = next(draws := iter(draws), None)
+        if first is None:
+            return
+        loader = make_loader(
+            self._views,
+            itertools.chain([first], draws),
+            self._workers,
+            batch_bytes=len(first) * self._views.bytes_each,
+        )
+        yield from _checked(run_loader(loader))
+
+
 def find_bad_images(samples: Samples, workers: int, min_short_side: int | None = None) -> list[tuple[str, str]]:
     """Decode every image once, in full: a header says nothing of a file's end.
 
@@ -220,8 +261,8 @@ class _TrainViews(_Views):
         samples: Samples,
         augmentation: Augmentation,
         seed: int,
-        cache: ImageCache | None,
-        sizes: Sequence[int],
+        cache: ImageCache | None = None,
+        sizes: Sequence[int] = (),
     ):
         super().__init__(samples, max([augmentation.size, *sizes]))
         self._augmentation, self._seed, self._cache, self._sizes = augmentation, seed, cache, sizes
@@ -250,6 +291,17 @@ class _EvalViews(_Views):
             return np.zeros((self._size, self._size, 3), dtype=np.uint8)
         path = self._samples.full_path(draw.index)
         return self._preprocessing.view(read_image(path, min_short_side=self._preprocessing.min_short_side))
+
+
+class _AllViews(_Views):
+    def __init__(self, samples: Samples, preprocessing: Preprocessing, augmentation: Augmentation, seed: int):
+        super().__init__(samples, preprocessing.crop)
+        self._plain = _EvalViews(samples, preprocessing)
+        self._drawn = _TrainViews(samples, augmentation, seed)
+
+    def _view(self, draw: Draw) -> np.ndarray:
+        views = self._plain if draw.epoch == 0 or draw.weight == 0 else self._drawn
+        return views._view(draw)
 
 
 class _Check(torch.utils.data.Dataset):

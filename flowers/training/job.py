@@ -77,15 +77,15 @@ class Job:
             console.say(f"{console.plain(self.run_dir)} is finished already; its model is in best/")
             return
         self.describe()
-        source = self.build_source()
-        if self.config.tune_head and uses_features(self.config) and self.resumed is None:
-            source = self.tune_head(source)
-        run = self.build_run(source)
-        if self.resumed is not None:
-            restore(run, self.resumed)
-        elif self.accelerator.is_main_process:
-            run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
         try:
+            source = self.build_source()
+            if self.config.tune_head and uses_features(self.config) and self.resumed is None:
+                source = self.tune_head(source)
+            run = self.build_run(source)
+            if self.resumed is not None:
+                restore(run, self.resumed)
+            elif self.accelerator.is_main_process:
+                run.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
             if self.searches_lr:
                 self.settle_lr(run)
             self.start_tracker()
@@ -187,7 +187,8 @@ class Job:
         if not uses_features(self.config):
             return image_source(*parts, augmentation=self.augmentation, cache=self.cache)
         with listing_bad_images(self.config, self.data):
-            source = feature_source(*parts, augmentation=self.augmentation, folder=self.run_dir / "features")
+            folder = self.run_dir / "features"
+            source = feature_source(*parts, augmentation=self.augmentation, folder=folder, stop=self.stop)
             for name, split in (("valid", self.data.valid), ("test", self.data.test)):
                 if split is not None:
                     source.evaluation(name, split)  # all images are read now, not one of test/ after hours

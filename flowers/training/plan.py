@@ -73,6 +73,11 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
     if uses_features(config) and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):
         raise UsageError("--mixup-alpha and --cutmix-alpha mix images, features are cached: add --no-feature-cache")
+    if uses_features(config) and config.cache != "none":
+        raise UsageError(
+            f"--cache {config.cache} keeps decoded images, but with cached features each is decoded once: leave it "
+            "out, or add --no-feature-cache"
+        )
     if config.views > 1 and not uses_features(config):
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
     if config.tune_head and not (uses_features(config) or config.finetune == "staged"):
@@ -80,10 +85,11 @@ def check_flags(config: TrainConfig) -> None:
     if config.tune_head and config.lr == "auto" and config.finetune == "head":
         raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
     if uses_features(config) and config.views == 1:
-        changes = {"--color-jitter": config.color_jitter > 0, "--random-erasing": config.random_erasing > 0}
-        changes["--auto-augment"] = config.auto_augment == "trivial"
-        if any(changes.values()):
-            flags = ", ".join(flag for flag, given in changes.items() if given)
+        names = ("color_jitter", "random_erasing", "auto_augment", "rotation", "hflip", "scale")
+        plain = {name: (getattr(TrainConfig, name), HEAD_DEFAULTS.get(name)) for name in names}
+        given = [name for name in names if getattr(config, name) not in plain[name]]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{flags}: of one plain view the features are cached: add --views K or --no-feature-cache")
     sizes = (config.first_train_size, config.train_size)
     if None not in sizes and sizes[0] > sizes[1]:

@@ -11,6 +11,10 @@ import signal
 import time
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from flowers.processes import rows_of_ranks
+
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 LOOK_EVERY_S = 0.5  # the stop file may lie on a network file system
 
@@ -60,3 +64,8 @@ class StopRequest:
         """Take the stop file away, once it has been obeyed, so that the next start goes on."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._stop_file)
+
+
+def agree_to_stop(accelerator: Accelerator, stop: StopRequest) -> bool:
+    """Whether any rank was asked to stop; all ranks call this at the same moment of their work."""
+    return any(asked for (asked,) in rows_of_ranks(accelerator, [float(stop.reason() is not None)]))

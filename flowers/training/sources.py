@@ -14,7 +14,7 @@ from flowers import console
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.train import TrainConfig
 from flowers.data.cache import ImageCache
-from flowers.data.dataset import Batch, EvalLoader, TrainLoader
+from flowers.data.dataset import Batch, EvalLoader, TrainLoader, ViewLoader
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.order import Order, class_balance
 from flowers.data.transforms import Augmentation, Preprocessing
@@ -24,6 +24,7 @@ from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors
 from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
 from flowers.training.plan import images_digest, view_sizes
+from flowers.training.preemption import StopRequest
 from flowers.training.state import TrainBatches
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -130,11 +131,15 @@ def feature_source(
     *,
     augmentation: Augmentation,
     folder: Path,
+    stop: StopRequest,
 ) -> Source:
     """Features of the frozen backbone, computed once by the fastest engine at hand, to the head alone.
 
     Args:
         folder: where the feature files lie.
+
+    Raises:
+        StoppedError: a rank was asked to stop; the features that are done are kept.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     engine = build_engine(
@@ -151,20 +156,14 @@ def feature_source(
     key = {"backbone": backbone.hexdigest(), "engine": engine.name, "precision": engine.precision}
     key["preprocessing"] = preprocessing.to_dict()
 
-    def features_of(name: str, samples: Samples, views: list[Iterable[Batch]], view_key: object) -> np.ndarray:
-        own = {**key, "views": view_key, "images": images_digest(samples)}
-        return extract_features(accelerator, engine, samples, views, folder / f"{name}.npy", own)
+    def features_of(name: str, samples: Samples, views: int) -> np.ndarray:
+        drawn = "plain" if views == 1 else f"{views} of {augmentation}, seed {config.seed}"
+        own = {**key, "views": drawn, "images": images_digest(samples)}
+        images = ViewLoader(samples, preprocessing, augmentation, config.seed, default_workers(config.workers))
+        return extract_features(accelerator, engine, images, views, folder / f"{name}.npy", own, stop)
 
     def evaluation(name: str, samples: Samples) -> EvalFeatures:
-        features = features_of(name, samples, [eval_loader(config, accelerator, samples, preprocessing)], "plain")
-        return EvalFeatures(features, samples.targets, config.batch_size, rank, world_size)
+        return EvalFeatures(features_of(name, samples, 1), samples.targets, config.batch_size, rank, world_size)
 
-    every_image = Order(len(data.train), config.seed, config.batch_size, world_size)
-    loader = TrainLoader(data.train, augmentation, every_image, rank=rank, workers=default_workers(config.workers))
-    views = [
-        eval_loader(config, accelerator, data.train, preprocessing),
-        *(loader.epoch(view) for view in range(1, config.views)),
-    ]
-    view_key = "plain" if config.views == 1 else f"{config.views} of {augmentation}, seed {config.seed}"
-    train = FeatureBatches(features_of("train", data.train, views, view_key), data.train.targets, order, rank)
+    train = FeatureBatches(features_of("train", data.train, config.views), data.train.targets, order, rank)
     return Source(classifier.head, lambda batch: batch.images, train, evaluation)

@@ -23,14 +23,15 @@ from models import quick_bundle, read_views
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.engines import ENGINES, build_engine
-from flowers.processes import cpus_per_process
+from flowers.processes import cpu_has_bf16, cpus_per_process
 
 PLAIN = "plain loop: eager float32"
 LOOPS = {
     PLAIN: (torch.float32, torch.contiguous_format),
     "plain loop, channels_last": (torch.float32, torch.channels_last),
-    "plain loop, channels_last, bf16": (torch.bfloat16, torch.channels_last),
 }
+if cpu_has_bf16():  # elsewhere it is emulated, ten times slower
+    LOOPS["plain loop, channels_last, bf16"] = (torch.bfloat16, torch.channels_last)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         ways = {name: plain_loop(bundle, photos, options.batch_size, *how) for name, how in LOOPS.items()}
         engines, starts = {}, {}
         for name in ENGINES[1:]:
-            for precision in ("float32", "bf16"):
+            for precision in ("float32", "bf16") if cpu_has_bf16() else ("float32",):
                 if name == "compile" and not options.compile:
                     continue
                 try:
