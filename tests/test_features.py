@@ -14,8 +14,8 @@ from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import ProcessError, UsageError
 from flowers.files import write_atomically
-from flowers.training import features as training_features
-from flowers.training.features import Piece, _join, pieces_of
+from flowers.training import extraction
+from flowers.training.extraction import Piece, _join, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
 
@@ -94,7 +94,7 @@ def write_down_pieces(signal_at: int | None, number: int) -> None:
             Path(f"written-{os.environ.get('RANK', 0)}.txt").write_text("\n".join(written))
         return write_atomically(path, *mode)
 
-    training_features.write_atomically = write
+    extraction.write_atomically = write
 
 
 @pytest.mark.parametrize(("before", "after", "number"), [(1, 2, signal.SIGKILL), (2, 1, signal.SIGTERM)])

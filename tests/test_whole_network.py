@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.data.dataset import Batch, TrainLoader
+from flowers.data.dataset import TrainLoader
 from flowers.data.folders import load_image_folders
 from flowers.data.order import Order
 from flowers.data.transforms import Augmentation
+from flowers.data.views import Batch
 from flowers.errors import UsageError
 from flowers.models.bundle import load_bundle
 from flowers.training import loop

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flowers import console
-from flowers.data.dataset import Batch
+from flowers.data.views import Batch
 from flowers.errors import StoppedError, TrainingError
 from flowers.processes import rows_of_ranks
 from flowers.reports.logits import LogitTable

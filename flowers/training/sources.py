@@ -14,15 +14,17 @@ from flowers import console
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.train import TrainConfig
 from flowers.data.cache import ImageCache
-from flowers.data.dataset import Batch, EvalLoader, TrainLoader, ViewLoader
+from flowers.data.dataset import EvalLoader, TrainLoader, ViewLoader
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.order import Order, class_balance
 from flowers.data.transforms import Augmentation, Preprocessing
+from flowers.data.views import Batch
 from flowers.data.workers import default_workers
 from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors
-from flowers.training.features import EvalFeatures, FeatureBatches, extract_features
+from flowers.training.extraction import extract_features
+from flowers.training.features import EvalFeatures, FeatureBatches
 from flowers.training.plan import images_digest, view_sizes
 from flowers.training.preemption import StopRequest
 from flowers.training.state import TrainBatches

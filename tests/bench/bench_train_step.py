@@ -98,8 +98,8 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
 
     from flowers import cli, processes
     from flowers.config.train import TrainConfig
-    from flowers.data.dataset import Batch
     from flowers.data.folders import load_image_folders
+    from flowers.data.views import Batch
     from flowers.training.job import Job
     from flowers.training.loop import read_losses, train_step
     from flowers.training.plan import check_flags
