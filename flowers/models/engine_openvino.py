@@ -37,8 +37,12 @@ def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int)
     """
     model = model.clone()
     model.reshape(list(shape))
-    hint = {"float32": "f32", "bf16": "bf16"}[precision]
-    config = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(threads), "INFERENCE_NUM_THREADS": str(threads)}
+    config = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bf16": "bf16"}[precision],
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "ENABLE_CPU_PINNING": "NO",  # it would pin the threads of every process to the same first CPUs
+    }
     try:
         compiled = _core().compile_model(model, "CPU", config)
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from torch import nn
 
 from flowers.data.transforms import Preprocessing
 from flowers.errors import UsageError
+from flowers.models.folding import fold_batch_norms
 from flowers.models.heads import Classifier, pooled
 from flowers.processes import keep_freed_memory
 
@@ -26,13 +27,23 @@ class PixelNetwork(nn.Module):
 
     Args:
         network: a Classifier, or a backbone alone; it is copied, not changed.
+        fold: batch norms into convolutions.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        dtype: torch.dtype = torch.float32,
+        fold: bool = False,
+    ):
         super().__init__()
         network = copy.deepcopy(network).eval().requires_grad_(False)
         has_head = isinstance(network, Classifier)
         backbone = network.backbone if has_head else network
+        if fold:
+            size = preprocessing.crop
+            backbone = fold_batch_norms(backbone, preprocessing.normalize(torch.from_numpy(drawn_pictures(1, size))))
         self.backbone = backbone.to(dtype=dtype, memory_format=torch.channels_last)
         self.head = network.head.float() if has_head else None
         self.dtype = dtype

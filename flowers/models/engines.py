@@ -246,10 +246,9 @@ class _Source:
         self.has_head = isinstance(model, Bundle | Classifier)
         self.size = self._preprocessing.crop
 
-    def network(self, precision: str) -> PixelNetwork:
-        if isinstance(self._model, Bundle):
-            return PixelNetwork(self._model.build(), self._preprocessing, DTYPES[precision])
-        return PixelNetwork(self._model, self._preprocessing, DTYPES[precision])
+    def network(self, precision: str, fold: bool = False) -> PixelNetwork:
+        network = self._model.build() if isinstance(self._model, Bundle) else self._model
+        return PixelNetwork(network, self._preprocessing, DTYPES[precision], fold)
 
     def key(self) -> str | None:
         """All that a bundle's network depends on; None of a module, which is not kept."""
@@ -268,11 +267,12 @@ def _torch_pools(
     on_cpu = choice.device.type == "cpu"
     if not on_cpu:
         threads = _CUDA_THREADS if choice.device.type == "cuda" else 1
-    worker = torch_worker(source.network(choice.precision), choice.device, choice.engine == "compile")
+    is_compiled = choice.engine == "compile"
+    worker = torch_worker(source.network(choice.precision, fold=not is_compiled), choice.device, is_compiled)
     fast = Pool(worker, CPU_CHUNK if on_cpu else batch_size, threads, source.size)
     if choice.precision == "float32" or not source.has_head:
         return fast, None
-    worker = torch_worker(source.network("float32"), choice.device, compiled=False)
+    worker = torch_worker(source.network("float32", fold=True), choice.device, compiled=False)
     return fast, Pool(worker, 1 if on_cpu else _GPU_PRECISE_CHUNK, threads, source.size)
 
 

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def kept_rows(text: str, where: str, names: list[str]) -> dict[str, list[Row]]:
             name = Path(cells[-1].strip("`")).name
             if name not in [script(again).name for again in names]:
                 kept.setdefault(name, []).append(Row(*cells[:3]))
-    if kept and without_date(where) not in old:
+    if kept and without_date(where) not in " ".join(old.split()):
         raise SystemExit(
             f"the table holds rows of another machine or other versions ({', '.join(kept)}): measure all, or give "
             "another --table"
@@ -130,9 +131,12 @@ def without_date(where: str) -> str:
 
 def markdown(where: str, rows: dict[str, list[Row]]) -> str:
     """The table, with where it was measured above it."""
-    lines = [
-        f"Measured on {where}. In brackets: from the lowest round to the highest; a ratio is of two things in one",
-        "round.",
+    lines = textwrap.wrap(
+        f"Measured on {where}. In brackets: from the lowest round to the highest; a ratio is of two in one round.",
+        width=120,
+        break_on_hyphens=False,
+    )
+    lines += [
         "",
         f"| {' | '.join(HEADER)} |",
         "|-|-|-|-|",
