@@ -1,7 +1,10 @@
 """Whatever runs a network, the answers are those of plain float32 PyTorch, and the same bits every time."""
 
+import contextlib
 import copy
+import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +211,23 @@ def test_bits_depend_on_the_image_alone(engine: str, precision: str, lite0: Bund
     single.close()
     assert np.array_equal(again[0], probs)
     assert np.array_equal(again[1], features)
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_thread_is_pinned_to_a_cpu(tiny: Bundle) -> None:
+    """OpenVINO's own choice is to pin: several processes on a machine then shared the first CPUs, at half the speed."""
+    engine = build_engine(tiny, engine="openvino", threads=1)
+    handles = [engine.submit(noise(32, 160)) for _ in range(8)]
+    seen = set()
+    for handle in handles:
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                seen |= set(re.findall(r"Cpus_allowed_list:\s*(\S+)", (thread / "status").read_text()))
+        handle.result()
+    engine.close()
+    own = re.search(r"Cpus_allowed_list:\s*(\S+)", Path("/proc/self/status").read_text())[1]
+    assert seen == {own}
 
 
 def test_a_batch_may_be_overwritten_once_it_is_submitted(tiny: Bundle) -> None:

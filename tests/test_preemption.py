@@ -41,6 +41,15 @@ def test_the_stop_file_is_seen_and_taken_away(tmp_path: Path, monkeypatch: pytes
         assert stop.reason() is None
 
 
+def test_the_reason_stays_between_two_looks_at_the_file(tmp_path: Path) -> None:
+    """A file system is asked twice a second only; who asks for the reason in between, for a message, gets it."""
+    with StopRequest(tmp_path / "stop") as stop:
+        (tmp_path / "stop").touch()
+        assert stop.reason() == stop.reason() == "stop file"
+        stop.clear()
+        assert stop.reason() is None
+
+
 def test_hours_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StopRequest(tmp_path / "stop", max_hours=2) as stop:
         start_s = time.time()

@@ -28,6 +28,7 @@ class StopRequest:
         self._max_s = None if max_hours is None else max_hours * 3600
         self._signal: str | None = None
         self._looked_s = 0.0
+        self._saw_file = False
         self._earlier: dict = {}
 
     def __enter__(self) -> "StopRequest":
@@ -56,12 +57,12 @@ class StopRequest:
             return "--max-hours"
         if now_s - self._looked_s > LOOK_EVERY_S:
             self._looked_s = now_s
-            if self._stop_file.exists():
-                return "stop file"
-        return None
+            self._saw_file = self._stop_file.exists()
+        return "stop file" if self._saw_file else None
 
     def clear(self) -> None:
         """Take the stop file away, once it has been obeyed, so that the next start goes on."""
+        self._saw_file = False
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._stop_file)
 

@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102, help="with train/, valid/ and photos/")
     parser.add_argument("--files", type=int, default=1500)
     parser.add_argument("--per-class", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
