@@ -30,6 +30,12 @@ WHOLE_DEFAULTS = {
 }  # fmt: skip
 """Chosen by measurement on 20 photos a class of Oxford 102; README says what each brought."""
 EPOCHS_OF_A_HEAD_ON_IMAGES = 10
+OF_DRAWN_VIEWS = {
+    "color_jitter": (0.0,), "random_erasing": (0.0,), "auto_augment": (None, "none"),
+    "rotation": (TrainConfig.rotation, 0.0), "hflip": (TrainConfig.hflip, 0.0),
+    "scale": (None, HEAD_DEFAULTS["scale"], (1.0, 1.0)),
+}  # fmt: skip
+"""Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
 PEAK_LR = {"head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03}, "whole": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.03}}
 
 
@@ -85,9 +91,7 @@ def check_flags(config: TrainConfig) -> None:
     if config.tune_head and config.lr == "auto" and config.finetune == "head":
         raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
     if uses_features(config) and config.views == 1:
-        names = ("color_jitter", "random_erasing", "auto_augment", "rotation", "hflip", "scale")
-        plain = {name: (getattr(TrainConfig, name), HEAD_DEFAULTS.get(name)) for name in names}
-        given = [name for name in names if getattr(config, name) not in plain[name]]
+        given = [name for name, plain in OF_DRAWN_VIEWS.items() if getattr(config, name) not in plain]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{flags}: of one plain view the features are cached: add --views K or --no-feature-cache")
