@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from flowers.data.dataset import EvalLoader, TrainLoader, find_bad_images
 from flowers.data.folders import Samples
 from flowers.data.order import Order
 from flowers.data.transforms import Augmentation, Preprocessing
-from flowers.data.workers import default_workers, fit_shared_memory
+from flowers.data.workers import default_workers, fit_shared_memory, make_loader, run_loader
 from flowers.errors import DataError, ProcessError
 
 EVERYTHING = Augmentation(32, color_jitter=0.3, random_erasing=0.5, trivial_augment=True)
@@ -219,6 +220,33 @@ def test_a_killed_worker_is_explained(samples):
         os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(ProcessError, match="killed, most likely because memory ran out; use fewer --workers"):
         list(batches)
+
+
+class AsksForTheEnd(Dataset):
+    """Its loader processes do nothing but ask torch's event whether they shall end, until they are killed."""
+
+    def __getitems__(self, draws: list) -> list:
+        if 0 in draws:
+            return draws
+        frame = sys._getframe()
+        while "done_event" not in frame.f_locals:
+            frame = frame.f_back
+        while True:
+            frame.f_locals["done_event"].is_set()
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_killed_at_any_moment_is_explained():
+    """torch's own event has a lock, which a worker killed at the wrong moment keeps: next() never returned."""
+    for _ in range(3):
+        loader = make_loader(AsksForTheEnd(), [[0], [1], [2]], 2, batch_bytes=1)
+        batches = run_loader(loader)
+        assert next(batches) == [0]
+        time.sleep(0.2)
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(ProcessError, match="killed"):
+            next(batches)
 
 
 def test_full_shared_memory_is_explained(samples):

@@ -1,5 +1,7 @@
 """Loader processes: how many, started so that they outlive what they should, and what to say when one dies."""
 
+import copy
+import multiprocessing
 import os
 import shutil
 import signal
@@ -8,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 import torch
@@ -67,8 +70,7 @@ def make_loader(
         prefetch_factor=_PREFETCH if workers else None,
         persistent_workers=persistent and workers > 0,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        # Forked, a worker is there in milliseconds; otherwise it imports torch first.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=_fork() if workers and sys.platform == "linux" else None,
         # The loader draws a seed at each start: from a generator of its own, not from the one that dropout uses.
         generator=torch.Generator(),
     )
@@ -120,6 +122,26 @@ def fit_shared_memory(workers: int, batch_bytes: int) -> int:
             f"{workers}, for batches of {batch_bytes / 1e6:.0f} MB; in a container, start it with more (--shm-size)"
         )
     return fitting
+
+
+class _Flag:
+    """An event without a lock, which a worker killed at the wrong moment would never give back."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._flag = context.RawValue("b", 0)
+
+    def is_set(self) -> bool:
+        return bool(self._flag.value)
+
+    def set(self) -> None:
+        self._flag.value = 1
+
+
+def _fork() -> BaseContext:
+    """Forked, a worker is there in milliseconds; otherwise it imports torch first."""
+    context = copy.copy(multiprocessing.get_context("fork"))
+    context.Event = lambda: _Flag(context)  # where torch gets the event from that ends its workers
+    return context
 
 
 def _as_it_is(batch: Result) -> Result:
