@@ -539,6 +539,25 @@ def test_another_model_or_file_is_noticed(run: Callable, photos: Path, tmp_path:
     assert len(rows_of(tmp_path / "out.csv")) == 6
 
 
+@pytest.mark.parametrize("kind", ["folder", "image", "tar"])
+def test_other_photos_of_the_same_names_are_noticed(run: Callable, photos: Path, tmp_path: Path, kind: str) -> None:
+    folders = tmp_path / "one", tmp_path / "moved", tmp_path / "other"
+    for folder, photo in zip(folders, ("0001.jpg", "0001.jpg", "0002.jpg"), strict=True):
+        folder.mkdir()
+        data = (photos / photo).read_bytes().ljust(20_000, b"\0")  # of the same size, as bitmaps are
+        (folder / "x.jpg").write_bytes(data)
+        if kind == "tar":
+            make_tar(folder / "x.tar", folder, ["x.jpg"])
+    one, moved, other = (
+        folder if kind == "folder" else folder / {"image": "x.jpg", "tar": "x.tar"}[kind] for folder in folders
+    )
+    run(input=one)
+    assert run(input=moved) == 0
+    with pytest.raises(OutputError, match="what is in the files"):
+        run(input=other)
+    assert run(input=other, overwrite=True) == 0
+
+
 def test_files_of_others_beside_the_output_are_not_replaced_unasked(run: Callable, tmp_path: Path) -> None:
     features = tmp_path / "features.npy"
     (tmp_path / "out.json").write_text('{"mine": 1}')

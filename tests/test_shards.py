@@ -247,7 +247,7 @@ class Job:
             self.listed += 1
             yield from entries(*self.names)
 
-        options = {"shard_size": lambda files: 2, "finished": lambda: self.facts, **options}
+        options = {"shard_size": lambda files: 2, "finished": lambda: self.facts, "place": "/photos", **options}
         return open_work(self.output, settings, list_files, worker, **options)
 
 
@@ -275,6 +275,7 @@ def test_work_is_begun_and_found_again(job: Job, worker: Worker) -> None:
         ({"names": ("a", "b", "c", "d")}, "number of files: 3 then, 4 now"),
         ({"names": ("a", "b", "d")}, "the files' names"),
         ({"shard_size": lambda files: 3}, "shard_size: 2 then, 3 now"),
+        ({"look": lambda entry: b"another photo"}, "what is in the files"),
     ],
 )
 def test_work_of_another_job_is_refused_or_replaced(job: Job, worker: Worker, change: dict, said: str) -> None:
@@ -357,6 +358,22 @@ def test_who_starts_while_another_lists_waits_for_its_list(job: Job, worker: Wor
         work = job.open(worker, check_stop=look)
     assert isinstance(work, shards.Work)
     assert job.listed == 1
+
+
+def test_who_starts_while_another_lists_a_different_place_looks_for_himself(job: Job, worker: Worker) -> None:
+    with Worker(worker.folder) as other:
+        (worker.folder / "claims").mkdir()
+        listing = Claims(worker.folder / "claims", other)
+        assert listing.take("listing")
+
+        def look() -> None:  # the other one's list appears
+            listing.give_back("listing")
+            job.open(other)
+
+        elsewhere = {"place": "/other", "check_stop": look}
+        with pytest.raises(OutputError, match="what is in the files"):
+            job.open(worker, look=lambda entry: b"another photo", **elsewhere)
+        assert isinstance(job.open(worker, **elsewhere), shards.Work), "the same files, copied to another machine"
 
 
 def test_waiting_ends_when_asked_to_stop(job: Job, worker: Worker) -> None:

@@ -24,6 +24,7 @@ from flowers.errors import DataError, ImageError
 from flowers.prediction.filelist import Entry
 
 TAR = ".tar"
+_LOOK_BYTES = 1 << 16
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
@@ -100,6 +101,32 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     if len(data) < int(size):
         raise ImageError("truncated archive")
     return data
+
+
+def look_at(root: bytes, entry: Entry) -> bytes:
+    """Size and first bytes of one input file, to know it from another one of the same name; nothing if it is not there.
+
+    Args:
+        root: the folder that paths are relative to.
+    """
+    path, start, size = entry.path, 0, None
+    if entry.place.startswith(b"!"):
+        return b""
+    if entry.place:
+        _, length, start, size = entry.place.split(b":")
+        path = path[: int(length)]
+    try:
+        file = os.open(os.path.join(root, path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                return b""
+            size = status.st_size if size is None else int(size)
+            return b"%d:" % size + os.pread(file, min(size, _LOOK_BYTES), int(start))
+        finally:
+            os.close(file)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return b""
 
 
 def _read_range(file: int, offset: int, size: int) -> bytes:

@@ -15,12 +15,13 @@ from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError
 from flowers.files import explain_os_error
 from flowers.prediction.claims import Claims
-from flowers.prediction.filelist import Entry, write_list
+from flowers.prediction.filelist import Entry, FileList, ListInfo, write_list
 from flowers.prediction.shards import POLL_S, Work, remove_unfinished
 from flowers.prediction.workers import BEAT_S, STALE_S, Worker
 
-FORMAT_VERSION = 1
-_NAMES = {"list": "the files' names", "files": "number of files"}
+FORMAT_VERSION = 2
+_NAMES = {"list": "the files' names", "files": "number of files", "contents": "what is in the files"}
+_LOOKED_AT = 32  # files, all over the list
 
 
 def open_work(
@@ -31,6 +32,8 @@ def open_work(
     *,
     shard_size: Callable[[int], int],
     finished: Callable[[], dict | None],
+    place: str = "",
+    look: Callable[[Entry], bytes] = lambda entry: b"",
     overwrite: bool = False,
     check_free: Callable[[], None] = lambda: None,
     array: str | None = None,
@@ -39,7 +42,8 @@ def open_work(
     """Find or begin the work of a job.
 
     The files are listed by one process, while others that start meanwhile wait for its list. A list that was there
-    before is compared with the files as they are now, unless the same Slurm array made it.
+    before, or that is of another place, is compared with the files as they are now, unless the same Slurm array made
+    it. By their names, and a few by what is in them: photos of two cameras are often called the same.
 
     Args:
         output: the final file.
@@ -48,6 +52,8 @@ def open_work(
         worker: this process.
         shard_size: files a shard, from the number of files.
         finished: facts about the output, if it is there and whole.
+        place: where the files are; the same ones may be elsewhere the next time.
+        look: gives what a file is known by, whatever it is called.
         overwrite: replace what another job left here.
         check_free: raises when something is in the way of what comes with the output; called unless ``overwrite``.
         array: Slurm's name for the array that this process belongs to.
@@ -73,8 +79,10 @@ def open_work(
                 return _cleared(parent, facts)
             for key in _jobs(parent):
                 job = read_job(parent / key)
-                fresh = key not in before or (array and job and job["listed_by"] == array)
-                if job and fresh and _begins_with(job["settings"], settings):
+                fresh = job and (
+                    (key not in before and job.get("place") == place) or (array and job["listed_by"] == array)
+                )
+                if fresh and _begins_with(job["settings"], settings):
                     with contextlib.suppress(FileNotFoundError):  # an equal job finished just now
                         return Work(parent / key)
             if listing.take("listing"):
@@ -84,7 +92,9 @@ def open_work(
     except OSError as error:
         raise explain_os_error(error, parent) from error
     try:
-        return _list_files(output, settings, entries, worker, shard_size, finished, overwrite, check_free, array)
+        return _list_files(
+            output, settings, entries, worker, shard_size, finished, place, look, overwrite, check_free, array
+        )
     finally:
         listing.give_back("listing")
 
@@ -125,6 +135,8 @@ def _list_files(
     worker: Worker,
     shard_size: Callable[[int], int],
     finished: Callable[[], dict | None],
+    place: str,
+    look: Callable[[Entry], bytes],
     overwrite: bool,
     check_free: Callable[[], None],
     array: str | None,
@@ -141,8 +153,10 @@ def _list_files(
         if info.duplicates:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
         settings = {**settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
+        settings["contents"] = _contents(new, info, look)
         key = _key(settings)
-        (new / "job.json").write_text(json.dumps({"settings": settings, "listed_by": array}, indent=1))
+        job = {"settings": settings, "listed_by": array, "place": place}
+        (new / "job.json").write_text(json.dumps(job, indent=1))
         for other in set(_jobs(parent)) - {key}:
             _make_way(parent / other, settings, worker, overwrite)
         if not (parent / key).exists():
@@ -166,6 +180,16 @@ def _list_files(
         raise explain_os_error(error, parent) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _contents(folder: Path, info: ListInfo, look: Callable[[Entry], bytes]) -> str:
+    """What some of the listed files are known by."""
+    files, digest = FileList(folder), hashlib.sha256()
+    for number in range(0, info.files, -(-info.files // _LOOKED_AT)):
+        shard, slot = divmod(number, info.shard_size)
+        digest.update(hashlib.sha256(look(files.shard(shard)[slot])).digest())
+    files.close()
+    return digest.hexdigest()
 
 
 def _rename_new(folder: Path, final: Path) -> None:
@@ -236,7 +260,7 @@ def _jobs(parent: Path) -> list[str]:
 
 
 def read_job(folder: Path) -> dict | None:
-    """A job folder's settings and listed_by; None if it was just taken away, or is nothing of ours."""
+    """A job folder's settings, listed_by and place; None if it was just taken away, or is nothing of ours."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / "job.json").read_text())
     return None

@@ -18,7 +18,7 @@ from flowers.prediction.claims import Claims
 from flowers.prediction.classify import classify, embeddings_file
 from flowers.prediction.filelist import Entry
 from flowers.prediction.group import Group
-from flowers.prediction.inputs import list_inputs
+from flowers.prediction.inputs import input_root, list_inputs, look_at
 from flowers.prediction.opening import find_work, open_work
 from flowers.prediction.outputs import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
 from flowers.prediction.places import check_free, check_outputs
@@ -112,6 +112,8 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
             worker,
             shard_size=shard_size,
             finished=finished,
+            place=os.path.abspath(config.input),
+            look=lambda entry: look_at(os.fsencode(input_root(config.input)), entry),
             overwrite=config.overwrite,
             check_free=lambda: check_free(config.output, config.embeddings),
             array=os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None,
