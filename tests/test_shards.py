@@ -236,6 +236,21 @@ def test_the_last_worker_leaves_nothing(tmp_path: Path) -> None:
 # Which work
 
 
+@pytest.mark.parametrize("name", ["job.json", "list.bin", "offsets.bin"])
+def test_work_that_a_power_cut_left_without_its_files_is_one_line(job: "Job", worker: Worker, name: str) -> None:
+    work = job.open(worker)
+    os.truncate(work.folder / name, 0)
+    with pytest.raises(OutputError, match=f"{work.folder} is damaged: remove it"):
+        job.open(worker)
+
+
+def test_no_file_of_the_work_stays_open(job: "Job", worker: Worker) -> None:
+    work = job.open(worker)
+    work.files.shard(0)
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if path.startswith(str(work.folder))]
+
+
 class Job:
     """What ``open_work`` needs, with an output that is never there unless the test says so."""
 

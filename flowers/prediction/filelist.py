@@ -7,14 +7,13 @@ million files costs a process no more memory than one of a thousand.
 
 import hashlib
 import heapq
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from flowers.files import explain_os_error
+from flowers.files import explain_os_error, sync_file
 
 _RUN = 200_000  # entries sorted in memory at a time
 _CHUNK = 1 << 24
@@ -73,17 +72,28 @@ def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int
         size = shard_size(files)
         with open(folder / "offsets.bin", "wb") as file:
             file.write(_shard_offsets(folder / "list.bin", size).tobytes())
+        for name in ("list.bin", "offsets.bin"):
+            sync_file(folder / name)
     except OSError as error:
         raise explain_os_error(error, folder) from error
     return ListInfo(files, size, digest.hexdigest(), duplicates)
 
 
 class FileList:
-    """A list as ``write_list`` left it."""
+    """A list as ``write_list`` left it.
+
+    No file stays open: on a network file system an open one keeps its folder from being removed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not whole.
+    """
 
     def __init__(self, folder: Path):
+        self._path = folder / "list.bin"
         self._offsets = np.fromfile(folder / "offsets.bin", dtype="<u8")
-        self._file = os.open(folder / "list.bin", os.O_RDONLY | os.O_CLOEXEC)
+        if not len(self._offsets) or self._offsets[-1] != self._path.stat().st_size:
+            raise ValueError("the list of files is not whole")
 
     @property
     def num_shards(self) -> int:
@@ -93,12 +103,10 @@ class FileList:
     def shard(self, index: int) -> list[Entry]:
         """The entries of one shard, in order."""
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        parts = os.pread(self._file, end - start, start).split(b"\0")
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            parts = file.read(end - start).split(b"\0")
         return [Entry(path, place) for path, place in zip(parts[0:-1:2], parts[1::2], strict=True)]
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
 
 
 def _write_runs(entries: Iterable[Entry], folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from flowers import console
 from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError
-from flowers.files import explain_os_error
+from flowers.files import explain_os_error, sync_file, sync_folder
 from flowers.prediction.claims import Claims
 from flowers.prediction.filelist import Entry, FileList, ListInfo, write_list
 from flowers.prediction.shards import POLL_S, Work, remove_unfinished
@@ -157,6 +157,8 @@ def _list_files(
         key = _key(settings)
         job = {"settings": settings, "listed_by": array, "place": place}
         (new / "job.json").write_text(json.dumps(job, indent=1))
+        sync_file(new / "job.json")
+        sync_folder(new)  # else a machine that goes down soon may leave the job's name on empty files
         for other in set(_jobs(parent)) - {key}:
             _make_way(parent / other, settings, worker, overwrite)
         if not (parent / key).exists():
@@ -188,7 +190,6 @@ def _contents(folder: Path, info: ListInfo, look: Callable[[Entry], bytes]) -> s
     for number in range(0, info.files, -(-info.files // _LOOKED_AT)):
         shard, slot = divmod(number, info.shard_size)
         digest.update(hashlib.sha256(look(files.shard(shard)[slot])).digest())
-    files.close()
     return digest.hexdigest()
 
 

@@ -23,7 +23,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flowers.files import explain_os_error
+from flowers.errors import OutputError
+from flowers.files import explain_os_error, sync_file
 from flowers.prediction import parts
 from flowers.prediction.claims import Claims
 from flowers.prediction.filelist import Entry, FileList
@@ -58,15 +59,22 @@ class Work:
     Attributes:
         settings: all that decides its rows, as plain values.
         listed_by: the Slurm array whose task made the list, if one did.
+
+    Raises:
+        FileNotFoundError: the folder is gone: another process has finished the whole job.
+        OutputError: it is damaged.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.key = folder.name
-        job = json.loads((folder / "job.json").read_text())
+        try:
+            job = json.loads((folder / "job.json").read_text())
+            self.files = FileList(folder)
+        except ValueError:
+            raise OutputError(f"{folder} is damaged: remove it, then start the same command again") from None
         self.settings: dict = job["settings"]
         self.listed_by: str | None = job["listed_by"]
-        self.files = FileList(folder)
         self.parts = folder / "parts"
 
     @property
@@ -109,6 +117,7 @@ class Work:
         proposal = self.folder / f"engine-{worker.token}"
         try:
             proposal.write_text(json.dumps(chosen))
+            sync_file(proposal)
             try:
                 os.link(proposal, self.folder / "engine.json")
             except FileExistsError:
