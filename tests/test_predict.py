@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import tarfile
 import types
 from collections.abc import Callable, Iterator
@@ -441,10 +442,31 @@ def test_embeddings_stand_in_the_rows_order(run: Callable, bundle: Path, photos:
             np.testing.assert_allclose(features[index], wanted, rtol=1e-3, atol=1e-4)
     assert left_over(tmp_path) == ["features.npy", "in"]
     (tmp_path / "features.npy").unlink()
-    with pytest.raises(OutputError, match="embeddings: missing then, True now"):
+    with pytest.raises(OutputError, match="embeddings: missing then, features.npy now"):
         run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4)
     assert run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4, overwrite=True) == 0
     assert np.array_equal(np.load(tmp_path / "features.npy"), features, equal_nan=True)
+
+
+def test_a_part_found_damaged_in_the_end_is_done_again_with_its_embeddings(run: Callable, tmp_path: Path) -> None:
+    flags = {"embeddings": tmp_path / "features.npy", "shard_size": 8}
+    run(**flags, output=tmp_path / "whole.csv")
+    whole = (tmp_path / "features.npy").read_bytes()
+    (tmp_path / "features.npy").unlink()
+    run(**flags, shard="0/2")
+    (part, *_) = (tmp_path / "out.csv.parts").glob("????????????/parts/*")
+    part.write_bytes(part.read_bytes().replace(b"ok", b"no", 1))
+    with pytest.raises(OutputError, match="was damaged, and is removed"):
+        run(**flags, shard="1/2")
+    assert run(**flags) == 0
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert (tmp_path / "features.npy").read_bytes() == whole
+
+
+def test_processes_with_different_embeddings_files_do_not_share_one_job(run: Callable, tmp_path: Path) -> None:
+    run(embeddings=tmp_path / "0.npy", shard_size=8, shard="0/2")
+    with pytest.raises(OutputError, match="embeddings: 0.npy then, 1.npy now"):
+        run(embeddings=tmp_path / "1.npy", shard_size=8, shard="1/2")
 
 
 def test_photos_are_sorted_into_class_folders(run: Callable, photos: Path, tmp_path: Path) -> None:
@@ -477,6 +499,42 @@ def test_links_lead_to_the_photos(run: Callable, photos: Path, tmp_path: Path) -
     links = list((tmp_path / "links").rglob("*.jpg"))
     assert len(links) == 30
     assert all(link.is_symlink() and link.resolve().is_relative_to(photos.resolve()) for link in links)
+
+
+def test_long_names_that_collide_are_told_apart(run: Callable, photos: Path, tmp_path: Path) -> None:
+    name = "n" * 251 + ".jpg"
+    for index, folder in enumerate("ab"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / name).write_bytes((photos / "0001.jpg").read_bytes() + b"\0" * index)
+    run(input=tmp_path / "in", copy_to=tmp_path / "sorted")
+    run(input=tmp_path / "in", link_to=tmp_path / "links")
+    for folder in ("sorted", "links"):
+        first, second = sorted(path.name for path in (tmp_path / folder).glob("*/*"))
+        assert second == name
+        assert len(first) == 64 + len(".jpg")
+
+
+def test_a_stop_is_heard_while_rows_are_joined_and_photos_sorted(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_in(module: types.ModuleType, name: str, **flags: object) -> None:
+        original = getattr(module, name)
+
+        def asked(*args: object) -> object:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return original(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(StoppedError):
+            patch.setattr(module, name, asked)
+            run(**flags)
+
+    stopped_in(parts, "read_rows")
+    assert not (tmp_path / "out.csv").exists()
+    stopped_in(sorting, "_copy", copy_to=tmp_path / "sorted")
+    assert len(rows_of(tmp_path / "out.csv")) == 30
+    assert len(list((tmp_path / "sorted").glob("*/*"))) == 1
+    assert run(copy_to=tmp_path / "sorted") == 0
+    assert len(list((tmp_path / "sorted").glob("*/*"))) == 30
 
 
 def test_a_class_called_unsure_is_not_taken_for_the_unsure(run: Callable, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from flowers.config.predict import OUTPUT_KINDS
@@ -63,13 +63,14 @@ def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
     return None
 
 
-def join_parts(work: Work, output: Path, suffix: str, topk: int) -> dict:
+def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
     """Write the final file from all parts.
 
     Args:
         output: its name.
         suffix: what it is, of ``OUTPUT_KINDS``.
         topk: guesses a row.
+        check_stop: raises when the process was asked to stop.
 
     Returns:
         counts by status and seconds by stage, summed over the parts.
@@ -83,7 +84,7 @@ def join_parts(work: Work, output: Path, suffix: str, topk: int) -> dict:
     write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
     totals = _totals(work)
     try:
-        write[suffix](temporary, _blocks(work, header(topk, OUTPUT_KINDS[suffix])), topk)
+        write[suffix](temporary, _blocks(work, header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
         _put_in_place(temporary, output)
     except FileNotFoundError:
         raise
@@ -148,9 +149,10 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _blocks(work: Work, first: bytes) -> Iterator[bytes]:
+def _blocks(work: Work, first: bytes, check_stop: Callable[[], None]) -> Iterator[bytes]:
     yield first
     for index in range(work.files.num_shards):
+        check_stop()
         yield from parts.read_rows(work.parts, index)
 
 

@@ -41,28 +41,29 @@ def predict(config: PredictConfig) -> int:
         FlowersError: see its message; what is done is kept.
     """
     group = Group()
-    with StopRequest() as stop, Worker(parent_folder(config.output)) as worker:
-        bundle = open_model(config.checkpoint)
-        _check_features(config, bundle)
-        found = group.from_main(lambda: _find_work(config, bundle, worker, stop))
-        try:
-            if "facts" in found:
-                facts = found["facts"]
-                name = console.plain(readable(config.output))
-                console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
-            else:
-                work = Work(worker.folder / found["job"])
-                worker.join(work.key, found["launch"])
-                if not config.merge:
-                    classify(config, bundle, work, group, worker, stop)
-                facts = _join(config, bundle, work, worker, stop) if group.is_main else None
-        except FileNotFoundError:
-            facts = _facts_of_equal(config, worker)
-    if not group.is_main:
-        return 0
-    if facts is None:
-        return EXIT_STRICT if config.strict and _errors_of_task(config, work) else 0
-    return _finish(config, facts)
+    with StopRequest() as stop:
+        with Worker(parent_folder(config.output)) as worker:
+            bundle = open_model(config.checkpoint)
+            _check_features(config, bundle)
+            found = group.from_main(lambda: _find_work(config, bundle, worker, stop))
+            try:
+                if "facts" in found:
+                    facts = found["facts"]
+                    name = console.plain(readable(config.output))
+                    console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
+                else:
+                    work = Work(worker.folder / found["job"])
+                    worker.join(work.key, found["launch"])
+                    if not config.merge:
+                        classify(config, bundle, work, group, worker, stop)
+                    facts = _join(config, bundle, work, worker, stop) if group.is_main else None
+            except FileNotFoundError:
+                facts = _facts_of_equal(config, worker)
+        if not group.is_main:
+            return 0
+        if facts is None:
+            return EXIT_STRICT if config.strict and _errors_of_task(config, work) else 0
+        return _finish(config, facts, stop)
 
 
 def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
@@ -81,7 +82,7 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         "engine": config.engine,
         "precision": config.precision,
         "batch_size": config.batch_size,
-        "embeddings": config.embeddings is not None,
+        "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
     }
 
 
@@ -178,11 +179,20 @@ def _join(
     while not claims.take("join"):
         stop.check()
         time.sleep(POLL_S)
-    embeddings = embeddings_file(config, bundle, work)
-    if embeddings is not None:
-        embeddings.publish()
+    try:
+        return _join_all(config, bundle, work, worker, stop)
+    finally:
+        claims.give_all_back()
+
+
+def _join_all(
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, worker: Worker, stop: StopRequest
+) -> dict:
     start_s = time.monotonic()
-    totals = join_parts(work, config.output, config.suffix(), work.settings["topk"])
+    totals = join_parts(work, config.output, config.suffix(), work.settings["topk"], stop.check)
+    embeddings = embeddings_file(config, bundle, work)
+    if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
+        embeddings.publish()
     totals["seconds"]["join"] = round(time.monotonic() - start_s, 3)
     facts = {
         "model": work.settings["model"],
@@ -209,12 +219,12 @@ def _errors_of_task(config: PredictConfig, work: Work) -> int:
     return 0
 
 
-def _finish(config: PredictConfig, facts: dict) -> int:
+def _finish(config: PredictConfig, facts: dict, stop: StopRequest) -> int:
     """What follows once the output is there."""
     counts = {status: facts["counts"].get(status, 0) for status in STATUSES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
     if config.copy_to or config.link_to:
-        sort_photos(config)
+        sort_photos(config, stop.check)
     if config.report:
         write_report(config, facts)
     places = {

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flowers import console
@@ -25,6 +25,7 @@ from flowers.prediction.outputs import read_rows
 
 UNSURE = "_unsure"
 _NAME_BYTES = 200
+_MAX_NAME_BYTES = 255
 
 
 def check_target(config: PredictConfig) -> None:
@@ -38,8 +39,11 @@ def check_target(config: PredictConfig) -> None:
         raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
 
 
-def sort_photos(config: PredictConfig) -> None:
+def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
     """Copy or link every classified photo as ``--copy-to`` or ``--link-to`` says.
+
+    Args:
+        check_stop: raises when the process was asked to stop.
 
     Raises:
         UsageError: a tar's member cannot be linked to.
@@ -53,6 +57,7 @@ def sort_photos(config: PredictConfig) -> None:
     archive = Archive(root)
     with console.progress("sort", None, "photos") as meter, contextlib.closing(archive):
         for row in read_rows(config.output):
+            check_stop()
             if row["status"] == "error":
                 failed += 1
                 continue
@@ -116,12 +121,12 @@ def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) ->
 
 
 def _names(path: str) -> Iterator[str]:
-    """Names for a photo in its class folder, the plain one first."""
+    """Names for a photo in its class folder, the plain one first; none that is longer than file systems take."""
     stem, ending = os.path.splitext(os.path.basename(path))
-    yield stem + ending
     letters = hashlib.sha256(os.fsencode(path)).hexdigest()
-    yield f"{stem}-{letters[:8]}{ending}"
-    yield f"{letters}{ending}"
+    for name in (f"{stem}{ending}", f"{stem}-{letters[:8]}{ending}", f"{letters}{ending}"):
+        if len(os.fsencode(name)) <= _MAX_NAME_BYTES:
+            yield name
 
 
 def _link(source: str, final: Path) -> bool:
