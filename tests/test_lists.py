@@ -4,8 +4,9 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from odd_files import ODD_NAMES
+from odd_files import ODD_NAMES, encode
 from trees import load, touch
 
 from flowers.data.lists import read_labelled, read_paths
@@ -69,6 +70,19 @@ class TestLists:
         assert list(read_paths(tmp_path / "list.txt")) == ["a.jpg", "b c.jpg"]
         (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbfPath,Label\r\na.jpg,x\r\n\r\n")
         assert read_labelled(tmp_path / "list.csv") == [("a.jpg", "x", "train")]
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("a.jpg\r\nb.jpg\r\n".encode("utf-16"), "is in UTF-16, expected UTF-8"),
+            (encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "JPEG"), "is no text"),
+            (encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "PNG"), "is no text"),
+        ],
+    )
+    def test_what_is_no_list_is_one_line(self, content: bytes, said: str, tmp_path: Path):
+        (tmp_path / "list.jxl").write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            next(read_paths(tmp_path / "list.jxl"))
 
     @pytest.mark.parametrize(
         ("content", "expected"),

@@ -11,6 +11,7 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
   first folder if that is called like one (``valid/rose/1.jpg``), else train.
 """
 
+import codecs
 import csv
 import itertools
 import os
@@ -26,6 +27,8 @@ SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test
 
 
 _BLOCK_BYTES = 1 << 20
+_CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
+"""What names of files hardly ever hold, and other files are full of."""
 
 
 class ListedImage(NamedTuple):
@@ -92,7 +95,9 @@ def read_paths(list_file: Path) -> Iterator[str]:
         return
     try:
         with open(list_file, "rb") as file:
-            end = b"\0" if b"\0" in file.read(_BLOCK_BYTES) else b"\n"
+            head = file.read(_BLOCK_BYTES)
+            _check_text(head, list_file)
+            end = b"\0" if b"\0" in head else b"\n"
             file.seek(0)
             rest = file.read(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
             while block := file.read(_BLOCK_BYTES):
@@ -101,6 +106,14 @@ def read_paths(list_file: Path) -> Iterator[str]:
             yield from map(os.fsdecode, _without_line_ends(rest.split(end), end))
     except OSError as error:
         raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror}") from None
+
+
+def _check_text(head: bytes, list_file: Path) -> None:
+    """Refuse what is no list at all: each few bytes of a picture would be taken for a path."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{readable(list_file)}: is in UTF-16, expected UTF-8: save it anew, or convert it with iconv")
+    if len(head.translate(None, _CONTROL)) < 0.95 * len(head):
+        raise DataError(f"{readable(list_file)}: is no text; expected a list with a path on each line")
 
 
 def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
