@@ -230,6 +230,19 @@ def test_no_thread_is_pinned_to_a_cpu(tiny: Bundle) -> None:
     assert seen == {own}
 
 
+def test_too_few_threads_are_an_error_not_a_wait(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_two(thread: threading.Thread) -> None:
+        if thread.name.startswith("engine_2"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        build_engine(tiny, engine="torch", precision="float32", threads=4)
+
+
 def test_a_batch_may_be_overwritten_once_it_is_submitted(tiny: Bundle) -> None:
     images = noise(8, 160)
     engine = build_engine(tiny, engine="torch", batch_size=8)
@@ -348,7 +361,7 @@ def test_what_overflows_is_settled_too() -> None:
 
 def test_auto_says_what_it_took_and_why(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "cpu_has_bf16", lambda: False)
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_openvino.importlib.util, "find_spec", lambda name: None)
     engine = build_engine(tiny, threads=1)
     engine.close()
     assert (engine.name, engine.precision) == ("torch", "float32")
@@ -360,6 +373,21 @@ def test_auto_says_what_it_took_and_why(tiny: Bundle, monkeypatch: pytest.Monkey
     engine.close()
     assert (engine.name, engine.precision) == ("torch", "bf16")
     assert "settled in float32" in engine.description
+
+
+def test_auto_does_without_an_openvino_that_does_not_load(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    monkeypatch.setattr(engine_openvino, "_core", engine_openvino._core.__wrapped__)
+    engine = build_engine(tiny, threads=1, precision="float32")
+    engine.close()
+    assert engine.name == "torch"
+    assert "OpenVINO cannot be loaded (libtbb.so.12: cannot open" in engine.description
+    with pytest.raises(UsageError, match="--engine openvino: it cannot be loaded"):
+        build_engine(tiny, engine="openvino")
 
 
 @needs_openvino

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import uuid
@@ -71,6 +72,17 @@ def read_model(path: Path):
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{readable(path)}: OpenVINO cannot read it ({reason})") from None
+
+
+def why_not() -> str | None:
+    """Why OpenVINO cannot be used on this machine; None where it can."""
+    if importlib.util.find_spec("openvino") is None:
+        return "is not installed"
+    try:
+        _core()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # made for another system, or half removed
+        return f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+    return None
 
 
 def has_bf16() -> bool:

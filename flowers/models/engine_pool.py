@@ -25,12 +25,13 @@ class Pool:
         self._start, self._own = start, local()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="engine")
         torch_threads = torch.get_num_threads()
+        barrier = Barrier(threads)  # so that each of them starts now
         try:
             self.submit(np.zeros((chunk, size, size, 3), np.uint8)).result()
-            barrier = Barrier(threads)  # so that each of them starts now
             for ready in [self._executor.submit(self._get_ready, barrier) for _ in range(threads)]:
                 ready.result()
         except BaseException:
+            barrier.abort()  # where the system gives no more threads, those that are there wait for them
             self.close()
             raise
         finally:

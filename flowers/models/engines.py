@@ -11,7 +11,6 @@ Three things make the answers the same whatever runs beside:
   EfficientNet-Lite0 and a linear head on 1,118 flower photos: bf16 alone changed 13 labels.)
 """
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -202,18 +201,18 @@ def _choose(engine: str, precision: str, device: str | torch.device | None) -> _
             f"engine {engine!r}, precision {precision!r}: expected one of {', '.join(ENGINES)} and one of "
             f"{', '.join(PRECISIONS)}"
         )
-    has_openvino = importlib.util.find_spec("openvino") is not None
     if engine == "openvino":
-        if not has_openvino:
-            raise UsageError("--engine openvino: it is not installed: pip install openvino, or use --engine auto")
+        if why_not := engine_openvino.why_not():
+            raise UsageError(f"--engine openvino: it {why_not}: pip install openvino, or use --engine auto")
         if device is not None and torch.device(device).type != "cpu":
             raise UsageError(f"--engine openvino computes on the CPU, not on {device}: use --engine torch")
         device = "cpu"
     device = torch.device(device) if device is not None else _best_device()
     reason = "as asked"
     if engine == "auto":
-        engine = "openvino" if has_openvino and device.type == "cpu" else "torch"
-        reason = "the fastest here" if engine == "openvino" or device.type != "cpu" else "OpenVINO is not installed"
+        why_not = engine_openvino.why_not() if device.type == "cpu" else None
+        engine = "openvino" if device.type == "cpu" and not why_not else "torch"
+        reason = f"OpenVINO {why_not}" if why_not else "the fastest here"
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; a CPU takes bf16 or float32")
     if precision == "bf16" and engine == "openvino" and not engine_openvino.has_bf16():
