@@ -85,3 +85,5 @@ def test_best_classes_come_in_order_and_ties_by_index(num_classes: int) -> None:
     rng = np.random.default_rng(0)
     probs = rng.permuted(np.tile(np.arange(num_classes, dtype=np.float32), (20, 1)), axis=1)
     assert (best_classes(probs, 3) == np.argsort(-probs, axis=1)[:, :3]).all()
+    probs = rng.integers(0, 5, (200, num_classes)).astype(np.float32)
+    assert (best_classes(probs, 3) == np.argsort(-probs, axis=1, kind="stable")[:, :3]).all()

@@ -41,13 +41,15 @@ def best_classes(probs: np.ndarray, topk: int) -> np.ndarray:
     Returns:
         [B, topk] int64
     """
-    if probs.shape[1] > 4 * topk:
-        found = np.argpartition(-probs, topk - 1, axis=1)[:, :topk]
-        found.sort(axis=1)
-    else:
-        found = np.broadcast_to(np.arange(probs.shape[1]), probs.shape)
-    order = np.argsort(-np.take_along_axis(probs, found, axis=1), axis=1, kind="stable")[:, :topk]
-    return np.take_along_axis(found, order, axis=1)
+    if probs.shape[1] <= 4 * topk:
+        return np.argsort(-probs, axis=1, kind="stable")[:, :topk]
+    found = np.argpartition(-probs, topk - 1, axis=1)[:, :topk]
+    found.sort(axis=1)
+    chosen = np.take_along_axis(probs, found, axis=1)
+    best = np.take_along_axis(found, np.argsort(-chosen, axis=1, kind="stable"), axis=1)
+    tied = (probs >= chosen.min(axis=1, keepdims=True)).sum(axis=1) > topk  # the partition took any of the last ones
+    best[tied] = np.argsort(-probs[tied], axis=1, kind="stable")[:, :topk]
+    return best
 
 
 class RowFormat:
