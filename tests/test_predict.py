@@ -354,6 +354,32 @@ def test_broken_tars_say_so_and_give_what_they_have(run: Callable, photos: Path,
     assert errors == dict.fromkeys([f"{tar}/{name}" for tar in ("cut.tar", "scrambled.tar") for name in names[:2]], "")
 
 
+def test_tars_that_lead_in_a_circle_or_to_much_memory(run: Callable, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sound = make_tar(folder / "x.tar", photos, ["0001.jpg", "0002.jpg"]).read_bytes()
+    with tarfile.open(folder / "x.tar") as tar:
+        second = tar.getmember("0002.jpg")
+    (folder / "x.tar").unlink()
+    for name, start in (("circle.tar", second.offset_data - 512), ("extended.tar", second.offset)):
+        data = bytearray(sound)
+        data[start + 124 : start + 136] = b"\xff" + (-512).to_bytes(11, "big", signed=True)
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+        (folder / name).write_bytes(data)
+    large = tarfile.TarInfo("x.jpg")
+    large.size = 3 << 30
+    with open(folder / "large.tar", "wb") as file:
+        file.write(large.tobuf())
+        file.truncate(512 + large.size + 1024)
+    assert run(input=folder, copy_to=tmp_path / "sorted") == 0
+    errors = {row["path"]: row["error"] for row in rows_of(tmp_path / "out.csv")}
+    for name in ("circle.tar", "extended.tar"):
+        assert errors.pop(name).startswith("broken archive: ")
+        assert errors.pop(f"{name}/0001.jpg") == ""
+    assert errors == {"large.tar/x.jpg": "too large a file (3.0 GiB)"}
+
+
 def test_links_in_a_tar_have_their_rows(run: Callable, photos: Path, tmp_path: Path) -> None:
     with tarfile.open(make_tar(tmp_path / "a.tar", photos, ["0001.jpg"]), "a") as tar:
         for name, kind in (("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE), ("soft.txt", tarfile.SYMTYPE)):

@@ -142,8 +142,7 @@ def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
                 raise ImageError("a folder, not a file")
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError("not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(f"too large a file ({status.st_size / (1 << 30):.1f} GiB)")
+            check_size(status.st_size)
             data = bytearray(status.st_size)
             done = 0
             with memoryview(data) as view:
@@ -157,6 +156,16 @@ def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
         raise ImageError("file not found") from None
     except OSError as error:
         raise ImageError(_os_reason(error)) from None
+
+
+def check_size(size_bytes: int) -> None:
+    """Refuse a file before it is read.
+
+    Raises:
+        ImageError: it is larger than any photo.
+    """
+    if size_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"too large a file ({size_bytes / (1 << 30):.1f} GiB)")
 
 
 def _os_reason(error: OSError) -> str:

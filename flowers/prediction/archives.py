@@ -5,7 +5,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from flowers.prediction.inputs import TAR
+from flowers.prediction.inputs import TAR, tar_headers
 
 
 class Archive:
@@ -30,9 +30,9 @@ class Archive:
                 return False
             self.close()
             self._path = path[: end + len(TAR)]
-            with contextlib.suppress(tarfile.TarError, OSError):
+            with contextlib.suppress(tarfile.TarError, OSError, ValueError, ArithmeticError):
                 self._tar = tarfile.open(os.path.join(self._root, self._path), "r:")  # noqa: SIM115
-                while (member := self._tar.next()) is not None:
+                for member in tar_headers(self._tar):
                     self._members[member.name.removeprefix("./")] = member
         return path[len(self._path) + 1 :] in self._members
 

@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from flowers.data.images import IMAGE_EXTENSIONS, read_bytes
+from flowers.data.images import IMAGE_EXTENSIONS, check_size, read_bytes
 from flowers.data.lists import read_paths
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
@@ -88,6 +88,7 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     if entry.place.startswith(b"!"):
         raise ImageError(os.fsdecode(entry.place[1:]))
     _, length, offset, size = entry.place.split(b":")
+    check_size(int(size))
     try:
         archive = os.open(os.path.join(root, entry.path[: int(length)]), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -136,13 +137,25 @@ def _read_range(file: int, offset: int, size: int) -> bytes:
     return data
 
 
+def tar_headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """What an archive says of each of its members; none is kept.
+
+    Raises:
+        tarfile.TarError: it is damaged, or leads in a circle.
+    """
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # or it would keep them all
+        if archive.offset <= member.offset or member.size < 0:  # Python before 3.11.14 would go back, for ever
+            raise tarfile.ReadError(f"a member of negative size at byte {member.offset}")
+        yield member
+
+
 def _tar_members(root: Path, path: bytes, extensions: Collection[str]) -> Iterator[Entry]:
     """Index one archive by reading its headers only."""
     endings = tuple(extensions)
     try:
         with tarfile.open(os.path.join(os.fsencode(root), path), "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # or it would keep them all
+            for member in tar_headers(archive):
                 name = member.name.removeprefix("./")
                 if not (name.lower().endswith(endings) and (member.isreg() or member.islnk() or member.issym())):
                     continue
