@@ -508,6 +508,15 @@ def test_where_nothing_can_be_written_beside(saved: Path, tmp_path: Path) -> Non
 
 
 @needs_openvino
+def test_who_has_no_home_needs_none(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # in a container, under a number that it has no name for
+    openvino_probs(saved)
+    assert len(list((saved / "converted").iterdir())) == 1
+
+
+@needs_openvino
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])
 def test_a_damaged_conversion_is_made_again(name: str, saved: Path) -> None:
     expected = openvino_probs(saved)

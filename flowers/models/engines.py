@@ -255,7 +255,8 @@ class _Source:
 
     def cache_folders(self, cache_dir: Path | None) -> list[Path]:
         """Where converted models may be, the best place first."""
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers"
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        user = Path(caches) / "flowers" if os.path.isabs(caches) else None  # not everyone in a container has a home
         beside = self._model.folder / "converted" if self._model.folder is not None else None
         return [folder for folder in (cache_dir, beside, user) if folder is not None]
 
