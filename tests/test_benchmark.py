@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_job
+import torch
 
 from flowers import cli
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.config.predict import PredictConfig
 from flowers.errors import DataError, FlowersError, UsageError
 from flowers.models.bundle import load_bundle
+from flowers.models.engines import Engine, build_engine
 from flowers.prediction.benchmark import KnownAnswers, Sample, benchmark, pipeline_rate
 
 
@@ -62,6 +64,19 @@ def test_the_flags_it_names_are_those_of_the_fastest_way(
     advised = cli.parse(PredictConfig, ["--checkpoint", "C", "--input", "D", *figures["flags"].split()])
     fastest = (advised.engine, advised.precision, advised.batch_size, advised.workers)
     assert fastest == tuple(whole[0][name] for name in ("engine", "precision", "batch_size", "workers"))
+
+
+def test_a_batch_too_large_for_the_device_is_passed_over(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def build(*args: object, batch_size: int, **options: object) -> Engine:
+        if batch_size > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build_engine(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr("flowers.prediction.benchmark.build_engine", build)
+    assert run(batch_sizes=(4, 8)) == 0
+    assert "not tried: torch float32, batch 8: the device's memory is full" in capsys.readouterr().out
 
 
 def test_the_sample_is_what_the_network_would_see(run: Callable, bundle: Path, tmp_path: Path) -> None:

@@ -205,18 +205,18 @@ def try_engines(config: BenchmarkConfig, bundle: Bundle, sample: Sample) -> tupl
                     start_s = time.perf_counter()
                     engine = build_engine(bundle, engine=name, precision=precision, batch_size=batch_size)
                     start_s = time.perf_counter() - start_s
+                    try:
+                        per_s = infer_rate(engine, sample, config.seconds)
+                    finally:
+                        engine.close()
                 except (UsageError, ModelError) as error:
                     reasons.append(f"{name} {precision}: {error}")
                     meter.advance(len(config.batch_sizes))
                     break
-                try:
-                    per_s = infer_rate(engine, sample, config.seconds)
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError:  # an engine begins with a whole batch, so mostly as it is built
                     reasons.append(f"{name} {precision}, batch {batch_size}: the device's memory is full")
                 else:
                     speeds.append(EngineSpeed(name, precision, batch_size, per_s, start_s))
-                finally:
-                    engine.close()
                 meter.advance(1)
     return sorted(speeds, key=lambda speed: -speed.images_per_s), reasons
 
