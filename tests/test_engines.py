@@ -192,6 +192,18 @@ def test_compilation_without_a_compiler(tiny: Bundle, monkeypatch: pytest.Monkey
         build_engine(tiny, engine="compile")
 
 
+def test_compilation_that_fails_is_one_line(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(*args: object) -> None:
+        raise TorchDynamoException("InvalidCxxCompiler:\n  No working C++ compiler found")
+
+    monkeypatch.setattr(engines, "Pool", fail)
+    monkeypatch.setattr(engines, "torch_worker", lambda *args: None)
+    with pytest.raises(ModelError, match=r"does not work here \(InvalidCxxCompiler: No working C\+\+ compiler found\)"):
+        build_engine(tiny, engine="compile", precision="float32")
+
+
 # the same bits
 
 

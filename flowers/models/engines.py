@@ -269,7 +269,13 @@ def _torch_pools(
         threads = _CUDA_THREADS if choice.device.type == "cuda" else 1
     is_compiled = choice.engine == "compile"
     worker = torch_worker(source.network(choice.precision, fold=not is_compiled), choice.device, is_compiled)
-    fast = Pool(worker, CPU_CHUNK if on_cpu else batch_size, threads, source.size)
+    try:
+        fast = Pool(worker, CPU_CHUNK if on_cpu else batch_size, threads, source.size)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200]  # no Python.h, a broken compiler
+        raise ModelError(f"torch.compile does not work here ({reason}): use --engine torch") from error
     if choice.precision == "float32" or not source.has_head:
         return fast, None
     worker = torch_worker(source.network("float32", fold=True), choice.device, compiled=False)
