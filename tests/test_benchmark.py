@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_job
+import torch
 
 from flowers import cli
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.config.predict import PredictConfig
 from flowers.errors import DataError, FlowersError, UsageError
+from flowers.models import engines
 from flowers.models.bundle import load_bundle
 from flowers.prediction.benchmark import KnownAnswers, Sample, benchmark, pipeline_rate
 
@@ -62,6 +64,27 @@ def test_the_flags_it_names_are_those_of_the_fastest_way(
     advised = cli.parse(PredictConfig, ["--checkpoint", "C", "--input", "D", *figures["flags"].split()])
     fastest = (advised.engine, advised.precision, advised.batch_size, advised.workers)
     assert fastest == tuple(whole[0][name] for name in ("engine", "precision", "batch_size", "workers"))
+
+
+def test_a_batch_too_large_for_the_device_is_passed_over(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = engines.torch_worker
+
+    def full_from_8_images_on(*arguments: object) -> Callable:
+        start = build(*arguments)
+
+        def infer(images: np.ndarray) -> list[np.ndarray]:
+            if len(images) >= 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return start()(images)
+
+        return lambda: infer
+
+    monkeypatch.setattr(engines, "torch_worker", full_from_8_images_on)
+    monkeypatch.setattr(engines, "CPU_CHUNK", 8)
+    with pytest.raises(UsageError, match=r"no engine .* torch float32, batch 4: the device's memory is full"):
+        run()
+    monkeypatch.setattr(engines, "CPU_CHUNK", 4)
+    assert run() == 0
 
 
 def test_the_sample_is_what_the_network_would_see(run: Callable, bundle: Path, tmp_path: Path) -> None:

@@ -201,22 +201,22 @@ def try_engines(config: BenchmarkConfig, bundle: Bundle, sample: Sample) -> tupl
     with console.progress("engines", len(ways) * len(config.batch_sizes), "measurements") as meter:
         for name, precision in ways:
             for batch_size in config.batch_sizes:
+                engine = None
                 try:
                     start_s = time.perf_counter()
                     engine = build_engine(bundle, engine=name, precision=precision, batch_size=batch_size)
                     start_s = time.perf_counter() - start_s
+                    per_s = infer_rate(engine, sample, config.seconds)
+                    speeds.append(EngineSpeed(name, precision, batch_size, per_s, start_s))
                 except (UsageError, ModelError) as error:
                     reasons.append(f"{name} {precision}: {error}")
                     meter.advance(len(config.batch_sizes))
                     break
-                try:
-                    per_s = infer_rate(engine, sample, config.seconds)
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError:  # at once, or when a second thread computes too
                     reasons.append(f"{name} {precision}, batch {batch_size}: the device's memory is full")
-                else:
-                    speeds.append(EngineSpeed(name, precision, batch_size, per_s, start_s))
                 finally:
-                    engine.close()
+                    if engine is not None:
+                        engine.close()
                 meter.advance(1)
     return sorted(speeds, key=lambda speed: -speed.images_per_s), reasons
 
