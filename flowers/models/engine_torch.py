@@ -78,12 +78,17 @@ def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) ->
         # frozen weights are folded (batch norm into convolutions) and packed for the CPU
         network = torch.compile(network, dynamic=False, options={"freezing": True} if device.type == "cpu" else {})
     if device.type == "cuda":
+        # By default convolutions round float32 to 11 bits there; but float32 is what settles doubts.
+        torch.backends.cudnn.allow_tf32 = False
         torch.cuda.synchronize(device)  # the weights are there before other streams read them
 
     def start() -> Infer:
         if device.type == "cpu":
             torch.get_num_threads()  # the first look takes over torch's setting; later ones leave ours alone
             torch.set_num_threads(1)
+        if device.type == "cuda" and device.index is not None:
+            # A thread begins at the first GPU; going back there after each batch would take up memory of it.
+            torch.cuda.set_device(device)
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
         def infer(images: np.ndarray) -> list[np.ndarray]:
