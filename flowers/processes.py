@@ -11,6 +11,13 @@ from pathlib import Path
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
 
 PRECISIONS = ("no", "fp16", "bf16")
+_SPLITTERS = {
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "parallelism",
+}
+"""What `accelerate launch` can be configured to use, by the end of its variable's name, and is of no use here."""
 
 
 def available_cpus() -> int:
@@ -115,7 +122,7 @@ def start(
 
     Raises:
         ProcessError: the processes in the group are not those that were launched, or are more than the GPUs.
-        UsageError: a precision that this machine cannot compute in.
+        UsageError: a precision that this machine cannot compute in; a network that is to be split over devices.
     """
     import torch
 
@@ -129,6 +136,12 @@ def start(
         keep_freed_memory()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    for name, what in _SPLITTERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {what}, which splits a network over devices, here each has all "
+                "of it: give `accelerate launch` a --config_file of launch/, or start with flowers-launch"
+            )
     if log_with is not None:
         check_tracker(log_with)
     handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []

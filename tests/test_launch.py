@@ -338,6 +338,17 @@ def test_gpus_that_cannot_talk_directly_are_told_not_to(gpus: Callable, monkeypa
     assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"
 
 
+def test_what_would_split_a_network_is_refused(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--num_processes", "2", "--num_machines", "1", "--use_fsdp", "--mixed_precision", "no"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*command, "job.py"]))
+    environment = {name: value for name, value in prepare_multi_gpu_env(args).items() if name.endswith("USE_FSDP")}
+    with pytest.raises(UsageError, match="asks for FSDP, which splits a network"):
+        gpus(2, **environment)
+
+
 def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "cpu_has_bf16", lambda: False)
     asked = gpus(1)
