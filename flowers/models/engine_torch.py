@@ -74,7 +74,7 @@ def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) ->
         keep_freed_memory()
     if compiled:
         if device.type == "cpu":
-            _check_compiler()
+            check_compiler("--engine compile", "use --engine torch")
         # frozen weights are folded (batch norm into convolutions) and packed for the CPU
         network = torch.compile(network, dynamic=False, options={"freezing": True} if device.type == "cpu" else {})
     if device.type == "cuda":
@@ -110,10 +110,18 @@ def drawn_pictures(count: int, size: int) -> np.ndarray:
     return (120 + 50 * total).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _check_compiler() -> None:
+def check_compiler(flag: str, instead: str) -> None:
+    """Look for what compilation for the CPU needs.
+
+    Args:
+        flag: what asked for it.
+        instead: what to do without.
+
+    Raises:
+        UsageError: there is no C++ compiler.
+    """
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     if not any(map(shutil.which, wanted)):
         raise UsageError(
-            f"--engine compile needs a C++ compiler and found none ({' or '.join(wanted)}): install one, "
-            "or use --engine torch"
+            f"{flag} needs a C++ compiler and found none ({' or '.join(wanted)}): install one, or {instead}"
         )
