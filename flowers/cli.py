@@ -44,9 +44,10 @@ def run(main: Callable[[Config], int | None], config_type: type[Config], argv: S
         console.error(str(error))
         code = error.exit_code
     except RuntimeError as error:
-        if not is_lost_peer(error):
+        reason = _explain(error)
+        if reason is None:
             raise
-        console.error("another process of this job is gone, see what it said; this one cannot go on alone")
+        console.error(reason)
         code = EXIT_FAILED
     except KeyboardInterrupt:
         console.error("interrupted")
@@ -94,6 +95,18 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _explain(error: RuntimeError) -> str | None:
+    """The line for an error of torch's that is not our bug."""
+    if is_lost_peer(error):
+        return "another process of this job is gone, see what it said; this one cannot go on alone"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; torch itself is not imported here
+        return (
+            "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
+            "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
+        )
+    return None
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

@@ -11,6 +11,13 @@ from pathlib import Path
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
 
 PRECISIONS = ("no", "fp16", "bf16")
+_SPLITTERS = {
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "parallelism",
+}
+"""What `accelerate launch` can be configured to use, by the end of its variable's name, and is of no use here."""
 
 
 def available_cpus() -> int:
@@ -100,7 +107,8 @@ def start(
     """Start Accelerate so that one process, several CPU processes and several GPUs all come up truly.
 
     Without a GPU, Accelerate's multi-GPU launcher starts processes that each believe to be alone; told to use
-    the CPU they form one group. Threads are set to this process's share of the CPUs.
+    the CPU they form one group. Where its config says `use_cpu`, a GPU is left alone. Threads are set to this
+    process's share of the CPUs.
 
     Args:
         mixed_precision: "no", "fp16" or "bf16"; None takes what `accelerate launch` or its config file set.
@@ -113,23 +121,32 @@ def start(
         accelerate.Accelerator
 
     Raises:
-        ProcessError: the processes in the group are not those that were launched.
-        UsageError: a precision that this machine cannot compute in.
+        ProcessError: the processes in the group are not those that were launched, or are more than the GPUs.
+        UsageError: a precision that this machine cannot compute in; a network that is to be split over devices.
     """
     import torch
 
-    cpu_only = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    has_gpu = torch.cuda.is_available()
+    cpu_only = told_to_use_cpu() or not (has_gpu or torch.backends.mps.is_available())
+    if has_gpu and not cpu_only:
+        _check_gpus(torch.cuda.device_count())
     if cpu_only:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         torch.set_num_threads(threads_per_process())
         keep_freed_memory()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    for name, what in _SPLITTERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {what}, which splits a network over devices, here each has all "
+                "of it: give `accelerate launch` a --config_file of launch/, or start with flowers-launch"
+            )
     if log_with is not None:
         check_tracker(log_with)
     handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    mixed_precision = mixed_precision or default_precision or _native_precision()
+    mixed_precision = mixed_precision or default_precision or _native_precision(cpu_only)
     if mixed_precision not in PRECISIONS:
         raise UsageError(f"--mixed-precision: got {mixed_precision!r}, expected one of {', '.join(PRECISIONS)}")
     if mixed_precision == "fp16" and cpu_only:
@@ -148,11 +165,35 @@ def start(
     return accelerator
 
 
-def _native_precision() -> str:
+def told_to_use_cpu() -> bool:
+    """Whether `accelerate launch`, or its config file, said that a GPU is to be left alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")  # as it reads it
+
+
+def _check_gpus(gpus: int) -> None:
+    """See to it that each process of this machine has a GPU of its own, and that GPUs can talk to one another.
+
+    Raises:
+        ProcessError: there are more processes; Accelerate would put two on a GPU, where NCCL fails with a stack.
+    """
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    by_launcher = not {"FLOWERS_WORLD_SIZE", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)  # all see the same GPUs
+    if by_launcher and local_world_size() > gpus:
+        raise ProcessError(
+            f"{local_world_size()} processes on this machine, and torch sees {gpus} GPUs: start one for each, or set "
+            "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
+        )
+    if not check_cuda_p2p_ib_support():  # consumer GPUs with an old driver: Accelerate refuses to start without these
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
+
+
+def _native_precision(cpu_only: bool) -> str:
     """The fastest precision that needs no care: bf16 where the device multiplies it natively."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cpu_only:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if cpu_has_bf16() else "no"
 

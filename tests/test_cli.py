@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from flowers import cli
 from flowers.config.train import TrainConfig
@@ -105,6 +106,18 @@ def test_outcomes_become_exit_codes_and_one_line(
         cli.run(main, Small, ["--folder", "x"])
     assert caught.value.code == code
     assert capsys.readouterr().err.count("\n") == (outcome is not None)
+
+
+def test_a_full_gpu_is_told_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    def main(config: Small) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation ...")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, Small, ["--folder", "x"])
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "give a smaller --batch-size" in said
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretend_gpu import PretendGpu
 from torch import nn
 
 from flowers import processes
@@ -202,6 +203,21 @@ def test_compilation_that_fails_is_one_line(tiny: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr(engines, "torch_worker", lambda *args: None)
     with pytest.raises(ModelError, match=r"does not work here \(InvalidCxxCompiler: No working C\+\+ compiler found\)"):
         build_engine(tiny, engine="compile", precision="float32")
+
+
+def test_a_thread_of_a_gpu(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on a pretended one: the thread stays with its GPU, and float32 is float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network = engines.PixelNetwork(tiny.build(), tiny.preprocessing, fold=True)
+    images = noise(2, 32)
+    with PretendGpu(monkeypatch) as gpu:
+        features, probs = engines.torch_worker(network, torch.device("cuda", 1), compiled=False)()(images)
+    assert gpu.device == torch.device("cuda", 1)
+    assert gpu.log == [("wait", "host", "device"), ("copy", "side")]  # weights, then images in a stream of its own
+    assert not torch.backends.cudnn.allow_tf32
+    expected = network(torch.from_numpy(images))
+    assert np.allclose(features, expected[0], atol=1e-5)
+    assert np.allclose(probs, expected[1], atol=1e-5)
 
 
 # the same bits

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jobs_in_processes import Job
 
+from flowers import processes
 from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
@@ -80,6 +81,37 @@ def test_what_a_process_did_not_bring_is_missed(tmp_path: Path) -> None:
         _join(pieces, tmp_path / "train.parts", tmp_path / "train.npy", {})
     assert not (tmp_path / "train.npy").exists()
     assert not (tmp_path / "train.json").exists()
+
+
+def test_no_piece_is_asked_for_before_it_is_there(
+    sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of NFS would remember that another machine's was missing, and miss it when all are joined."""
+    asked: list[Path] = []
+    stat = os.stat
+
+    def write_down(path: object, **options: object) -> os.stat_result:
+        try:
+            return stat(path, **options)
+        except FileNotFoundError:
+            asked.append(Path(os.fsdecode(path)))
+            raise
+
+    monkeypatch.setattr(os, "stat", write_down)
+    assert train(parse(TrainConfig, flags(sample_set, tmp_path / "run", "--no-report"))) == 0
+    assert tmp_path / "run" / "features" / "train.npy" in asked
+    assert not [path for path in asked if path.parent.suffix == ".parts" and path.suffix == ".npy"]
+
+
+def test_ranks_wait_for_one_that_joins_a_large_set(
+    sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object, timeout_s: float = 600.0, **__: object) -> None:  # NCCL's own
+        raise ProcessError(f"waits {timeout_s} s")
+
+    monkeypatch.setattr(processes, "start", start)
+    with pytest.raises(ProcessError, match=re.escape("waits 7200.0 s")):
+        train(parse(TrainConfig, flags(sample_set, tmp_path / "run")))
 
 
 def write_down_pieces(signal_at: int | None, number: int) -> None:

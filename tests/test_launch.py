@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from flowers import processes
 from flowers.errors import ProcessError, UsageError
 from flowers.launch import Group, free_port, parse
+from flowers.prediction.group import Group as PredictionGroup
 from flowers.processes import check_world_size
 
 ROOT = Path(__file__).parents[1]
@@ -282,6 +285,79 @@ def test_the_trap_of_accelerate_on_the_cpu_is_refused(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, environment[name])
     with pytest.raises(ProcessError, match="starts one process whatever its --num_processes says"):
         check_world_size(1)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict]]:
+    """As on a machine with GPUs: gives what Accelerate would be started with."""
+    for name in (*VARIABLES, "FLOWERS_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "")  # to be taken away again at the end, whoever sets it
+        monkeypatch.delenv(name)
+    asked: dict = {}
+
+    def accelerator(**options: object) -> SimpleNamespace:
+        asked.update(options)
+        return SimpleNamespace(num_processes=processes.local_world_size())
+
+    def begin(count: int, **environment: str) -> dict:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+        for name, value in {"ACCELERATE_USE_CPU": "False", **environment}.items():
+            monkeypatch.setenv(name, value)
+        processes.start()
+        return asked
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
+    threads = torch.get_num_threads()
+    yield begin
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("launcher", ["FLOWERS_WORLD_SIZE", "TORCHELASTIC_RUN_ID"])
+def test_two_processes_on_a_gpu_are_refused(launcher: str, gpus: Callable) -> None:
+    several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    with pytest.raises(ProcessError, match="2 processes on this machine, and torch sees 1 GPUs"):
+        gpus(1, **several, **{launcher: "4"})
+
+
+def test_a_gpu_that_is_all_that_each_process_sees_is_enough(gpus: Callable) -> None:
+    """As under srun --gpus-per-task=1: another one for each."""
+    gpus(1, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+
+
+def test_gpus_that_cannot_talk_directly_are_told_not_to(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.check_cuda_p2p_ib_support", lambda: True)
+    gpus(2)
+    assert "NCCL_P2P_DISABLE" not in os.environ
+    monkeypatch.setattr("accelerate.utils.check_cuda_p2p_ib_support", lambda: False)
+    gpus(2)
+    assert os.environ["NCCL_P2P_DISABLE"] == os.environ["NCCL_IB_DISABLE"] == "1"
+
+
+def test_what_would_split_a_network_is_refused(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--num_processes", "2", "--num_machines", "1", "--use_fsdp", "--mixed_precision", "no"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*command, "job.py"]))
+    environment = {name: value for name, value in prepare_multi_gpu_env(args).items() if name.endswith("USE_FSDP")}
+    with pytest.raises(UsageError, match="asks for FSDP, which splits a network"):
+        gpus(2, **environment)
+
+
+def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "cpu_has_bf16", lambda: False)
+    asked = gpus(1)
+    assert (asked["cpu"], asked["mixed_precision"]) == (False, "bf16")
+    asked = gpus(1, ACCELERATE_USE_CPU="true")  # what launch/cpu.yaml comes to
+    assert (asked["cpu"], asked["mixed_precision"]) == (True, "no")
+    assert PredictionGroup().device == "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert PredictionGroup().device is None
 
 
 GROUP = """

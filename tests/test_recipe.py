@@ -47,6 +47,25 @@ def test_only_matrices_decay() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_skipped_first_step_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss scale that fp16 begins with is found by skipping steps whose gradients overflow."""
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, math.nan))  # as new memory may be
+    ends = []
+    for losses in ([math.inf, 1.0, 2.0], [1.0, 2.0]):
+        weight = nn.Parameter(torch.ones(3, 2))
+        optimizer = build_optimizer(name, [{"params": [weight], "lr_scale": 1.0}], torch.device("cpu"))
+        optimizer.param_groups[0]["lr"] = 0.1
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for loss in losses:
+            scaler.scale((weight * loss).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        ends.append(weight)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_optimizers_take_the_rate_from_the_loop(name: str) -> None:
     model = nn.Linear(2, 1)
     optimizer = build_optimizer(name, parameter_groups(model, 0.0), torch.device("cpu"))

@@ -64,6 +64,15 @@ class TestPreprocessing:
         half = spec.normalize(images, torch.bfloat16)
         assert torch.equal(half, got.to(torch.bfloat16))
 
+    def test_normalize_brings_nothing_to_the_device_each_time(self, monkeypatch):
+        images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device="meta")
+        with torch.inference_mode():  # as the first one is, where evaluation comes first
+            Preprocessing(8, 4).normalize(images)
+        monkeypatch.delattr(torch, "tensor")
+        got = Preprocessing(8, 4).normalize(images)
+        assert got.device.type == "meta"
+        assert not got.is_inference()
+
     def test_spec_survives_json(self):
         spec = Preprocessing(232, 224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
         assert Preprocessing.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

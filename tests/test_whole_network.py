@@ -1,6 +1,8 @@
 """What training all layers adds: batch norm held still, growing views, mixing that ends, patience, rates by depth."""
 
+import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,24 @@ def weights_of(sample_set: Path, run_dir: Path, *flags: object) -> dict[str, tor
 @pytest.fixture(scope="module")
 def default_weights(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return weights_of(sample_set, tmp_path_factory.mktemp("default") / "run")
+
+
+def test_compiled_training_is_training(
+    sample_set: Path, tmp_path: Path, default_weights: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Growing views, evaluation, weight average and names of tensors, with a compiler that changes no number."""
+    monkeypatch.setenv("CXX", sys.executable)  # is looked for, and not used
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = weights_of(sample_set, tmp_path / "run", "--compile")
+    assert compiled.keys() == default_weights.keys()
+    assert all(torch.equal(compiled[name], tensor) for name, tensor in default_weights.items())
+
+
+def test_compilation_without_a_compiler(sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UsageError, match=r"--compile needs a C\+\+ compiler and found none .*, or leave it out"):
+        weights_of(sample_set, tmp_path / "run", "--compile")
 
 
 ACTING = [

@@ -4,6 +4,7 @@ Both stay uint8 [size, size, 3] all the way; floats begin on the device, in ``Pr
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,10 +119,19 @@ class Preprocessing:
         # Row by row rather than pixel by pixel: three channels are too short a vector for a CPU.
         batch, height, width, channels = images.shape
         rows = images.reshape(batch * height, width * channels).to(torch.float32)
-        std = torch.tensor(self.std, device=images.device)
-        offset = (-torch.tensor(self.mean, device=images.device) / std).repeat(width)
-        torch.addcmul(offset, rows, (1 / (255 * std)).repeat(width), out=rows)
+        offset, scale = _row_of_offsets_and_scales(self.mean, self.std, width, images.device)
+        torch.addcmul(offset, rows, scale, out=rows)
         return rows.to(dtype).view(images.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _row_of_offsets_and_scales(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For a row of pixels; kept, since to bring numbers to a GPU is to wait until all its earlier work is done."""
+    stds = torch.tensor(std, device=device)
+    return (-torch.tensor(mean, device=device) / stds).repeat(width), (1 / (255 * stds)).repeat(width)
 
 
 class Geometry(NamedTuple):

@@ -74,16 +74,21 @@ def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) ->
         keep_freed_memory()
     if compiled:
         if device.type == "cpu":
-            _check_compiler()
+            check_compiler("--engine compile", "use --engine torch")
         # frozen weights are folded (batch norm into convolutions) and packed for the CPU
         network = torch.compile(network, dynamic=False, options={"freezing": True} if device.type == "cpu" else {})
     if device.type == "cuda":
+        # By default convolutions round float32 to 11 bits there; but float32 is what settles doubts.
+        torch.backends.cudnn.allow_tf32 = False
         torch.cuda.synchronize(device)  # the weights are there before other streams read them
 
     def start() -> Infer:
         if device.type == "cpu":
             torch.get_num_threads()  # the first look takes over torch's setting; later ones leave ours alone
             torch.set_num_threads(1)
+        if device.type == "cuda" and device.index is not None:
+            # A thread begins at the first GPU; going back there after each batch would take up memory of it.
+            torch.cuda.set_device(device)
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
         def infer(images: np.ndarray) -> list[np.ndarray]:
@@ -105,10 +110,18 @@ def drawn_pictures(count: int, size: int) -> np.ndarray:
     return (120 + 50 * total).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _check_compiler() -> None:
+def check_compiler(flag: str, instead: str) -> None:
+    """Look for what compilation for the CPU needs.
+
+    Args:
+        flag: what asked for it.
+        instead: what to do without.
+
+    Raises:
+        UsageError: there is no C++ compiler.
+    """
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     if not any(map(shutil.which, wanted)):
         raise UsageError(
-            f"--engine compile needs a C++ compiler and found none ({' or '.join(wanted)}): install one, "
-            "or use --engine torch"
+            f"{flag} needs a C++ compiler and found none ({' or '.join(wanted)}): install one, or {instead}"
         )

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from flowers.errors import FlowersError, PeerError
-from flowers.processes import check_world_size, start
+from flowers.processes import check_world_size, start, told_to_use_cpu
 
 _WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
 
@@ -15,6 +15,9 @@ class Group:
     They are only ever in step here, before the work begins; from then on they share a folder (see claims.py), and
     one that fails keeps nobody waiting.
 
+    Attributes:
+        device: where to compute; None: wherever it is fastest.
+
     Raises:
         ProcessError: the processes in the group are not those that were launched.
     """
@@ -22,7 +25,7 @@ class Group:
     def __init__(self) -> None:
         self.world_size = int(os.environ.get("WORLD_SIZE") or "1")
         self.rank = int(os.environ.get("RANK") or "0") if self.world_size > 1 else 0
-        self.device: str | None = None
+        self.device = "cpu" if told_to_use_cpu() else None
         if self.world_size > 1:
             self.device = str(start(timeout_s=_WAIT_S).device)
         else:

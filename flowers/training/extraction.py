@@ -7,6 +7,7 @@ run the backbone over them again.
 
 import contextlib
 import json
+import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -86,8 +87,9 @@ def extract_features(
         folder = path.with_suffix(".parts")
         on_main_process(accelerator, lambda: _settle(folder, key))
         pieces = pieces_of(len(images), views, engine.batch_size)
-        there = of_main_process(accelerator, [(folder / piece.file_name).exists() for piece in pieces])
-        missing = [piece for piece, is_there in zip(pieces, there, strict=True) if not is_there]
+        # Listed, not asked for one by one: NFS remembers for a while that a file was not there, also when it is.
+        there = set(of_main_process(accelerator, os.listdir(folder) if accelerator.is_main_process else None))
+        missing = [piece for piece in pieces if piece.file_name not in there]
         _compute(accelerator, engine, images, missing, folder, path.stem, stop)
         accelerator.wait_for_everyone()
         on_main_process(accelerator, lambda: _join(pieces, folder, path, key))

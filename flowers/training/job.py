@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.models.engine_torch import check_compiler
 from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
@@ -55,6 +56,8 @@ class Job:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest):
         self.accelerator, self.run_dir, self.stop = accelerator, config.output_dir, stop
         config = with_defaults(config)
+        if config.compile and accelerator.device.type == "cpu":
+            check_compiler("--compile", "leave it out")
         self.resumed = agree_on_checkpoint(config, accelerator)
         self.classifier, self.head, self.preprocessing = build_model(config, data.classes, self.resumed)
         config = with_train_sizes(config, self.classifier.backbone, self.preprocessing.crop)

@@ -25,7 +25,12 @@ def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torc
         "adam": lambda: torch.optim.Adam(groups, lr=0.0, fused=fused),
         "sgd": lambda: torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=fused),
     }
-    return kinds[name]()
+    optimizer = kinds[name]()
+    if name == "sgd":
+        # Fused, it takes whatever lay in memory for its momentum where fp16's loss scale skips the very first step.
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:

@@ -19,6 +19,11 @@ from flowers.training.preemption import StopRequest
 from flowers.training.resume import agree_on_checkpoint
 from flowers.training.setup import HEAD_STAGE, settle_bad_images, settle_splits
 
+WAIT_S = 2 * 3600.0
+"""How long ranks wait for one: it may join the features of millions of images, or read more slowly than the others.
+
+On GPUs torch's own limit is ten minutes. A rank that is dead is noticed by the launcher, at once.
+"""
 LAST_STAGE_FLAGS = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
     "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
@@ -74,6 +79,7 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
             config.mixed_precision,
             config.log_with,
             str(run_dir),
+            timeout_s=WAIT_S,
             default_precision="no" if config.finetune == "head" else None,
         )
         data = settle_splits(data)
