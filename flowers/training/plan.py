@@ -55,6 +55,8 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
+        if value == float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
