@@ -156,6 +156,14 @@ def test_without_a_flag_the_weights_are_the_same(
     assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
 
 
+def test_one_image_a_step_is_too_few_for_batch_norm_of_one_pixel(sample_set: Path, tmp_path: Path) -> None:
+    """In a network whose last maps are of one pixel; the flag that the message names helps."""
+    flags = ("--image-size", "32", "-b", "1", "--epochs", "1")
+    with pytest.raises(UsageError, match="--batch-size 1: batch norm in this network needs two images or more"):
+        weights_of(sample_set, tmp_path / "run", *flags)
+    weights_of(sample_set, tmp_path / "run", *flags, "--freeze-bn")
+
+
 def test_mixing_ends_before_the_run() -> None:
     plan = Plan(4, 10, 0, 0.1, 5, mixup_alpha=0.2, mix_epochs=3)
     assert [plan.mixes(epoch) for epoch in range(4)] == [True, True, True, False]
