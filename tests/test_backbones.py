@@ -228,6 +228,23 @@ def test_what_does_not_fit_is_named(small_state: dict, tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["timm/test_convnext", "vit_b_32"])
+def test_a_file_of_another_network_is_refused_in_one_line(name: str, small_state: dict, tmp_path: Path) -> None:
+    """Translations of old names, timm's above all, do not expect one."""
+    foreign = {"encoder.pos_embedding": torch.zeros(1, 8, 768), "cls_token": torch.zeros(1)}
+    torch.save({**small_state, **foreign}, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="the tensors do not fit the model"):
+        build_backbone(name, str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "network."])
+def test_names_inside_a_bundle_keep_what_is_the_networks_own(prefix: str, tmp_path: Path) -> None:
+    """Only of NAME+2 all tensors are in ``network.``; in timm's VOLO some are."""
+    names = ("network.0.weight", "norm.weight")
+    save_file({f"backbone.{prefix}{name}": torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    assert set(weights.read_weights(tmp_path)) == set(names)
+
+
 class Evil:
     """Runs code where it is unpickled."""
 

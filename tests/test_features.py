@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def test_features_of_another_network_are_not_taken(sample_set: Path, tmp_path: P
     assert train(parse(TrainConfig, flags(sample_set, tmp_path / "fresh", *seeds[1]))) == 0
     assert not np.array_equal(features(tmp_path / "run"), first)
     assert np.array_equal(features(tmp_path / "run"), features(tmp_path / "fresh"))
+
+
+def test_features_of_an_image_that_was_replaced_are_not_taken(sample_set: Path, tmp_path: Path) -> None:
+    """By another one of its name, after a search or a start that failed left features."""
+    data, run_dir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(sample_set, data)
+    assert find_lr(parse(FindLrConfig, flags(data, run_dir, "--steps", 10))) == 0
+    before = features(run_dir)
+    first, *_, last = sorted((data / "train").rglob("*.jpg"))
+    shutil.copy(last, first)
+    assert train(parse(TrainConfig, flags(data, run_dir, "--no-report"))) == 0
+    assert not np.array_equal(features(run_dir)[0], before[0])
 
 
 @pytest.mark.parametrize("num_images", [1, 4, 5, 818, 70_000])

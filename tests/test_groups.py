@@ -22,6 +22,7 @@ def classifier(name: str) -> Classifier:
         ("vgg13", 11),
         ("densenet121", 9),
         ("timm/vit_tiny_patch16_224", 15),
+        ("timm/coat_tiny", 29),
     ],
 )
 def test_blocks_hold_every_parameter_once_from_the_images_to_the_head(name: str, count: int) -> None:
@@ -33,6 +34,12 @@ def test_blocks_hold_every_parameter_once_from_the_images_to_the_head(name: str,
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     place = [any(parameter is first.weight for parameter in block) for block in found].index(True)
     assert place <= 1, "class tokens and position embeddings may stand before it"
+
+
+def test_what_blocks_share_is_trained_once() -> None:
+    """An optimizer refuses a parameter that comes twice."""
+    model = classifier("timm/coat_tiny")
+    torch.optim.SGD(parameter_groups(model, 0.1, layer_decay=0.5), lr=0.1)
 
 
 def test_rates_fall_from_the_head_to_the_images() -> None:

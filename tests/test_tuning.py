@@ -10,8 +10,11 @@ from jobs_in_processes import Job
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.errors import UsageError
+from flowers.errors import StoppedError, UsageError
+from flowers.training import loop, preemption, tuning
 from flowers.training.plan import check_flags
+from flowers.training.run import train
+from flowers.training.state import Run
 from flowers.training.tuning import TUNED, neighbours
 
 FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", "4", "-j", "0",
@@ -64,6 +67,23 @@ def test_the_same_command_again_finds_it_finished(tuned: Path, sample_set: Path)
     assert again.wait() == [0], again.output
     assert "is finished already" in again.output
     assert "tried for the head" not in again.output
+
+
+def test_a_try_is_stopped_within_some_steps(sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at its end: of a large data set one takes longer than a cluster waits."""
+    steps = []
+
+    def step_and_stop(run: Run, *batches: object) -> None:
+        steps.append(batches)
+        loop.train_step(run, *batches)
+        (tmp_path / "run" / "stop").touch()
+
+    monkeypatch.setattr(tuning, "train_step", step_and_stop)
+    monkeypatch.setattr(preemption, "LOOK_EVERY_S", 0.0)
+    flags = ["--data-dir", str(sample_set), "--output-dir", str(tmp_path / "run"), "--tune-head", *FLAGS]
+    with pytest.raises(StoppedError, match="stopped while tuning the head"):
+        train(parse(TrainConfig, [*flags, "--epochs", "50"]))
+    assert len(steps) == loop.AGREE_EVERY
 
 
 def test_neighbours_leave_out_the_present_value() -> None:

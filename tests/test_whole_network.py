@@ -18,9 +18,11 @@ from flowers.data.order import Order
 from flowers.data.transforms import Augmentation
 from flowers.data.views import Batch
 from flowers.errors import UsageError
+from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.training import loop
 from flowers.training.plan import check_flags, view_sizes
+from flowers.training.setup import with_train_sizes
 from flowers.training.state import Plan, Run
 from jobs.train import main
 
@@ -74,6 +76,28 @@ def test_views_grow_to_their_full_size() -> None:
     assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=1, first_train_size=96), 150) == [96]
     assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=2, first_train_size=96), 150) == [96, 150]
     assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3, first_train_size=7), 40) == [7, 16, 40]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [
+        ((), (48, 32)),
+        (("--first-train-size", "40"), (48, 40)),
+        (("--train-size", "64"), (64, None)),
+        (("--train-size", "64", "--first-train-size", "40"), (64, 40)),
+        (("--finetune", "head", "--no-feature-cache"), (64, None)),
+    ],
+)
+def test_sizes_not_given_have_the_defaults_that_help_says(flags: tuple, sizes: tuple) -> None:
+    config = parse(TrainConfig, ["--data-dir", "x", *FLAGS, *flags])
+    config = with_train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
+    assert (config.train_size, config.first_train_size) == sizes
+
+
+def test_views_do_not_shrink() -> None:
+    config = parse(TrainConfig, ["--data-dir", "x", *FLAGS, "--first-train-size", "96"])
+    with pytest.raises(UsageError, match="--first-train-size: got 96, expected at most --train-size, here 48"):
+        with_train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -152,6 +176,14 @@ def test_without_a_flag_the_weights_are_the_same(
     assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
 
 
+def test_one_image_a_step_is_too_few_for_batch_norm_of_one_pixel(sample_set: Path, tmp_path: Path) -> None:
+    """In a network whose last maps are of one pixel; the flag that the message names helps."""
+    flags = ("--image-size", "32", "-b", "1", "--epochs", "1")
+    with pytest.raises(UsageError, match="--batch-size 1: batch norm in this network needs two images or more"):
+        weights_of(sample_set, tmp_path / "run", *flags)
+    weights_of(sample_set, tmp_path / "run", *flags, "--freeze-bn")
+
+
 def test_mixing_ends_before_the_run() -> None:
     plan = Plan(4, 10, 0, 0.1, 5, mixup_alpha=0.2, mix_epochs=3)
     assert [plan.mixes(epoch) for epoch in range(4)] == [True, True, True, False]
@@ -185,6 +217,7 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         (("--finetune", "head", "--freeze-bn"), "--freeze-bn are about training the backbone"),
         (("--patience", "0"), "--patience: got 0, expected at least 1"),
         (("--drop-path", "1"), "--drop-path: got 1.0, expected a share from 0 to below 1"),
+        (("--warmup-epochs", "inf"), "--warmup-epochs: got inf, expected a finite number"),
         (("--hflip", "1.5"), "--hflip: got 1.5, expected a share from 0 to 1"),
         (
             ("--first-train-size", "64", "--train-size", "48"),

@@ -80,7 +80,8 @@ class TrainConfig:
     train_size: int | None = None
     """Side of the square at training; default: for a network 0.8 of that at evaluation: faster, and better."""
     first_train_size: int | None = None
-    """Side in the first epoch; it grows evenly, to --train-size for the last quarter; default: for a network half."""
+    """Side in the first epoch; it grows evenly, to --train-size for the last quarter; default: for a network half, but
+    --train-size where that is given."""
     resize: int | None = None
     """Short side before the centre crop at evaluation; default: the model's own, for a network nearer to the crop."""
     rotation: float = 30.0

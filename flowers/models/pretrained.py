@@ -1,5 +1,6 @@
 """Where each model's pre-trained weights are: in an installed package, in the cache, on the net, or in a file."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -52,11 +53,12 @@ def find(name: str, weights: str, network: nn.Module) -> tuple[dict[str, Tensor]
         where = f"--weights {weights} for {name}"
     state = read_weights(path)
     if name in LITE_MODELS:
-        state = _from_lite_names(state, network)
-    elif is_torchvision:
-        state = _from_old_torchvision_names(state, network)
-    else:
-        state = _from_foreign_timm_names(state, network)
+        return _from_lite_names(state, network), where
+    translate = _from_old_torchvision_names if is_torchvision else _from_foreign_timm_names
+    # timm's and torchvision's own translations take a file of another network for theirs, and fail in many ways: as it
+    # is, its names and shapes will be refused.
+    with contextlib.suppress(Exception):
+        return translate(dict(state), network), where
     return state, where
 
 

@@ -38,11 +38,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     state = read_state_dict(path)
     if any(name.startswith("backbone.") for name in state):  # a bundle: its head is for other classes
-        state = {
-            name.removeprefix("backbone.").removeprefix(PREFIX): value
-            for name, value in state.items()
-            if not name.startswith("head.")
-        }
+        state = {name.removeprefix("backbone."): value for name, value in state.items() if not name.startswith("head.")}
+        if all(name.startswith(PREFIX) for name in state):  # of NAME+2; a part of timm's VOLO is called so, too
+            state = {name.removeprefix(PREFIX): value for name, value in state.items()}
     return state
 
 

@@ -34,13 +34,19 @@ def blocks(model: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of a network by block, from the images to the head, whatever its architecture.
 
     Containers are opened, and so is whatever holds most of the network; anything else is one block (a residual block,
-    an encoder layer). What has no matrix of its own, such as a normalisation, belongs to the block before it.
+    an encoder layer). What has no matrix of its own, such as a normalisation, belongs to the block before it; what
+    several blocks share (timm's CoaT does), to the first of them.
     """
     backbone = model.backbone if isinstance(model, Classifier) else nn.Identity()
     head = model.head if isinstance(model, Classifier) else model
     most = sum(parameter.numel() for parameter in backbone.parameters()) / 2
     found: list[list[nn.Parameter]] = []
-    for parameters in filter(None, [*_opened(backbone, most), list(head.parameters())]):
+    placed: set[nn.Parameter] = set()
+    for everything in [*_opened(backbone, most), list(head.parameters())]:
+        parameters = [parameter for parameter in everything if parameter not in placed]
+        placed.update(parameters)
+        if not parameters:
+            continue
         if found and all(parameter.ndim <= 1 for parameter in parameters):
             found[-1].extend(parameters)
         else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flowers import console
 from flowers.data.views import Batch
-from flowers.errors import StoppedError, TrainingError
+from flowers.errors import StoppedError, TrainingError, UsageError
 from flowers.processes import rows_of_ranks
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics, Tally
@@ -98,7 +98,7 @@ def train_step(run: Run, micro_batches: list[Batch], real_images: int) -> None:
                     cutmix_alpha=plan.cutmix_alpha,
                     key=(plan.seed, step, micro_step),
                 )
-            logits = run.network(images)
+            logits = forward(run.network, images)
             loss = weighted_loss(logits, targets, batch.weights, plan.label_smoothing)
             # Gradients are averaged over ranks, the loss is a mean over all images of the step.
             accelerator.backward(loss * (accelerator.num_processes / real_images))
@@ -110,6 +110,17 @@ def train_step(run: Run, micro_batches: list[Batch], real_images: int) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     if run.average is not None:
         run.average.update(step + 1)
+
+
+def forward(network: nn.Module, images: Tensor) -> Tensor:
+    """What the network says in training; in one line where batch norm has but one value a channel to learn from."""
+    try:
+        return network(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+    few = f"--batch-size {len(images)}: batch norm in this network needs two images or more"
+    raise UsageError(f"{few}; with --freeze-bn it does without")
 
 
 def end_step(run: Run, meter: console.Meter) -> None:

@@ -55,6 +55,8 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
+        if value == float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
@@ -208,6 +210,17 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
 def images_digest(samples: Samples) -> str:
     """How many images, and a short hash of their names and classes."""
     return _digest(samples.paths, samples)
+
+
+def sizes_digest(samples: Samples) -> str:
+    """A short hash of the sizes of the files; of one that is not there it is -1."""
+    sizes = np.empty(len(samples), np.int64)
+    for index in range(len(samples)):
+        try:
+            sizes[index] = os.stat(samples.full_path(index)).st_size
+        except OSError:
+            sizes[index] = -1
+    return hashlib.sha256(sizes.tobytes()).hexdigest()[:12]
 
 
 def _digest(names, samples: Samples | None) -> str:

@@ -173,13 +173,14 @@ def evaluation_resize(config: TrainConfig, preprocessing: Preprocessing) -> int:
 def with_train_sizes(config: TrainConfig, backbone: nn.Module, crop: int) -> TrainConfig:
     """Fill in the sides of the training views: a head sees what evaluation sees, a whole network smaller, growing ones.
 
-    Networks of one fixed size (most transformers) get that one.
+    ``--train-size`` alone is the size of all of them. Networks of one fixed size (most transformers) get that one.
 
     Args:
         crop: side at evaluation.
 
     Raises:
-        UsageError: the network does not take a size that a flag asks for, or views are cached, all of one size.
+        UsageError: the network does not take a size that a flag asks for, views would shrink, or they are cached, all
+            of one size.
     """
     asked = {size for size in (config.train_size, config.first_train_size) if size is not None}
     if uses_features(config) and asked - {crop}:
@@ -190,11 +191,15 @@ def with_train_sizes(config: TrainConfig, backbone: nn.Module, crop: int) -> Tra
     for size in asked:
         if not _accepts(backbone, size):
             raise UsageError(f"{config.model} does not take images of {size} pixels, only of {crop}: see --train-size")
-    if asked or config.finetune == "head":
-        return dataclasses.replace(config, train_size=config.train_size or crop)
-    first, last = (16 * max(2, round(share * crop / 16)) for share in (0.5, 0.8))
-    if crop < 64 or not (_accepts(backbone, first) and _accepts(backbone, last)):
-        first = last = crop
+    if config.finetune == "head" or config.train_size is not None:
+        first, last = None, config.train_size or crop
+    else:
+        first, last = (16 * max(2, round(share * crop / 16)) for share in (0.5, 0.8))
+        if crop < 64 or not (_accepts(backbone, first) and _accepts(backbone, last)):
+            first = last = crop
+    first = config.first_train_size or first
+    if first is not None and first > last:
+        raise UsageError(f"--first-train-size: got {first}, expected at most --train-size, here {last}")
     return dataclasses.replace(config, train_size=last, first_train_size=first)
 
 

@@ -25,7 +25,7 @@ from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors
 from flowers.training.extraction import extract_features
 from flowers.training.features import EvalFeatures, FeatureBatches
-from flowers.training.plan import images_digest, view_sizes
+from flowers.training.plan import images_digest, sizes_digest, view_sizes
 from flowers.training.preemption import StopRequest
 from flowers.training.state import TrainBatches
 
@@ -152,7 +152,8 @@ def feature_source(
         device=accelerator.device,
     )
     console.say(f"features by {engine.description}")
-    # All that features depend on. The tensors themselves, not where they are from: a seed and a file may change.
+    # All that features depend on. The tensors themselves, not where they are from: a seed and a file may change. Of
+    # the images their sizes too: one may have been replaced since an earlier start. (Not times: copies have their own.)
     backbone = hashlib.sha256(config.model.encode())
     add_tensors(backbone, classifier.backbone.state_dict())
     key = {"backbone": backbone.hexdigest(), "engine": engine.name, "precision": engine.precision}
@@ -161,6 +162,8 @@ def feature_source(
     def features_of(name: str, samples: Samples, views: int) -> np.ndarray:
         drawn = "plain" if views == 1 else f"{views} of {augmentation}, seed {config.seed}"
         own = {**key, "views": drawn, "images": images_digest(samples)}
+        if accelerator.is_main_process:  # whose key counts
+            own["bytes"] = sizes_digest(samples)
         images = ViewLoader(samples, preprocessing, augmentation, config.seed, default_workers(config.workers))
         return extract_features(accelerator, engine, images, views, folder / f"{name}.npy", own, stop)
 

@@ -16,7 +16,7 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
-from flowers.training.loop import evaluate, steps_of, train_step, vote
+from flowers.training.loop import AGREE_EVERY, evaluate, steps_of, train_step, vote
 from flowers.training.state import Run
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
@@ -91,8 +91,8 @@ def _try(config: TrainConfig, run: Run) -> Trial:
         train_step(run, micro_batches, real_images)
         run.unread.clear()
         run.progress.step += 1
-    if vote(run)[0]:
-        raise StoppedError("stopped while tuning the head: the same command starts the search again")
+        if run.progress.step % AGREE_EVERY == 0 and vote(run)[0]:
+            raise StoppedError("stopped while tuning the head: the same command starts the search again")
     with run.averaged():
         metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
     run.accelerator.free_memory()
