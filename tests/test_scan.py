@@ -165,3 +165,11 @@ class TestPathList:
             shown = readable(os.fsdecode(name))
             assert shown.isprintable()
             shown.encode("utf-8")
+
+
+def test_file_sizes(tmp_path):
+    paths = [tmp_path / str(size) for size in range(40)]
+    for size, path in enumerate(paths[:-1]):
+        path.write_bytes(bytes(size))
+    assert scan.file_sizes(lambda index: str(paths[index]), 40).tolist() == [*range(39), -1]
+    assert scan.file_sizes(lambda index: str(paths[index]), 0).tolist() == []

@@ -212,17 +212,6 @@ def images_digest(samples: Samples) -> str:
     return _digest(samples.paths, samples)
 
 
-def sizes_digest(samples: Samples) -> str:
-    """A short hash of the sizes of the files; of one that is not there it is -1."""
-    sizes = np.empty(len(samples), np.int64)
-    for index in range(len(samples)):
-        try:
-            sizes[index] = os.stat(samples.full_path(index)).st_size
-        except OSError:
-            sizes[index] = -1
-    return hashlib.sha256(sizes.tobytes()).hexdigest()[:12]
-
-
 def _digest(names, samples: Samples | None) -> str:
     """How many, and a short hash of the names (and classes): equal only for the same images in the same order."""
     found = hashlib.sha256()

@@ -17,6 +17,7 @@ from flowers.data.cache import ImageCache
 from flowers.data.dataset import EvalLoader, TrainLoader, ViewLoader
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.order import Order, class_balance
+from flowers.data.scan import file_sizes
 from flowers.data.transforms import Augmentation, Preprocessing
 from flowers.data.views import Batch
 from flowers.data.workers import default_workers
@@ -25,7 +26,7 @@ from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors
 from flowers.training.extraction import extract_features
 from flowers.training.features import EvalFeatures, FeatureBatches
-from flowers.training.plan import images_digest, sizes_digest, view_sizes
+from flowers.training.plan import images_digest, view_sizes
 from flowers.training.preemption import StopRequest
 from flowers.training.state import TrainBatches
 
@@ -163,7 +164,7 @@ def feature_source(
         drawn = "plain" if views == 1 else f"{views} of {augmentation}, seed {config.seed}"
         own = {**key, "views": drawn, "images": images_digest(samples)}
         if accelerator.is_main_process:  # whose key counts
-            own["bytes"] = sizes_digest(samples)
+            own["bytes"] = hashlib.sha256(file_sizes(samples.full_path, len(samples)).tobytes()).hexdigest()
         images = ViewLoader(samples, preprocessing, augmentation, config.seed, default_workers(config.workers))
         return extract_features(accelerator, engine, images, views, folder / f"{name}.npy", own, stop)
 
