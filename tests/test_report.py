@@ -157,6 +157,13 @@ def test_a_temperature_is_found_again(truth: float) -> None:
     assert calibration.fit_temperature(calm * truth, targets) == pytest.approx(truth, rel=0.05)
 
 
+def test_a_model_may_be_named_by_its_file(sample_set: Path, run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir / "best", tmp_path / "best")
+    flags = ["--checkpoint", copy / "model.json", "--data-dir", sample_set, "-j", 0, "--no-report"]
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags)])) == 0
+    assert (copy / "metrics-test.json").exists()
+
+
 def test_no_temperature_is_best_where_every_answer_is_right_or_none() -> None:
     logits = np.random.default_rng(1).normal(size=(50, 5))
     assert calibration.fit_temperature(logits, logits.argmax(1)) is None

@@ -36,7 +36,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     """
     bundle = load_bundle(config.checkpoint)
     samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
-    output = config.output or config.checkpoint / f"metrics-{config.split}.json"
+    place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
+    output = config.output or place / f"metrics-{config.split}.json"
     if console.is_main_process():
         make_folder(output.parent)  # before the work, not after it
     accelerator = processes.start(config.mixed_precision, default_precision="no")
