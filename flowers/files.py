@@ -55,16 +55,19 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside ``path``; it takes that name only when the block ends well.
 
     An earlier folder of that name steps aside as ``.NAME.old`` and is removed last, so that one of the two is
-    whole at any moment; ``restore_folder`` puts it back after a crash between the two renames.
+    whole at any moment; ``restore_folder`` puts it back after a crash between the two renames. A link stays, what it
+    leads to is replaced.
 
     Raises:
-        FlowersError: the disk is full or the place cannot be written; the earlier folder is untouched.
+        FlowersError: the disk is full, the place cannot be written, or a file is there; what was there is untouched.
     """
-    path = Path(path)
+    path = _behind_link(Path(path))
     temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(path)
+        if path.exists() and not path.is_dir():  # it would step aside and be removed like an earlier folder
+            raise FileExistsError(errno.EEXIST, "a file", path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
@@ -91,7 +94,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 def restore_folder(path: Path) -> None:
     """Undo a ``replace_folder`` that was killed between its two renames; else do nothing."""
-    old = old_name(path)
+    path, old = _behind_link(path), old_name(path)
     if old.exists() and not path.exists():
         os.rename(old, path)
     elif old.exists():
@@ -100,7 +103,12 @@ def restore_folder(path: Path) -> None:
 
 def old_name(path: Path) -> Path:
     """Where ``replace_folder`` keeps the earlier folder while it puts the new one in its place."""
+    path = _behind_link(path)
     return path.parent / f".{path.name}.old"
+
+
+def _behind_link(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 def make_folder(path: Path) -> None:

@@ -36,6 +36,15 @@ def run(bundle: Path, tmp_path: Path) -> Callable[..., int]:
     return run
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowersError, match="cannot write"):
+        run(output=tmp_path / "file" / "speeds.json")
+    assert not capsys.readouterr().out
+
+
 def test_the_flags_it_names_are_those_of_the_fastest_way(
     run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -295,6 +295,9 @@ def test_nothing_there(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nothing")
     with pytest.raises(ModelError, match=r"no model in .*expected model\.json"):
         load_bundle(tmp_path)
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(ModelError, match=r"a\.onnx is a file, expected the folder of a model"):
+        load_bundle(tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from flowers import cli
+from flowers.config.benchmark import BenchmarkConfig
+from flowers.config.demo import DemoConfig
+from flowers.config.evaluate import EvaluateConfig
+from flowers.config.export import ExportConfig
+from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import DataError, StoppedError, UsageError
 
@@ -132,3 +137,22 @@ def test_help_comes_without_torch(job: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("config_type", "words"),
+    [
+        (TrainConfig, ["--data-dir", "D"]),
+        (EvaluateConfig, ["--data-dir", "D"]),
+        (PredictConfig, ["--input", "D"]),
+        (BenchmarkConfig, ["--input", "D"]),
+        (ExportConfig, ["--format", "onnx", "--output", "a.onnx", "--checkpoint", "C"]),
+        (DemoConfig, ["--checkpoint", "C"]),
+    ],
+)
+def test_every_job_with_many_flags_takes_them_from_a_file(config_type: type, words: list[str], tmp_path: Path) -> None:
+    setting = {ExportConfig: "layout: NCHW", DemoConfig: "port: 7"}.get(config_type, "batch_size: 7")
+    setting = "images: 7" if config_type is BenchmarkConfig else setting
+    (tmp_path / "a.yaml").write_text(f"{setting}\n" + "checkpoint: C\n" * ("checkpoint" in config_type.__annotations__))
+    name, _, value = setting.partition(": ")
+    assert str(getattr(cli.parse(config_type, ["--config", str(tmp_path / "a.yaml"), *words]), name)) == value

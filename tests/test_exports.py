@@ -16,10 +16,11 @@ import tiny_job
 import torch
 from odd_files import encode
 
+from flowers.cli import parse
 from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.images import read_image
-from flowers.errors import DataError, ModelError, UsageError
+from flowers.errors import DataError, FlowersError, ModelError, UsageError
 from flowers.exports import graph
 from flowers.exports.photos import photos_in, photos_of_run
 from flowers.exports.run import export
@@ -210,6 +211,26 @@ def test_too_little_agreement_writes_nothing(
     assert output.read_text() == "an earlier file"
 
 
+def test_probs_that_are_no_numbers_write_nothing(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = graph.ProbsNetwork.forward
+
+    monkeypatch.setattr(graph.ProbsNetwork, "forward", lambda self, images: (right(self, images)[0] * torch.nan,))
+    with pytest.raises(ModelError, match="gives probabilities that are no numbers: nothing was written"):
+        export(ExportConfig(tmp_path / "a.onnx", run_dir, "onnx", min_agreement=0.0))
+    assert not os.listdir(tmp_path)
+
+
+def test_an_output_that_cannot_be_is_told_before_the_work(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "ProbsNetwork", None)
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(FlowersError, match=r"a.onnx: this is a folder, a file name was expected"):
+        export(ExportConfig(tmp_path / "a.onnx", run_dir, "onnx"))
+
+
 def test_a_failed_export_is_one_line(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def odd(self: graph.ProbsNetwork, images: torch.Tensor) -> tuple[torch.Tensor]:
         return (torch.zeros(4) if float(images.float().mean()) > 0 else images,)
@@ -225,13 +246,15 @@ def rows(path: Path) -> list[tuple[str, str, float]]:
         return [(row["path"], row["class"], float(row["prob"])) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("name", "engine"), [("a.onnx", "auto"), ("a.onnx", "openvino"), ("a.xml", "auto")])
+@pytest.mark.parametrize(("name", "engine"), [("a.onnx", "onnxruntime"), ("a.onnx", "openvino"), ("a.xml", "auto")])
 def test_a_folder_is_classified_with_an_exported_file(
     name: str, engine: str, exported: Callable, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def run(checkpoint: Path, output: str, **flags: object) -> list[tuple[str, str, float]]:
         photos = run_dir.parent / "data" / "valid"
-        assert predict(PredictConfig(checkpoint, photos, tmp_path / output, workers=1, **flags)) == 0
+        words = ["--checkpoint", checkpoint, "--input", photos, "--output", tmp_path / output, "--workers", 1]
+        words += [word for name, value in flags.items() for word in (f"--{name}", value)]
+        assert predict(parse(PredictConfig, [str(word) for word in words])) == 0
         return rows(tmp_path / output)
 
     expected = run(run_dir, "bundle.csv", engine="torch", precision="float32")
@@ -361,6 +384,17 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
         ({"check_count": 0}, "--check-count: got 0"),
         ({"format": "torch-export", "output": Path("a.pt2"), "precision": "int8"}, "int8: not for torch-export"),
         ({"calibration_images": Path("D")}, "--calibration-images belongs to --precision int8"),
+        (
+            {
+                "from_state_dict": Path("W"),
+                "model": "m",
+                "classes": Path("C"),
+                "checkpoint": None,
+                "format": None,
+                "precision": "int8",
+            },
+            "--precision is for an export; import with --from-state-dict first",
+        ),
     ],
 )
 def test_flags_that_cannot_be(flags: dict, message: str) -> None:

@@ -54,6 +54,31 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["best"]
 
 
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_text("weights")
+    with (
+        pytest.raises(FlowersError, match="a file stands where a folder has to be"),
+        replace_folder(tmp_path / "model.pth"),
+    ):
+        pass
+    assert (tmp_path / "model.pth").read_text() == "weights"
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_the_folder_behind_a_link_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "model").symlink_to("run/best")
+    for content in ("one", "two"):
+        with replace_folder(tmp_path / "model") as folder:
+            (folder / "model").write_text(content)
+        assert (tmp_path / "run" / "best" / "model").read_text() == content
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / ".best.old")
+    restore_folder(tmp_path / "model")
+    assert (tmp_path / "model" / "model").read_text() == "two"
+    assert sorted(os.listdir(tmp_path)) == ["model", "run"]
+    assert os.listdir(tmp_path / "run") == ["best"]
+
+
 def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     path = tmp_path / "best"
     with replace_folder(path) as folder:

@@ -17,8 +17,8 @@ from flowers.config.evaluate import EvaluateConfig
 from flowers.config.train import TrainConfig
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import load_split
-from flowers.errors import ModelError, UsageError
-from flowers.models.bundle import load_bundle
+from flowers.errors import DataError, ModelError, UsageError
+from flowers.models.bundle import load_bundle, save_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports import calibration
 from flowers.reports.answers import Answers
@@ -137,6 +137,11 @@ def test_an_axis_has_room_around_a_value_of_any_size(value: float) -> None:
     assert lay_out("rate", [Line("rate", [(1, value), (2, value)], "purple")], x_label="epoch") is not None
 
 
+def test_no_axis_of_shares_reaches_beyond_100_percent() -> None:
+    plot = lay_out("top1", [Line("top1", [(0, 1.0), (1, 1.0)])], x_label="epoch", percent=True)
+    assert plot.y_ticks[-1].text == "100%"
+
+
 def test_calibration_error_by_hand() -> None:
     confidences = np.array([0.95, 0.99, 0.55, 0.6])
     hits = np.array([True, False, True, True])
@@ -150,6 +155,36 @@ def test_a_temperature_is_found_again(truth: float) -> None:
     calm = rng.normal(size=(20_000, 5)) * 2
     targets = np.array([rng.choice(5, p=row) for row in calibration.softmax(calm)])
     assert calibration.fit_temperature(calm * truth, targets) == pytest.approx(truth, rel=0.05)
+
+
+def test_a_model_may_be_named_by_its_file(sample_set: Path, run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir / "best", tmp_path / "best")
+    flags = ["--checkpoint", copy / "model.json", "--data-dir", sample_set, "-j", 0, "--no-report"]
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags)])) == 0
+    assert (copy / "metrics-test.json").exists()
+
+
+def test_no_temperature_is_best_where_every_answer_is_right_or_none() -> None:
+    logits = np.random.default_rng(1).normal(size=(50, 5))
+    assert calibration.fit_temperature(logits, logits.argmax(1)) is None
+    assert calibration.fit_temperature(logits, logits.argmin(1)) is None
+
+
+def test_a_model_that_makes_no_mistake_is_not_calibrated(sample_set: Path, run_dir: Path, tmp_path: Path) -> None:
+    """Else it would say 100% of everything from then on, of photos that are no flowers too."""
+    copy, data_dir = shutil.copytree(run_dir, tmp_path / "run"), tmp_path / "data"
+    bundle = load_bundle(copy)
+    chosen = bundle.classes.folders[0]
+    shutil.copytree(sample_set / "valid" / chosen, data_dir / "valid" / chosen)
+    bundle.state_dict["head.output.bias"][0] += 100  # all photos there are of that class
+    save_bundle(bundle, copy / "best")
+    files = {path: path.read_bytes() for path in (copy / "best").iterdir()}
+    flags = ["--checkpoint", copy, "--data-dir", data_dir, "-j", 0, "--split", "valid"]
+    with pytest.raises(DataError, match="answers are right, which no temperature fits best; nothing was stored"):
+        evaluate(parse(EvaluateConfig, [*map(str, flags), "--calibrate"]))
+    assert files == {path: path.read_bytes() for path in (copy / "best").iterdir()}
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags)])) == 0
+    assert "--calibrate" not in (copy / "report-valid.html").read_text()
 
 
 def test_a_temperature_changes_probs_and_no_answer(tmp_path: Path) -> None:

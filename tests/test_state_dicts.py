@@ -71,6 +71,10 @@ WRAPPED: dict[str, Callable[[dict], object]] = {
     "under model": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 1},
     "with the trainer's flags": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, model="resnet18")},
     "averaged only": lambda state: {"state_dict_ema": state},
+    "averaged by torch": lambda state: {
+        "n_averaged": torch.tensor(7),
+        **{f"module.{name}": value for name, value in state.items()},
+    },
     "half": lambda state: {name: v.half() if v.is_floating_point() else v for name, v in state.items()},
     "of ours": lambda state: {
         f"head.output.{name.removeprefix('fc.')}" if name.startswith("fc.") else f"backbone.{name}": value
@@ -99,6 +103,16 @@ def test_wrappers_and_containers(how: str, suffix: str, tiny: nn.Module, names: 
     if how == "half":
         tiny.half().float()
     same_answers(tiny, file, "shufflenet_v2_x0_5", names, 32)
+
+
+def test_which_of_several_is_taken_is_said(
+    tiny: nn.Module, names: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    state = tiny.state_dict()
+    content = {"state_dict_ema": {name: value * 0 for name, value in state.items()}, "state_dict": state}
+    torch.save(content, tmp_path / "model.pth.tar")
+    same_answers(tiny, tmp_path / "model.pth.tar", "shufflenet_v2_x0_5", names, 32)
+    assert "holds state_dict, state_dict_ema: state_dict is taken" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("layers", [("fc1", "fc2"), ("0", "3"), ("z", "a")])

@@ -32,8 +32,8 @@ class DemoConfig:
     max_waiting: int = 32
     """Photos that may wait for their turn; more are turned away until it is less."""
 
-    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
-    """What runs the network; auto takes the fastest that is there and says which."""
+    engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"
+    """What runs the network (onnxruntime: an exported .onnx); auto takes the fastest that is there and says which."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network."""
 

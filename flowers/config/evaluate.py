@@ -24,6 +24,9 @@ class EvaluateConfig:
     """Instead of the two above: a file that jobs/predict.py wrote, or any such CSV."""
     labels: Path | None = None
     """With --predictions: CSV with path,class; default: a file's class is the folder it lies in."""
+    config: Path | None = None
+    """YAML file of defaults for these flags."""
+
     split: str = "test"
     """Folder of the split; val and valid mean the same."""
     output: Path | None = None

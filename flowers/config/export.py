@@ -1,6 +1,6 @@
 """Flags of ``jobs/export.py``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,10 @@ from flowers.errors import UsageError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 MIN_AGREEMENT = {"float32": 0.995, "fp16": 0.995, "int8": 0.98}
+OF_AN_EXPORT = {
+    "precision", "input_type", "layout", "check_images", "check_count", "min_agreement", "calibration_images",
+    "calibration_count",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class ExportConfig:
     model: str | None = None
     """--from-state-dict: the network, by a name that training takes; timm/NAME for timm's."""
     classes: Path | None = None
-    """--from-state-dict: text file with a class a line in the order of the outputs, or JSON: [names], {name: index}."""
+    """--from-state-dict: text file with a class a line in the order of the outputs, or JSON: [names], {name: index},
+    {folder: display name}."""
     image_size: int | None = None
     """--from-state-dict: side of the images that it was trained on; default: the model's own."""
 
@@ -84,6 +89,10 @@ class ExportConfig:
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
             if value is not None:
                 raise UsageError(f"--{flag} does not go with --from-state-dict, which makes a bundle of a state dict")
+        for field in fields(self):
+            if field.name in OF_AN_EXPORT and getattr(self, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise UsageError(f"--{flag} is for an export; import with --from-state-dict first, then export that")
         for flag, value in (("model", self.model), ("classes", self.classes)):
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --from-state-dict FILE --model NAME --classes FILE")

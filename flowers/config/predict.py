@@ -56,8 +56,8 @@ class PredictConfig:
     shard_size: int | None = None
     """Files a shard, the unit of restart; default: about 64 shards, of up to 64 batches."""
 
-    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
-    """What runs the network; auto takes the fastest that is there and says which."""
+    engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"
+    """What runs the network (onnxruntime: an exported .onnx); auto takes the fastest that is there and says which."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network."""
     batch_size: Annotated[int, arg(aliases=["-b"])] = 32

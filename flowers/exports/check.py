@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flowers import console
-from flowers.errors import DataError
+from flowers.errors import DataError, ModelError
 from flowers.exports.photos import Photos
 from flowers.models.bundle import Bundle
 from flowers.models.engine_exported import build_exported_engine
@@ -45,7 +45,7 @@ def compare(bundle: Bundle, path: Path, format: str, photos: Photos) -> Agreemen
 
     Raises:
         DataError: none of the photos gives a picture.
-        ModelError: the file cannot be run.
+        ModelError: the file cannot be run, or gives what is no number.
     """
     reference = build_engine(bundle, engine="torch", precision="float32", batch_size=BATCH_SIZE)
     try:
@@ -66,6 +66,11 @@ def _compare(bundle: Bundle, reference, infer: Callable[[np.ndarray], np.ndarray
         for views, targets in photos.views(bundle.preprocessing, BATCH_SIZE):
             expected = reference.submit(views).result().probs
             probs = infer(views)
+            if not np.isfinite(probs).all():  # fp16 that overflowed: its argmax is a class like any other
+                raise ModelError(
+                    "the export gives probabilities that are no numbers: nothing was written; use another --precision "
+                    "or --format"
+                )
             wanted, got = expected.argmax(1), probs.argmax(1)
             known = targets >= 0
             images += len(views)

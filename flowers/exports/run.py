@@ -1,6 +1,7 @@
 """The export job: write a file beside its final place, compare it with the bundle, then give it its name."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -150,6 +151,8 @@ def _tell(
 def _beside(output: Path) -> Iterator[Path]:
     """A name for the file in a folder of its own beside its final place, which goes away in the end."""
     try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder", output)
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:80]}.") as folder:
             yield Path(folder) / output.name

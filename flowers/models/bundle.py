@@ -260,6 +260,11 @@ def _find_folder(path: Path) -> Path:
                 return candidate
     if not path.exists():
         raise ModelError(f"no such bundle, checkpoint or run folder: {path}")
+    if path.is_file():
+        raise ModelError(
+            f"{path} is a file, expected the folder of a model, checkpoint or run; exported files (.onnx, .xml) are "
+            "for predict, demo and info"
+        )
     raise ModelError(
         f"no model in {path}: expected {DESCRIPTION_FILE} and {WEIGHTS_FILE} in it, or in best/ or last/ below it"
     )

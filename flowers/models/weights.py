@@ -21,6 +21,7 @@ from flowers.models.stages import PREFIX
 
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile put before names
 CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema")
+AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel: how many models, no part of one
 CONNECT_TIMEOUT_S = 10.0
 WEIGHTS_FILE = "model.safetensors"
 _SHOWN = 3
@@ -47,8 +48,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth file read without running anything from it.
 
-    A checkpoint that keeps its weights under ``state_dict``, ``model`` or the like is looked into, and the
-    prefixes of DistributedDataParallel and torch.compile are taken off, in any nesting.
+    A checkpoint that keeps its weights under ``state_dict``, ``model`` or the like is looked into; of several there,
+    those trained and their average, the first of ``CONTAINERS`` is taken, with a warning. The prefixes of
+    DistributedDataParallel and torch.compile are taken off, in any nesting.
 
     Raises:
         ModelError: no such file, no weights in it, or a pickle that asks for more than tensors.
@@ -71,12 +73,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     ) as error:  # of damaged bytes torch says so in a dozen ways: IndexError, struct.error, AssertionError
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"weights: {path} cannot be read: {reason}; expected .safetensors or .pth") from None
-    state = _find_state(content)
-    if state is None:
+    found = _find_states(content)
+    if not found:
         kind = f"keys {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content).__name__
         expected = f"a state_dict, or a mapping that has one under {', '.join(CONTAINERS)}"
         raise ModelError(f"weights: {path} holds no tensors by name: got {kind}, expected {expected}")
-    return strip_wrappers(state)
+    (taken, state), *others = found.items()
+    if others:
+        console.warn(f"{path} holds {', '.join(found)}: {taken} is taken; of another one make a file of its own")
+    return strip_wrappers({name: value for name, value in state.items() if name != AVERAGED})
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,17 +187,17 @@ def _blocks(url: str, hint: str) -> Iterator[bytes]:
         raise ModelError(f"{url} broke off after {done} of {size} bytes: {hint}")
 
 
-def _find_state(content: object, depth: int = 3) -> Mapping[str, Tensor] | None:
-    """The mapping of names to tensors inside a checkpoint, or None."""
+def _find_states(content: object, depth: int = 3) -> dict[str, Mapping[str, Tensor]]:
+    """The mappings of names to tensors inside a checkpoint, by where they stand."""
     if not isinstance(content, Mapping) or not depth:
-        return None
+        return {}
     if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        return content
-    for key in CONTAINERS:
-        found = _find_state(content.get(key), depth - 1)
-        if found is not None:
-            return found
-    return None
+        return {"": content}
+    return {
+        ".".join(filter(None, (key, below))): state
+        for key in CONTAINERS
+        for below, state in _find_states(content.get(key), depth - 1).items()
+    }
 
 
 @contextlib.contextmanager

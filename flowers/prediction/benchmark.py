@@ -22,7 +22,7 @@ from flowers.data.images import IMAGE_EXTENSIONS, read_image
 from flowers.data.paths import readable
 from flowers.data.transforms import Preprocessing
 from flowers.errors import DataError, ImageError, ModelError, UsageError
-from flowers.files import write_atomically
+from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle
 from flowers.models.engines import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.prediction.filelist import Entry
@@ -91,6 +91,8 @@ def benchmark(config: BenchmarkConfig) -> int:
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise UsageError("benchmark.py measures one process: start it without a launcher")
     bundle = load_bundle(config.checkpoint)
+    if config.output is not None:
+        make_folder(config.output.parent)  # before the work, not after it
     sample = Sample(config, bundle.preprocessing)
     console.facts("flowers: benchmark", [
         ("model", f"{bundle.model}, {bundle.preprocessing.crop} px, {len(bundle.classes.folders)} classes"),

@@ -72,7 +72,7 @@ def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = BIN
     return sum(part.count * abs(part.accuracy - part.confidence) for part in parts) / len(hits)
 
 
-def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float | None:
     """The T for which softmax(logits / T) has the smallest cross-entropy; above 1 the model was too sure of itself.
 
     The cross-entropy is convex in 1 / T, so halving the range by its slope finds the one minimum.
@@ -82,7 +82,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         targets: [N] class indices.
 
     Returns:
-        T, within ``TEMPERATURES``.
+        T, within ``TEMPERATURES``; None where no T is best. Where every answer is right, a smaller T always is
+        better, and would make a model that claims to be sure of everything.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
@@ -97,7 +98,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
             low = middle
         else:
             high = middle
-    return math.exp((low + high) / 2)
+    temperature = math.exp((low + high) / 2)
+    return temperature if 1.001 * TEMPERATURES[0] < temperature < TEMPERATURES[1] / 1.001 else None
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

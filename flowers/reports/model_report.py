@@ -95,9 +95,11 @@ def _headline(split: str, values: Mapping[str, float]) -> dict:
     return {"split": split, **values, "low": low, "high": high}
 
 
-def _temperature(answers: Answers, valid: Answers) -> dict:
+def _temperature(answers: Answers, valid: Answers) -> dict | None:
     """What dividing the logits by one number, fitted on the validation split, would do to the calibration."""
     fitted = calibration.fit_temperature(valid.logits, valid.targets)
+    if fitted is None:
+        return None
     probs = calibration.softmax(answers.logits / fitted)
     confidences, own = probs.max(1), probs[np.arange(len(probs)), answers.targets]
     return {

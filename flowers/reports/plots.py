@@ -84,6 +84,8 @@ def lay_out(
         return None
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
+    if percent and y_range is None and min(ys) == max(ys):  # room around a flat line of 100% would reach 150%
+        y_range = (0, 1)
     x_values, (x_low, x_high) = ticks(*(x_range or (min(xs), max(xs))), tight=True)
     if all(x == int(x) for x in xs):  # there is no epoch 1.5
         x_values = [value for value in x_values if value == int(value)]

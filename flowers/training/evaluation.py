@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from flowers import console, processes
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.folders import Samples, load_split
+from flowers.errors import DataError
 from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
@@ -35,7 +36,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     """
     bundle = load_bundle(config.checkpoint)
     samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
-    output = config.output or config.checkpoint / f"metrics-{config.split}.json"
+    place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
+    output = config.output or place / f"metrics-{config.split}.json"
     if console.is_main_process():
         make_folder(output.parent)  # before the work, not after it
     accelerator = processes.start(config.mixed_precision, default_precision="no")
@@ -102,8 +104,16 @@ def calibrate(accelerator: Accelerator, bundle: Bundle, answers: Answers) -> tup
 
     Returns:
         The model and its answers as they are now.
+
+    Raises:
+        DataError: none fits best, since every answer is right, say.
     """
     temperature = fit_temperature(answers.logits, answers.targets)
+    if temperature is None:
+        raise DataError(
+            f"--calibrate: {int(answers.hits.sum())} of {len(answers.hits)} answers are right, which no temperature "
+            "fits best; nothing was stored. Calibrate on more images, some of them hard ones"
+        )
     calibrated = with_temperature(bundle, temperature)
     after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
     processes.on_main_process(accelerator, lambda: store(calibrated))
