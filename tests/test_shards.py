@@ -295,6 +295,7 @@ def test_work_is_begun_and_found_again(job: Job, worker: Worker) -> None:
 )
 def test_work_of_another_job_is_refused_or_replaced(job: Job, worker: Worker, change: dict, said: str) -> None:
     before = job.open(worker)
+    (before.parts / "00000000").touch()
     job.names = change.pop("names", job.names)
     with pytest.raises(OutputError, match=said) as caught:
         job.open(worker, **change)
@@ -304,6 +305,14 @@ def test_work_of_another_job_is_refused_or_replaced(job: Job, worker: Worker, ch
     assert after.key != before.key
     assert not before.folder.exists()
     assert job.open(worker, overwrite=True, **change).key == after.key, "--overwrite goes on with equal work"
+
+
+def test_work_without_results_makes_way(job: Job, worker: Worker) -> None:
+    """What a job leaves whose --batch-size was too large, say: the smaller one needs no --overwrite."""
+    before = job.open(worker)
+    after = job.open(worker, {**SETTINGS, "batch_size": 1})
+    assert after.key != before.key
+    assert not before.folder.exists()
 
 
 def test_a_finished_output_needs_no_work(job: Job, worker: Worker) -> None:
@@ -348,6 +357,7 @@ def test_an_array_lists_its_files_once(job: Job, worker: Worker) -> None:
     with Worker(worker.folder) as other:
         assert job.open(other, array="17").key == first.key
     assert job.listed == 1
+    (first.parts / "00000000").touch()
     with pytest.raises(OutputError, match="number of files"):
         job.open(worker, array="18")
     facts = {"settings": first.settings, "listed_by": "17"}
@@ -383,7 +393,7 @@ def test_who_starts_while_another_lists_a_different_place_looks_for_himself(job:
 
         def look() -> None:  # the other one's list appears
             listing.give_back("listing")
-            job.open(other)
+            (job.open(other).parts / "00000000").touch()
 
         elsewhere = {"place": "/other", "check_stop": look}
         with pytest.raises(OutputError, match="what is in the files"):

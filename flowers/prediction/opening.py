@@ -203,8 +203,8 @@ def _rename_new(folder: Path, final: Path) -> None:
 
 
 def _make_way(folder: Path, settings: dict, worker: Worker, overwrite: bool) -> None:
-    """Remove another job's work, if that is wanted and nobody is at it."""
-    if not overwrite:
+    """Remove another job's work, if that is wanted or nothing is done, and nobody is at it."""
+    if not overwrite and _has_results(folder):
         other = read_job(folder)
         raise OutputError(_refusal(folder, other and other["settings"], settings))
     until_s = time.monotonic() + STALE_S + BEAT_S
@@ -220,6 +220,13 @@ def _make_way(folder: Path, settings: dict, worker: Worker, overwrite: bool) -> 
     os.rename(folder, gone)
     remove_unfinished(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether more than the list of files would be lost: not where a wrong flag ended a job before its first photo."""
+    with contextlib.suppress(OSError):
+        return any(os.scandir(folder / "parts"))
+    return True
 
 
 def _refusal(place: Path, then: dict | None, now: dict) -> str:
