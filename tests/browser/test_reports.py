@@ -28,6 +28,7 @@ def report(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     classes = ClassIndex(names, (EVIL, *names[1:]))
     samples = load_split(sample_set, "test", classes)
     logits = np.random.default_rng(0).normal(size=(len(samples), len(classes))).astype(np.float32)
+    logits[np.arange(len(samples)), samples.targets] += 1  # better than chance, or no temperature would be best
     answers = Answers("test", samples, classes, logits)
     for epoch in range(1, 4):
         figures = {"loss": 1 / epoch, "top1": epoch / 4}
