@@ -37,7 +37,7 @@ needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not in
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="OpenVINO does not compute bf16 on this CPU")
 ENGINES = [
     pytest.param("torch", "float32"),
-    pytest.param("torch", "bf16"),
+    pytest.param("torch", "bf16", marks=() if processes.cpu_has_bf16() else pytest.mark.slow),  # emulated: a minute
     pytest.param("openvino", "float32", marks=needs_openvino),
     pytest.param("openvino", "bf16", marks=needs_bf16),
 ]
