@@ -67,7 +67,7 @@ class TrainConfig:
     drop_path: float = 0.0
     """Stochastic depth: probability of leaving out the last residual branch, less for those below; 0 is off."""
     freeze_bn: bool = False
-    """With --finetune full or staged: batch norm keeps its statistics."""
+    """With --finetune full or staged: batch norm keeps its statistics; give a tenth of the default --lr, 0.003 say."""
     patience: int | None = None
     """Stop when so many epochs in a row have brought no better model."""
     model_ema_decay: float | None = None
