@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -266,6 +267,9 @@ def test_signals_to_the_whole_job_leave_workers_working(samples):
         subprocess.run([sys.executable, "-c", script, str(int(number)), *pids], check=True)
     assert len(list(batches)) == 36
     assert all(child.is_alive() for child in children)
+    threads = [thread.read_text() for thread in Path(f"/proc/{children[0].pid}/task").glob("*/status")]
+    blocked = [int(re.search(r"SigBlk:\s*(\w+)", thread)[1], 16) >> (signal.SIGTERM - 1) & 1 for thread in threads]
+    assert blocked.count(0) <= 1, "only the thread that waits for it and looks at the sender may get it"
     children[0].terminate()
     children[0].join(timeout=60)
     assert children[0].exitcode == 0, "the parent's own SIGTERM ends it"

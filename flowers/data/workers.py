@@ -1,5 +1,6 @@
 """Loader processes: how many, started so that they outlive what they should, and what to say when one dies."""
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -84,7 +85,8 @@ def run_loader(loader: DataLoader) -> Iterator:
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     try:
-        batches = iter(loader)
+        with _sigterm_blocked():
+            batches = iter(loader)
     except OSError as error:  # no memory or no process left to fork
         raise ProcessError(
             f"cannot start {loader.num_workers} loader processes: {error}; use fewer --workers"
@@ -158,8 +160,20 @@ def _start_worker(worker: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes forked meanwhile begin so, and all their threads: in any one of them torch's handler would end them."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(parent: int) -> None:
