@@ -167,9 +167,12 @@ class TestPathList:
             shown.encode("utf-8")
 
 
-def test_file_sizes(tmp_path):
+def test_file_stamps(tmp_path):
     paths = [tmp_path / str(size) for size in range(40)]
     for size, path in enumerate(paths[:-1]):
         path.write_bytes(bytes(size))
-    assert scan.file_sizes(lambda index: str(paths[index]), 40).tolist() == [*range(39), -1]
-    assert scan.file_sizes(lambda index: str(paths[index]), 0).tolist() == []
+        os.utime(path, ns=(0, 10**18 + size))
+    stamps = scan.file_stamps(lambda index: str(paths[index]), 40)
+    assert stamps[:, 0].tolist() == [*range(39), -1]
+    assert stamps[:, 1].tolist() == [*range(10**18, 10**18 + 39), -1]
+    assert scan.file_stamps(lambda index: str(paths[index]), 0).tolist() == []

@@ -30,6 +30,7 @@ from torch.nn import functional
 from flowers import console
 from flowers.data.folders import Samples
 from flowers.data.images import read_image
+from flowers.data.scan import file_stamps
 from flowers.data.workers import SHARED_MEMORY, make_loader, run_loader
 from flowers.errors import DataError, ImageError
 from flowers.files import explain_os_error, write_atomically
@@ -151,12 +152,9 @@ def open_cache(
 def _fingerprint(samples: Samples, short_side: int) -> str:
     """A name that changes with any file's path, size or time of change, and with what is kept of it."""
     digest = hashlib.sha256(f"{FORMAT} {short_side} {len(samples)}".encode())
-    for index, path in enumerate(samples.paths):
-        try:
-            status = os.stat(samples.full_path(index))
-            seen = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            seen = "missing"
+    stamps = file_stamps(samples.full_path, len(samples))
+    for path, (size, changed_ns) in zip(samples.paths, stamps, strict=True):
+        seen = "missing" if size < 0 else f"{size} {changed_ns}"
         digest.update(os.fsencode(path) + b"\0" + seen.encode() + b"\0")
     return digest.hexdigest()[:24]
 

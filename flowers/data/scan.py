@@ -139,21 +139,22 @@ def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
 
 
-def file_sizes(path_of: Callable[[int], str], count: int) -> np.ndarray:
-    """Bytes of files, [count] int64; -1 for one that cannot be seen.
+def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:
+    """Size in bytes and time of change in ns of files, [count, 2] int64; -1 for one that cannot be seen.
 
     Args:
         path_of: gives the path of a file by its index.
     """
 
-    def size(index: int) -> int:
+    def stamp(index: int) -> tuple[int, int]:
         try:
-            return os.stat(path_of(index)).st_size
+            status = os.stat(path_of(index))
         except OSError:
-            return -1
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
 
-    def sizes(indices: np.ndarray) -> np.ndarray:
-        return np.array([size(int(index)) for index in indices], np.int64)
+    def stamps(indices: np.ndarray) -> np.ndarray:
+        return np.array([stamp(int(index)) for index in indices], np.int64).reshape(-1, 2)
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        return np.concatenate(list(pool.map(sizes, np.array_split(np.arange(count), _LOOKS_AT_ONCE))))
+        return np.concatenate(list(pool.map(stamps, np.array_split(np.arange(count), _LOOKS_AT_ONCE))))

@@ -17,7 +17,7 @@ from flowers.data.cache import ImageCache
 from flowers.data.dataset import EvalLoader, TrainLoader, ViewLoader
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.order import Order, class_balance
-from flowers.data.scan import file_sizes
+from flowers.data.scan import file_stamps
 from flowers.data.transforms import Augmentation, Preprocessing
 from flowers.data.views import Batch
 from flowers.data.workers import default_workers
@@ -164,7 +164,8 @@ def feature_source(
         drawn = "plain" if views == 1 else f"{views} of {augmentation}, seed {config.seed}"
         own = {**key, "views": drawn, "images": images_digest(samples)}
         if accelerator.is_main_process:  # whose key counts
-            own["bytes"] = hashlib.sha256(file_sizes(samples.full_path, len(samples)).tobytes()).hexdigest()
+            sizes = file_stamps(samples.full_path, len(samples))[:, 0]
+            own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
         images = ViewLoader(samples, preprocessing, augmentation, config.seed, default_workers(config.workers))
         return extract_features(accelerator, engine, images, views, folder / f"{name}.npy", own, stop)
 
