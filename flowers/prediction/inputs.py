@@ -87,19 +87,19 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
         return read_bytes(os.path.join(root, entry.path))
     if entry.place.startswith(b"!"):
         raise ImageError(os.fsdecode(entry.place[1:]))
-    _, length, offset, size = entry.place.split(b":")
-    check_size(int(size))
+    path, offset, size = _in_archive(entry)
+    check_size(size)
     try:
-        archive = os.open(os.path.join(root, entry.path[: int(length)]), os.O_RDONLY | os.O_CLOEXEC)
+        archive = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = _read_range(archive, int(offset), int(size))
+            data = _read_range(archive, offset, size)
         finally:
             os.close(archive)
     except FileNotFoundError:
         raise ImageError("archive not found") from None
     except OSError as error:
         raise ImageError(f"archive: {(error.strerror or type(error).__name__).lower()}") from None
-    if len(data) < int(size):
+    if len(data) < size:
         raise ImageError("truncated archive")
     return data
 
@@ -110,24 +110,27 @@ def look_at(root: bytes, entry: Entry) -> bytes:
     Args:
         root: the folder that paths are relative to.
     """
-    path, start, size = entry.path, 0, None
     if entry.place.startswith(b"!"):
         return b""
-    if entry.place:
-        _, length, start, size = entry.place.split(b":")
-        path = path[: int(length)]
+    path, offset, size = _in_archive(entry) if entry.place else (entry.path, 0, None)
     try:
         file = os.open(os.path.join(root, path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 return b""
-            size = status.st_size if size is None else int(size)
-            return b"%d:" % size + os.pread(file, min(size, _LOOK_BYTES), int(start))
+            size = status.st_size if size is None else size
+            return b"%d:" % size + _read_range(file, offset, min(size, _LOOK_BYTES))
         finally:
             os.close(file)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return b""
+
+
+def _in_archive(entry: Entry) -> tuple[bytes, int, int]:
+    """The archive that an entry is in, and where its bytes begin there and how many they are."""
+    _, length, offset, size = entry.place.split(b":")
+    return entry.path[: int(length)], int(offset), int(size)
 
 
 def _read_range(file: int, offset: int, size: int) -> bytes:
