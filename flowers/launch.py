@@ -26,7 +26,7 @@ from pathlib import Path
 
 from flowers import console
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
-from flowers.processes import available_cpus
+from flowers.machine import available_cpus
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 STOP_TIMEOUT_S = 600.0

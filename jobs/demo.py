@@ -10,7 +10,7 @@ from flowers.config.demo import DemoConfig
 
 def main(config: DemoConfig) -> int:
     """Serve the page until Ctrl-C; 0 then."""
-    from flowers.demo.run import demo
+    from flowers.demo.serve import demo
 
     return demo(config)
 

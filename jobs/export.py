@@ -20,7 +20,7 @@ def main(config: ExportConfig) -> int:
         return import_state_dict(
             config.from_state_dict, config.model, config.classes, config.output, config.image_size, how
         )
-    from flowers.exports.run import export
+    from flowers.exports.export import export
 
     return export(config)
 

@@ -10,7 +10,7 @@ from flowers.config.info import InfoConfig
 
 def main(config: InfoConfig) -> int:
     """Tell as the flags say; 0 when it is a model that loads."""
-    from flowers.models.info import info
+    from flowers.exports.info import info
 
     return info(config)
 

@@ -10,7 +10,7 @@ from flowers.config.predict import PredictConfig
 
 def main(config: PredictConfig) -> int:
     """Classify as the flags say; 0 when done, 75 when stopped: start again and it goes on."""
-    from flowers.prediction.run import predict
+    from flowers.prediction.predict import predict
 
     return predict(config)
 

@@ -24,8 +24,8 @@ def main(config: PrepareConfig) -> int:
 def sample(config: SampleConfig) -> int:
     """Draw the sample set."""
     from flowers import console
-    from flowers.data.garden import draw_garden
-    from flowers.processes import cpus_per_process
+    from flowers.datasets.drawn import draw_garden
+    from flowers.machine import cpus_per_process
 
     draw_garden(
         config.output_dir,
@@ -45,7 +45,7 @@ def sample(config: SampleConfig) -> int:
 def oxford102(config: Oxford102Config) -> int:
     """Make the Oxford 102 set."""
     from flowers import console
-    from flowers.data.oxford102 import prepare_oxford102
+    from flowers.datasets.oxford102 import prepare_oxford102
 
     counts = prepare_oxford102(
         config.output_dir,
@@ -60,8 +60,8 @@ def oxford102(config: Oxford102Config) -> int:
 
 def check(config: CheckConfig) -> int:
     """Check a data set."""
-    from flowers.data.check import check_dataset
-    from flowers.reports.dataset import save_report, show_report
+    from flowers.datasets.check import check_dataset
+    from flowers.datasets.check_report import save_report, show_report
 
     report = check_dataset(
         config.data_dir, near=config.near, tiny=config.tiny, huge=config.huge, workers=config.workers

@@ -11,7 +11,7 @@ from flowers.config.train import TrainConfig
 
 def main(config: TrainConfig) -> int:
     """Train as the flags say; 0 when done, 75 when stopped and saved."""
-    from flowers.training.run import train
+    from flowers.training.train import train
 
     return train(config)
 

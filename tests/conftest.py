@@ -37,7 +37,7 @@ def flowers102() -> Path:
 @pytest.fixture(scope="session")
 def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn set: 4 species with 8 train, 4 valid and 4 test images each, 96 px."""
-    from flowers.data.garden import draw_garden
+    from flowers.datasets.drawn import draw_garden
 
     folder = tmp_path_factory.mktemp("sample") / "garden"
     draw_garden(folder, species=4, train=8, valid=4, test=4, image_size=96, seed=0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["flowers.training.run", "flowers.prediction.run", "timm", "accelerate"])
+_server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.predict", "timm", "accelerate"])
 
 TIMEOUT_S = 120
 

@@ -12,9 +12,9 @@ import torch
 from flowers import cli
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.config.predict import PredictConfig
+from flowers.engines.engine import Engine, build_engine
 from flowers.errors import DataError, FlowersError, UsageError
 from flowers.models.bundle import load_bundle
-from flowers.models.engines import Engine, build_engine
 from flowers.prediction.benchmark import KnownAnswers, Sample, benchmark, pipeline_rate
 
 

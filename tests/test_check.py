@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.data import fingerprints
-from flowers.data.check import Report, check_dataset
-from flowers.data.fingerprints import Fingerprint, fingerprint, groups, near_pairs
-from flowers.data.garden import draw_photo
+from flowers.datasets import near_duplicates
+from flowers.datasets.check import Report, check_dataset
+from flowers.datasets.check_report import save_report, show_report
+from flowers.datasets.drawn import draw_photo
+from flowers.datasets.near_duplicates import Fingerprint, fingerprint, groups, near_pairs
 from flowers.errors import DataError, FlowersError, UsageError
-from flowers.reports.dataset import save_report, show_report
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, data):
 
 @pytest.mark.parametrize("max_bits", [0, 1, 3, 4, 7])
 def test_near_pairs_finds_what_comparing_each_with_each_finds(max_bits, monkeypatch):
-    monkeypatch.setattr(fingerprints, "_CANDIDATES_AT_ONCE", 50)
+    monkeypatch.setattr(near_duplicates, "_CANDIDATES_AT_ONCE", 50)
     rng = np.random.default_rng(max_bits)
     hashes = rng.integers(0, 1 << 63, 12).tolist()
     for _ in range(150):  # relatives of earlier ones, 0 to 9 bits away

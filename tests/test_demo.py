@@ -18,9 +18,9 @@ from flowers.demo.answer import Oracle
 from flowers.demo.answer_html import answer_html, error_html, heat
 from flowers.demo.occlusion import STEPS, occlusion_map
 from flowers.demo.page import ask
-from flowers.demo.run import demo, find_examples, find_port
+from flowers.demo.serve import demo, find_examples, find_port
 from flowers.errors import DataError, ModelError, UsageError
-from flowers.prediction.run import predict
+from flowers.prediction.predict import predict
 
 PLAIN = {"engine": "torch", "precision": "float32"}
 

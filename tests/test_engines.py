@@ -15,15 +15,16 @@ import torch
 from pretend_gpu import PretendGpu
 from torch import nn
 
-from flowers import processes
+from flowers import machine
+from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
-from flowers.data.transforms import Preprocessing
+from flowers.engines import engine as engine_module
+from flowers.engines import openvino_engine
+from flowers.engines.engine import Engine, build_engine
 from flowers.errors import ModelError, UsageError
-from flowers.models import engine_openvino, engines
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
-from flowers.models.engines import Engine, build_engine
 from flowers.models.heads import Classifier, HeadSpec, build_head
 
 try:
@@ -31,13 +32,13 @@ try:
 except ImportError:
     HAS_OPENVINO = HAS_BF16 = False
 else:
-    HAS_OPENVINO, HAS_BF16 = True, engine_openvino.has_bf16()
+    HAS_OPENVINO, HAS_BF16 = True, openvino_engine.has_bf16()
 
 needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="OpenVINO does not compute bf16 on this CPU")
 ENGINES = [
     pytest.param("torch", "float32"),
-    pytest.param("torch", "bf16", marks=() if processes.cpu_has_bf16() else pytest.mark.slow),  # emulated: a minute
+    pytest.param("torch", "bf16", marks=() if machine.cpu_has_bf16() else pytest.mark.slow),  # emulated: a minute
     pytest.param("openvino", "float32", marks=needs_openvino),
     pytest.param("openvino", "bf16", marks=needs_bf16),
 ]
@@ -199,8 +200,8 @@ def test_compilation_that_fails_is_one_line(tiny: Bundle, monkeypatch: pytest.Mo
     def fail(*args: object) -> None:
         raise TorchDynamoException("InvalidCxxCompiler:\n  No working C++ compiler found")
 
-    monkeypatch.setattr(engines, "Pool", fail)
-    monkeypatch.setattr(engines, "torch_worker", lambda *args: None)
+    monkeypatch.setattr(engine_module, "Pool", fail)
+    monkeypatch.setattr(engine_module, "torch_worker", lambda *args: None)
     with pytest.raises(ModelError, match=r"does not work here \(InvalidCxxCompiler: No working C\+\+ compiler found\)"):
         build_engine(tiny, engine="compile", precision="float32")
 
@@ -208,10 +209,10 @@ def test_compilation_that_fails_is_one_line(tiny: Bundle, monkeypatch: pytest.Mo
 def test_a_thread_of_a_gpu(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs on a pretended one: the thread stays with its GPU, and float32 is float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    network = engines.PixelNetwork(tiny.build(), tiny.preprocessing, fold=True)
+    network = engine_module.PixelNetwork(tiny.build(), tiny.preprocessing, fold=True)
     images = noise(2, 32)
     with PretendGpu(monkeypatch) as gpu:
-        features, probs = engines.torch_worker(network, torch.device("cuda", 1), compiled=False)()(images)
+        features, probs = engine_module.torch_worker(network, torch.device("cuda", 1), compiled=False)()(images)
     assert gpu.device == torch.device("cuda", 1)
     assert gpu.log == [("wait", "host", "device"), ("copy", "side")]  # weights, then images in a stream of its own
     assert not torch.backends.cudnn.allow_tf32
@@ -388,15 +389,15 @@ def test_what_overflows_is_settled_too() -> None:
 
 
 def test_auto_says_what_it_took_and_why(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: False)
-    monkeypatch.setattr(engine_openvino.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(openvino_engine.importlib.util, "find_spec", lambda name: None)
     engine = build_engine(tiny, threads=1)
     engine.close()
     assert (engine.name, engine.precision) == ("torch", "float32")
     assert engine.description == "torch float32 on 1 CPU threads (OpenVINO is not installed)"
     with pytest.raises(UsageError, match="--engine openvino: it is not installed: pip install openvino"):
         build_engine(tiny, engine="openvino")
-    monkeypatch.setattr(engines, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(engine_module, "cpu_has_bf16", lambda: True)
     engine = build_engine(tiny, threads=1)
     engine.close()
     assert (engine.name, engine.precision) == ("torch", "bf16")
@@ -409,7 +410,7 @@ def test_auto_does_without_an_openvino_that_does_not_load(
     (tmp_path / "openvino.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "openvino", raising=False)
-    monkeypatch.setattr(engine_openvino, "_core", engine_openvino._core.__wrapped__)
+    monkeypatch.setattr(openvino_engine, "_core", openvino_engine._core.__wrapped__)
     engine = build_engine(tiny, threads=1, precision="float32")
     engine.close()
     assert engine.name == "torch"
@@ -420,7 +421,7 @@ def test_auto_does_without_an_openvino_that_does_not_load(
 
 @needs_openvino
 def test_auto_takes_openvino_and_what_it_can(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_openvino, "has_bf16", lambda: False)
+    monkeypatch.setattr(openvino_engine, "has_bf16", lambda: False)
     engine = build_engine(tiny, threads=1)
     engine.close()
     assert (engine.name, engine.precision) == ("openvino", "float32")
@@ -476,7 +477,7 @@ def test_native_bf16_is_read_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     for flags, expected in (("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx512f", False)):
         content = f"processor\t: 0\nflags\t\t: {flags}\n"
         monkeypatch.setattr("builtins.open", lambda *args, text=content, **kwargs: __import__("io").StringIO(text))
-        assert processes.cpu_has_bf16() == expected
+        assert machine.cpu_has_bf16() == expected
         monkeypatch.undo()
 
 
@@ -507,7 +508,7 @@ def test_a_model_is_converted_once(saved: Path, monkeypatch: pytest.MonkeyPatch)
     expected = openvino_probs(saved)
     assert converted(saved / "converted") == ["model.bin", "model.xml"]
     load_bundle(saved)  # is a bundle still
-    monkeypatch.setattr(engine_openvino, "convert", lambda *args: pytest.fail("converted again"))
+    monkeypatch.setattr(openvino_engine, "convert", lambda *args: pytest.fail("converted again"))
     monkeypatch.setattr(Bundle, "build", lambda self: pytest.fail("built again"))
     assert np.array_equal(openvino_probs(saved), expected)
 

@@ -20,17 +20,16 @@ from flowers.cli import parse
 from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.images import read_image
+from flowers.engines.engine import build_engine
+from flowers.engines.exported import KEY, as_input, load_exported, open_model
+from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import DataError, FlowersError, ModelError, UsageError
-from flowers.exports import graph
+from flowers.exports import graph, info
+from flowers.exports.export import export
 from flowers.exports.photos import photos_in, photos_of_run
-from flowers.exports.run import export
-from flowers.models import info
 from flowers.models.bundle import load_bundle
-from flowers.models.engine_exported import build_exported_engine
-from flowers.models.engines import build_engine
-from flowers.models.exported import KEY, as_input, load_exported, open_model
 from flowers.models.temperature import store, with_temperature
-from flowers.prediction.run import predict
+from flowers.prediction.predict import predict
 
 onnx = pytest.importorskip("onnx", reason="pip install -e .[export]")
 for package in ("onnxruntime", "onnxscript", "openvino", "nncf"):
@@ -98,7 +97,7 @@ def native(path: Path, images: np.ndarray) -> np.ndarray:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return session.run(["probs"], {"images": images})[0]
     if path.suffix == ".xml":
-        from flowers.models.engine_openvino import _core  # one Core a process, see there
+        from flowers.engines.openvino_engine import _core  # one Core a process, see there
 
         compiled = _core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return compiled({"images": images})["probs"]
@@ -283,7 +282,7 @@ def test_an_int8_onnx_file_is_for_onnx_runtime_only(exported: Callable, monkeypa
 
 
 def test_without_onnx_runtime_openvino_reads_onnx(exported: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowers.models import exported as module
+    from flowers.engines import exported as module
 
     there = module.importlib.util.find_spec
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else there(name))

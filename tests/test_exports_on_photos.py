@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from flowers.config.export import MIN_AGREEMENT, ExportConfig
-from flowers.exports import check
-from flowers.exports.run import export
-from flowers.models.engines import build_engine
+from flowers.engines.engine import build_engine
+from flowers.exports import compare
+from flowers.exports.export import export
 
 for package in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
     pytest.importorskip(package, reason="pip install -e .[export]")
@@ -69,7 +69,7 @@ def test_an_export_keeps_the_classes_of_real_photos(
     name: str, bundle: Path, answers: dict, flowers102: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(check, "build_engine", remembering(answers))
+    monkeypatch.setattr(compare, "build_engine", remembering(answers))
     format, precision = WAYS[name]
     train = flowers102 / "train" if precision == "int8" else None
     config = ExportConfig(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jobs_in_processes import Job
 
-from flowers import processes
+from flowers import distributed
 from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
@@ -122,7 +122,7 @@ def test_ranks_wait_for_one_that_joins_a_large_set(
     def start(*_: object, timeout_s: float = 600.0, **__: object) -> None:  # NCCL's own
         raise ProcessError(f"waits {timeout_s} s")
 
-    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(distributed, "start", start)
     with pytest.raises(ProcessError, match=re.escape("waits 7200.0 s")):
         train(parse(TrainConfig, flags(sample_set, tmp_path / "run")))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from flowers.engines.folding import fold_batch_norms
 from flowers.models.backbones import build_backbone
-from flowers.models.folding import fold_batch_norms
 
 
 def shaken(network: nn.Module) -> nn.Module:

@@ -13,8 +13,8 @@ from odd_files import FINE, OddFile, encode, exif, odd_files, png, quarters, sid
 from PIL import Image
 
 from flowers.data import images, pixels
+from flowers.data.augment import Preprocessing
 from flowers.data.images import read_image
-from flowers.data.transforms import Preprocessing
 from flowers.errors import ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest drops the filter of images.py

@@ -13,8 +13,8 @@ from tiny_job import make_bundle
 from flowers.cli import run
 from flowers.config.info import InfoConfig
 from flowers.errors import ModelError
+from flowers.exports.info import describe, rows
 from flowers.models.bundle import load_bundle, save_bundle
-from flowers.models.info import describe, rows
 from flowers.models.temperature import with_temperature
 from jobs.info import main
 

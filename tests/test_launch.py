@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowers import processes
+from flowers import distributed
+from flowers.distributed import check_world_size
 from flowers.errors import ProcessError, UsageError
 from flowers.launch import Group, free_port, parse
+from flowers.machine import local_world_size
 from flowers.prediction.group import Group as PredictionGroup
-from flowers.processes import check_world_size
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -299,7 +300,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict]]:
 
     def accelerator(**options: object) -> SimpleNamespace:
         asked.update(options)
-        return SimpleNamespace(num_processes=processes.local_world_size())
+        return SimpleNamespace(num_processes=local_world_size())
 
     def begin(count: int, **environment: str) -> dict:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -307,11 +308,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict]]:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         for name, value in {"ACCELERATE_USE_CPU": "False", **environment}.items():
             monkeypatch.setenv(name, value)
-        processes.start()
+        distributed.start()
         return asked
 
     monkeypatch.setattr("accelerate.Accelerator", accelerator)
-    monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(distributed, "keep_freed_memory", lambda: None)
     threads = torch.get_num_threads()
     yield begin
     torch.set_num_threads(threads)
@@ -350,7 +351,7 @@ def test_what_would_split_a_network_is_refused(gpus: Callable, monkeypatch: pyte
 
 
 def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: False)
     asked = gpus(1)
     assert (asked["cpu"], asked["mixed_precision"]) == (False, "bf16")
     asked = gpus(1, ACCELERATE_USE_CPU="true")  # what launch/cpu.yaml comes to
@@ -361,7 +362,7 @@ def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.Monk
 
 
 GROUP = """
-from flowers.processes import start
+from flowers.distributed import start
 accelerator = start()
 seen = accelerator.gather(__import__("torch").tensor([accelerator.process_index])).tolist()
 if accelerator.is_main_process:

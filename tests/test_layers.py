@@ -7,27 +7,29 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "files", "console", "processes", "cli", "config", "launch"}
+BASE = {"errors", "files", "console", "machine", "distributed", "stopping", "locks", "cli", "config", "launch"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     "data": BASE,
+    "datasets": BASE | {"data"},
     "models": BASE | {"data"},
+    "engines": BASE | {"data", "models"},
     "reports": BASE | {"data", "models"},
-    "training": BASE | {"data", "models", "reports"},
-    "prediction": BASE | {"data", "models", "reports"},
-    "exports": BASE | {"data", "models"},
-    "demo": BASE | {"data", "models", "prediction"},
+    "training": BASE | {"data", "datasets", "models", "engines", "reports"},
+    "prediction": BASE | {"data", "models", "engines", "reports"},
+    "exports": BASE | {"data", "models", "engines"},
+    "demo": BASE | {"data", "models", "engines", "prediction"},
 }
 HOMES = {
-    "PIL": {"data"},
-    "accelerate": {"processes", "training", "prediction"},
+    "PIL": {"data", "datasets"},
+    "accelerate": {"distributed", "training", "prediction"},
     "rich": {"console"},
     "matplotlib": {"reports"},
     "tyro": {"cli", "config"},
     "timm": {"models"},
-    "openvino": {"models", "exports"},
+    "openvino": {"engines", "exports"},
     "onnx": {"exports"},
-    "onnxruntime": {"models", "exports"},
+    "onnxruntime": {"engines", "exports"},
     "nncf": {"exports"},
     "gradio": {"demo"},
 }

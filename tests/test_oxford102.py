@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.data import oxford102
-from flowers.data.oxford102 import LABELS, ORIGINALS, PHOTOS, SPLIT, prepare_oxford102, read_split
+from flowers.datasets import oxford102
+from flowers.datasets.oxford102 import LABELS, ORIGINALS, PHOTOS, SPLIT, prepare_oxford102, read_split
 from flowers.errors import DataError
 
 # Photo number 1, 2, ... to its label; photos 1 and 2 train, 3 and 4 validate, the rest test, in the originals' order.

@@ -24,12 +24,12 @@ from flowers.data.images import read_image
 from flowers.data.paths import decode_path
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
-from flowers.prediction import outputs, parts, sorting
+from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
-from flowers.prediction.filelist import Entry
+from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.opening import open_work
-from flowers.prediction.run import predict
+from flowers.prediction.predict import predict
 from flowers.prediction.stop import StopRequest
 
 
@@ -122,7 +122,7 @@ def test_the_answers_do_not_depend_on_threads_or_shards(run: Callable, tmp_path:
 def test_an_engines_answers_do_not_depend_on_its_threads(bundle: Path) -> None:
     import torch
 
-    from flowers.models.engines import build_engine
+    from flowers.engines.engine import build_engine
 
     before = torch.get_num_threads()
     images = np.random.default_rng(0).integers(0, 256, (48, tiny_job.SIDE, tiny_job.SIDE, 3), np.uint8)
@@ -156,7 +156,7 @@ def test_unsure_rows_keep_their_guesses(run: Callable, tmp_path: Path) -> None:
 
 
 def test_flip_is_the_mean_of_both_views(run: Callable, bundle: Path, photos: Path, tmp_path: Path) -> None:
-    from flowers.models.engines import build_engine
+    from flowers.engines.engine import build_engine
 
     run(tta="flip")
     row = rows_of(tmp_path / "out.csv")[0]
@@ -217,7 +217,7 @@ def test_a_file_removed_while_running_is_an_error_row(
         yield from list_inputs(*args)
         (folder / paths[3]).unlink()
 
-    monkeypatch.setattr("flowers.prediction.run.list_inputs", list_then_remove)
+    monkeypatch.setattr("flowers.prediction.predict.list_inputs", list_then_remove)
     run(input=folder)
     rows = rows_of(tmp_path / "out.csv")
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"] + ["ok"] * 4
@@ -244,7 +244,7 @@ def test_whatever_a_decoder_raises_is_the_files_row(
 def test_probabilities_that_are_no_numbers_are_an_error(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flowers.models.engines import Outputs
+    from flowers.engines.engine import Outputs
 
     class Broken:
         name, precision, description, batch_size = "torch", "float32", "broken", 4
@@ -256,7 +256,7 @@ def test_probabilities_that_are_no_numbers_are_an_error(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("flowers.prediction.classify.build_engine", lambda *args, **options: Broken())
+    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", lambda *args, **options: Broken())
     run()
     rows = rows_of(tmp_path / "out.csv")
     assert [row["status"] for row in rows[:8]] == ["error", "ok", "ok", "ok"] * 2
@@ -430,7 +430,7 @@ def test_every_kind_of_output_says_the_same(run: Callable, tmp_path: Path) -> No
     kinds = ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet"]
     for kind in kinds:
         run(output=tmp_path / kind, min_prob=0.5)
-    found = [list(outputs.read_rows(tmp_path / kind)) for kind in kinds]
+    found = [list(table.read_rows(tmp_path / kind)) for kind in kinds]
     for rows in found:
         assert [list(row) for row in rows] == [list(row) for row in found[0]]
         for row, wanted in zip(rows, found[0], strict=True):
@@ -510,7 +510,7 @@ def test_photos_are_sorted_into_class_folders(run: Callable, photos: Path, tmp_p
     for row in rows:
         if row["status"] == "error":
             continue
-        wanted = "_unsure" if row["status"] == "unsure" else sorting.folder_name(row["label"])
+        wanted = "_unsure" if row["status"] == "unsure" else sort_photos.folder_name(row["label"])
         assert any(name.startswith(f"{wanted}/{Path(row['path']).stem}") for name in made)
     assert sum("/0001" in name for name in made) == 2
     assert sum("/0004" in name for name in made) == 2
@@ -556,7 +556,7 @@ def test_a_stop_is_heard_while_rows_are_joined_and_photos_sorted(
 
     stopped_in(parts, "read_rows")
     assert not (tmp_path / "out.csv").exists()
-    stopped_in(sorting, "_copy", copy_to=tmp_path / "sorted")
+    stopped_in(sort_photos, "_copy", copy_to=tmp_path / "sorted")
     assert len(rows_of(tmp_path / "out.csv")) == 30
     assert len(list((tmp_path / "sorted").glob("*/*"))) == 1
     assert run(copy_to=tmp_path / "sorted") == 0
@@ -581,7 +581,7 @@ def test_photos_are_not_sorted_into_the_input(run: Callable, photos: Path, tmp_p
     ("label", "name"), [("a/b", "a_b"), ("..", "_"), ("", "_"), (" x. ", "x"), ("a\nb", "a_b"), ("é" * 300, "é" * 100)]
 )
 def test_labels_become_safe_folder_names(label: str, name: str) -> None:
-    assert sorting.folder_name(label) == name
+    assert sort_photos.folder_name(label) == name
 
 
 # Going on, and refusing to
@@ -592,7 +592,7 @@ def test_a_finished_job_is_not_done_again(
 ) -> None:
     run()
     before = (tmp_path / "out.csv").stat()
-    monkeypatch.setattr("flowers.prediction.classify.build_engine", lambda *args, **options: pytest.fail("built"))
+    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", lambda *args, **options: pytest.fail("built"))
     assert run() == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (tmp_path / "out.csv").stat() == before
@@ -716,11 +716,11 @@ def test_an_equal_job_that_finishes_meanwhile_is_no_error(
 ) -> None:
     def open_and_lose(*args: object, **options: object) -> object:
         work = open_work(*args, **options)
-        monkeypatch.setattr("flowers.prediction.run.open_work", open_work)
+        monkeypatch.setattr("flowers.prediction.predict.open_work", open_work)
         assert run() == 0  # the other one, which is faster
         return work
 
-    monkeypatch.setattr("flowers.prediction.run.open_work", open_and_lose)
+    monkeypatch.setattr("flowers.prediction.predict.open_work", open_and_lose)
     assert run() == 0
     assert len(rows_of(tmp_path / "out.csv")) == 30
     assert left_over(tmp_path) == []
@@ -840,7 +840,7 @@ def test_a_device_without_memory_is_one_line(run: Callable, monkeypatch: pytest.
     def fail(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("flowers.prediction.classify.build_engine", fail)
+    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", fail)
     with pytest.raises(FlowersError, match="memory is full: pass a smaller --batch-size than 4"):
         run()
 

@@ -9,11 +9,11 @@ from tiny_job import CLASSES, draw_photo
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.data.transforms import Preprocessing
+from flowers.data.augment import Preprocessing
+from flowers.engines.engine import build_engine
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
-from flowers.models.engines import build_engine
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.models.stages import split_name
 from jobs.train import main

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.data.dataset import TrainLoader
+from flowers.data.augment import Augmentation
 from flowers.data.folders import load_image_folders
+from flowers.data.loaders import TrainLoader
 from flowers.data.order import Order
-from flowers.data.transforms import Augmentation
 from flowers.data.views import Batch
 from flowers.errors import UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.training import loop
-from flowers.training.plan import check_flags, view_sizes
+from flowers.training.flags import check_flags, view_sizes
 from flowers.training.setup import with_train_sizes
 from flowers.training.state import Plan, Run
 from jobs.train import main

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from flowers.config.recipes import RECIPES, recipe_defaults
+from flowers.config.presets import RECIPES, recipe_defaults
 
 
 @dataclass(frozen=True)

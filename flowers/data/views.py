@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flowers.data.cache import ImageCache
+from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import Samples
+from flowers.data.image_cache import ImageCache
 from flowers.data.images import read_image
 from flowers.data.order import Draw, sample_rng
 from flowers.data.paths import readable
-from flowers.data.transforms import Augmentation, Preprocessing
 from flowers.errors import ImageError
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from flowers.data.classes import display_names
 from flowers.data.images import read_image
 from flowers.demo.occlusion import occlusion_map
-from flowers.models.engine_exported import build_exported_engine
-from flowers.models.engines import Engine, build_engine
-from flowers.models.exported import ExportedModel, open_model
+from flowers.engines.engine import Engine, build_engine
+from flowers.engines.exported import ExportedModel, open_model
+from flowers.engines.exported_engine import build_exported_engine
 from flowers.prediction.rows import best_classes
 
 TOPK = 5

@@ -8,7 +8,7 @@ Source: Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Net
 
 import numpy as np
 
-from flowers.models.engines import Engine
+from flowers.engines.engine import Engine
 
 STEPS = 8
 """Covers a row; each is twice as wide as the step between them, so that every inner cell is covered four times."""

@@ -1,6 +1,6 @@
 """The program that shows how to run an exported ONNX file with nothing of ours."""
 
-from flowers.models.exported import KEY
+from flowers.engines.exported import KEY
 
 _TEXT = """\
 # Names a photo with an exported model: python EXAMPLE.py MODEL.onnx PHOTO; needs onnxruntime, pillow and numpy only.

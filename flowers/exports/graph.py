@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from flowers.data.paths import readable
+from flowers.engines.exported import KEY, as_input
+from flowers.engines.torch_engine import DTYPES, PixelNetwork, drawn_pictures
 from flowers.errors import ModelError, UsageError
 from flowers.models.bundle import Bundle
-from flowers.models.engine_torch import DTYPES, PixelNetwork, drawn_pictures
-from flowers.models.exported import KEY, as_input
 
 OPSET = 18  # of ONNX: what the exporter makes itself, and what runtimes of 2023 and later read
 PACKAGES = {

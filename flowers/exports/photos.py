@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex, load_split
 from flowers.data.images import read_image
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
-from flowers.data.transforms import Preprocessing
 from flowers.errors import DataError, FlowersError, ImageError, UsageError
+from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
-from flowers.processes import cpus_per_process
 
 
 @dataclass(frozen=True, eq=False)

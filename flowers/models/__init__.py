@@ -1,1 +1,1 @@
-"""Networks, heads, the bundle that a trained model is, and the engines that run one fast."""
+"""Networks by name, their weights, heads, and the bundle that a trained model is."""

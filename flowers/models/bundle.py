@@ -6,7 +6,7 @@
      "head": {"num_classes": 102, "in_features": 1280, "hidden": null, "dropout": 0.0},
      "classes": ["1", "10", ...],               class folders in index order
      "labels": ["pink primrose", ...],          their display names
-     "preprocessing": {...},                    see flowers.data.transforms.Preprocessing
+     "preprocessing": {...},                    see flowers.data.augment.Preprocessing
      "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, ...}}
 """
 
@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowers
+from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
-from flowers.data.transforms import Preprocessing
 from flowers.errors import ModelError
 from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init

@@ -18,18 +18,18 @@ import torch
 
 from flowers import console
 from flowers.config.benchmark import BenchmarkConfig
+from flowers.data.augment import Preprocessing
 from flowers.data.images import IMAGE_EXTENSIONS, read_image
 from flowers.data.paths import readable
-from flowers.data.transforms import Preprocessing
+from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.errors import DataError, ImageError, ModelError, UsageError
 from flowers.files import make_folder, write_atomically
+from flowers.machine import available_cpus
 from flowers.models.bundle import Bundle, how_made, load_bundle
-from flowers.models.engines import ENGINES, PRECISIONS, Engine, Outputs, build_engine
-from flowers.prediction.filelist import Entry
+from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, list_inputs, read_input
 from flowers.prediction.pipeline import Pipeline
 from flowers.prediction.rows import RowFormat
-from flowers.processes import available_cpus
 
 FINALISTS = 2  # engines that are tried in the whole pipeline
 IN_FLIGHT = 4  # batches, as in the pipeline

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable
 
+from flowers.distributed import check_world_size, start, told_to_use_cpu
 from flowers.errors import FlowersError, PeerError
-from flowers.processes import check_world_size, start, told_to_use_cpu
 
 _WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
 

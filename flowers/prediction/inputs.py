@@ -21,7 +21,7 @@ from flowers.data.lists import read_paths
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
 from flowers.errors import DataError, ImageError
-from flowers.prediction.filelist import Entry
+from flowers.prediction.file_list import Entry
 
 TAR = ".tar"
 _LOOK_BYTES = 1 << 16

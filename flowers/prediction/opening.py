@@ -15,8 +15,8 @@ from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError
 from flowers.files import explain_os_error, sync_file, sync_folder
 from flowers.prediction.claims import Claims
-from flowers.prediction.filelist import Entry, FileList, ListInfo, write_list
-from flowers.prediction.shards import POLL_S, Work, remove_unfinished
+from flowers.prediction.file_list import Entry, FileList, ListInfo, write_list
+from flowers.prediction.work import POLL_S, Work, remove_unfinished
 from flowers.prediction.workers import BEAT_S, STALE_S, Worker
 
 FORMAT_VERSION = 2

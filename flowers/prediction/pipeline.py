@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers.data.augment import Preprocessing
 from flowers.data.images import read_image
-from flowers.data.transforms import Preprocessing
 from flowers.errors import ImageError
-from flowers.prediction.filelist import Entry
+from flowers.prediction.file_list import Entry
 from flowers.prediction.parts import STAGES
 from flowers.prediction.rows import RowFormat, best_classes
 
@@ -81,7 +81,7 @@ class Pipeline:
     Args:
         read: from an entry to the bytes of the file; raises ImageError.
         preprocessing: the model's view of a picture.
-        engine: see ``flowers.models.engines``.
+        engine: see ``flowers.engines.engine``.
         rows: how lines are written.
         workers: threads that read and decode.
         flip: also look at the mirrored picture, and take the mean of both.

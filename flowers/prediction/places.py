@@ -9,7 +9,7 @@ from pathlib import Path
 from flowers.config.predict import PredictConfig
 from flowers.data.paths import readable
 from flowers.errors import OutputError, UsageError
-from flowers.prediction.outputs import sidecar_path
+from flowers.prediction.table import sidecar_path
 
 _SIDECAR_BYTES = 1 << 20  # more than any of ours has
 

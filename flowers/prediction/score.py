@@ -18,7 +18,7 @@ from flowers.data.lists import read_labelled
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError
 from flowers.files import write_atomically
-from flowers.prediction.outputs import read_rows
+from flowers.prediction.table import read_rows
 
 CONFUSIONS = 20
 _SHOWN = 5

@@ -5,13 +5,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
 from flowers.data.images import read_image
 from flowers.data.order import sample_rng
 from flowers.data.thumbnails import encode_jpeg, thumbnail
-from flowers.data.transforms import Augmentation
 from flowers.errors import ImageError
-from flowers.processes import cpus_per_process
+from flowers.machine import cpus_per_process
 from flowers.reports.page import jpeg_uri
 
 Key = TypeVar("Key", bound=Hashable)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from flowers import console, processes
+from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.folders import Samples, load_split
 from flowers.errors import DataError
@@ -20,9 +20,9 @@ from flowers.reports.calibration import calibration_error, fit_temperature
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
+from flowers.training.batches import AUTOCAST, eval_loader
 from flowers.training.loop import evaluate
 from flowers.training.reporting import can_report, data_findings, device_name, or_warn
-from flowers.training.sources import AUTOCAST, eval_loader
 
 
 def evaluate_bundle(config: EvaluateConfig) -> int:
@@ -40,7 +40,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     output = config.output or place / f"metrics-{config.split}.json"
     if console.is_main_process():
         make_folder(output.parent)  # before the work, not after it
-    accelerator = processes.start(config.mixed_precision, default_precision="no")
+    accelerator = distributed.start(config.mixed_precision, default_precision="no")
     start_s = time.monotonic()
     reports = config.report and can_report(accelerator, len(samples), len(bundle.classes))
     metrics, answers = measure(config, accelerator, bundle, samples, keep_logits=reports or config.calibrate)
@@ -55,7 +55,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         with write_atomically(output) as file:
             json.dump(figures, file, indent=1)
 
-    processes.on_main_process(accelerator, write)
+    distributed.on_main_process(accelerator, write)
     row = (config.split, metrics.images, f"{metrics.loss:.4f}", f"{metrics.top1:.4f}", f"{metrics.top5:.4f}")
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
     written = [("figures", output)]
@@ -116,7 +116,7 @@ def calibrate(accelerator: Accelerator, bundle: Bundle, answers: Answers) -> tup
         )
     calibrated = with_temperature(bundle, temperature)
     after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
-    processes.on_main_process(accelerator, lambda: store(calibrated))
+    distributed.on_main_process(accelerator, lambda: store(calibrated))
     errors = [calibration_error(found.confidences, found.hits) for found in (answers, after)]
     console.say(
         f"temperature {temperature:.4f} stored in {console.plain(bundle.folder)}: calibration error {errors[0]:.4f} -> "

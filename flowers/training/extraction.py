@@ -18,12 +18,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from flowers import console
-from flowers.data.dataset import ViewLoader
+from flowers.data.loaders import ViewLoader
 from flowers.data.order import Draw
+from flowers.distributed import of_main_process, on_main_process
+from flowers.engines.engine import Engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import make_folder, write_atomically
-from flowers.models.engines import Engine
-from flowers.processes import of_main_process, on_main_process
 from flowers.training.preemption import StopRequest, agree_to_stop
 
 IN_FLIGHT = 3  # batches that wait in the engine while the next one is read

@@ -7,11 +7,11 @@ from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
 from flowers.errors import CheckpointError, UsageError
+from flowers.training.flags import check_flags
 from flowers.training.job import Job
-from flowers.training.lr_finder import SPAN
-from flowers.training.plan import check_flags
+from flowers.training.lr_search import SPAN
 from flowers.training.resume import agree_on_checkpoint
-from flowers.training.run import opened, train_head_stage
+from flowers.training.train import opened, train_head_stage
 
 
 def find_lr(config: FindLrConfig) -> int:

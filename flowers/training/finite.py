@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from flowers.distributed import rows_of_ranks
 from flowers.errors import PeerError, TrainingError
-from flowers.processes import rows_of_ranks
 from flowers.training.checkpoint import list_checkpoints
 from flowers.training.state import Run
 

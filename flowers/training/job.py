@@ -8,23 +8,20 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from flowers import console, processes
+from flowers import console, distributed
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders
+from flowers.engines.torch_engine import check_compiler
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
-from flowers.models.engine_torch import check_compiler
 from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
 from flowers.training import checkpoint as checkpoints
-from flowers.training.groups import parameter_groups
-from flowers.training.history import History
-from flowers.training.loop import evaluate, fit
-from flowers.training.lr_finder import SPAN, STEPS, LrCurve, range_test, write_curve
-from flowers.training.plan import (
+from flowers.training.batches import Source, build_augmentation, build_order, feature_source, image_source
+from flowers.training.flags import (
     build_plan,
     fingerprint,
     parse_save_every,
@@ -32,8 +29,13 @@ from flowers.training.plan import (
     with_default_lr,
     with_defaults,
 )
+from flowers.training.groups import parameter_groups
+from flowers.training.head_search import tune_head
+from flowers.training.history import History
+from flowers.training.loop import evaluate, fit
+from flowers.training.lr_search import SPAN, STEPS, LrCurve, range_test, write_curve
+from flowers.training.optimizer import WeightAverage, build_optimizer
 from flowers.training.preemption import StopRequest
-from flowers.training.recipe import WeightAverage, build_optimizer
 from flowers.training.reporting import can_report, report_training
 from flowers.training.resume import agree_on_checkpoint, as_begun, restore
 from flowers.training.screen import say_done, say_plan
@@ -45,9 +47,7 @@ from flowers.training.setup import (
     settle_bad_images,
     with_train_sizes,
 )
-from flowers.training.sources import Source, build_augmentation, build_order, feature_source, image_source
 from flowers.training.state import Run
-from flowers.training.tuning import tune_head
 
 
 class Job:
@@ -104,7 +104,7 @@ class Job:
     def is_finished(self) -> bool:
         """Whether an earlier start came to the end, and wrote the final figures and the report that there can be."""
         done = self.resumed is not None and self.resumed.progress.finished
-        has_figures, has_report = processes.of_main_process(
+        has_figures, has_report = distributed.of_main_process(
             self.accelerator, [(self.run_dir / name).exists() for name in ("metrics.json", "report.html")]
         )
         if not (done and has_figures):
@@ -181,7 +181,7 @@ class Job:
         output = output or self.run_dir / "lr_finder.png"
         config, images = self.config, self.order.global_batch_size
         what = f"{config.model}, --finetune {config.finetune}, {config.optimizer}, {images} images a step"
-        processes.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
+        distributed.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
         return curve
 
     def build_source(self) -> Source:
@@ -273,18 +273,18 @@ class Job:
     def save_bundle(self, name: str, metrics: Metrics) -> None:
         """Write the model into the run folder, on rank 0."""
         values = {f"valid_{key}": value for key, value in metrics.to_dict().items()}
-        processes.on_main_process(self.accelerator, lambda: save_bundle(self.bundle(values), self.run_dir / name))
+        distributed.on_main_process(self.accelerator, lambda: save_bundle(self.bundle(values), self.run_dir / name))
 
     def save_checkpoint(self, run: Run) -> None:
         """Write all that a resume needs, on rank 0."""
         run.progress.history_bytes = run.history.size_bytes
-        run.progress.rank_sums = processes.rows_of_ranks(self.accelerator, run.sums)
+        run.progress.rank_sums = distributed.rows_of_ranks(self.accelerator, run.sums)
         tensors = {"optimizer": run.optimizer.state_dict()}
         if self.accelerator.scaler is not None:
             tensors["scaler"] = self.accelerator.scaler.state_dict()
         if run.average is not None:
             tensors["average"] = run.average.state_dict()
-        processes.on_main_process(
+        distributed.on_main_process(
             self.accelerator,
             lambda: checkpoints.save_checkpoint(
                 self.run_dir,

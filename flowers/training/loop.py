@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from flowers import console
 from flowers.data.views import Batch
+from flowers.distributed import rows_of_ranks
 from flowers.errors import StoppedError, TrainingError, UsageError
-from flowers.processes import rows_of_ranks
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics, Tally
 from flowers.training.feed import Stopwatch, to_device
 from flowers.training.finite import ADVICE, check_finite, last_good
-from flowers.training.recipe import mix, step_seed, weighted_loss
+from flowers.training.optimizer import mix, step_seed, weighted_loss
 from flowers.training.state import Run
 
 SAY_EVERY_S = 3.0

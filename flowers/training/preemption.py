@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from flowers.processes import rows_of_ranks
+from flowers.distributed import rows_of_ranks
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 LOOK_EVERY_S = 0.5  # the stop file may lie on a network file system

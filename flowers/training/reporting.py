@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from flowers import console
-from flowers.data.check import check_splits
+from flowers.data.augment import Augmentation
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import ImageFolders, Samples
-from flowers.data.transforms import Augmentation
+from flowers.datasets.check import check_splits
+from flowers.datasets.check_report import findings
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
-from flowers.reports.dataset import findings
 from flowers.reports.logits import LogitTable
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views

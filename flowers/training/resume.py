@@ -9,14 +9,14 @@ from accelerate import Accelerator
 
 from flowers import console
 from flowers.config.train import TrainConfig
+from flowers.distributed import of_main_process, on_main_process
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import old_name, write_atomically
 from flowers.models.bundle import load_bundle, save_bundle
-from flowers.processes import of_main_process, on_main_process
 from flowers.training.checkpoint import Checkpoint, Progress, list_checkpoints, load_checkpoint, newest_checkpoint
-from flowers.training.plan import uses_features
+from flowers.training.flags import uses_features
+from flowers.training.head_search import TUNED
 from flowers.training.state import Run
-from flowers.training.tuning import TUNED
 
 
 def find_checkpoint(config: TrainConfig) -> Checkpoint | None:

@@ -7,7 +7,7 @@ from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders
 from flowers.data.order import Order
 from flowers.models.heads import Classifier
-from flowers.training.plan import uses_features
+from flowers.training.flags import uses_features
 from flowers.training.state import Plan
 
 

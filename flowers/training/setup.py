@@ -12,19 +12,19 @@ from torch import nn
 
 from flowers import console
 from flowers.config.train import TrainConfig
-from flowers.data.cache import ImageCache, open_cache
-from flowers.data.dataset import find_bad_images
+from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex, ImageFolders, Samples
+from flowers.data.image_cache import ImageCache, open_cache
+from flowers.data.loader_processes import default_workers
+from flowers.data.loaders import find_bad_images
 from flowers.data.paths import readable, some
-from flowers.data.transforms import Preprocessing
-from flowers.data.workers import default_workers
 from flowers.errors import DataError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.models.stochastic_depth import set_stochastic_depth
 from flowers.training.checkpoint import Checkpoint
-from flowers.training.plan import uses_features
+from flowers.training.flags import uses_features
 
 SHOWN_BAD_IMAGES = 20
 HEAD_STAGE = "head"

@@ -15,8 +15,8 @@ from flowers.data.views import Batch
 from flowers.reports.metrics import Metrics
 from flowers.training.checkpoint import Progress
 from flowers.training.history import History
+from flowers.training.optimizer import WeightAverage, learning_rate
 from flowers.training.preemption import StopRequest
-from flowers.training.recipe import WeightAverage, learning_rate
 
 
 class TrainBatches(Protocol):

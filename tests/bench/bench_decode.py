@@ -24,8 +24,8 @@ from PIL import Image
 from torchvision import transforms
 
 from flowers.data import images
+from flowers.data.augment import Preprocessing
 from flowers.data.images import read_image
-from flowers.data.transforms import Preprocessing
 
 BATCH_SIZE = 32
 USUAL = "usual"

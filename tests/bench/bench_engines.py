@@ -20,10 +20,10 @@ import torch
 from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, times_faster
 from models import quick_bundle, read_views
 
+from flowers.engines.engine import ENGINES, build_engine
 from flowers.errors import FlowersError
+from flowers.machine import cpu_has_bf16, cpus_per_process
 from flowers.models.bundle import Bundle, load_bundle
-from flowers.models.engines import ENGINES, build_engine
-from flowers.processes import cpu_has_bf16, cpus_per_process
 
 PLAIN = "plain loop: eager float32"
 LOOPS = {

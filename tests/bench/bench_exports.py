@@ -20,12 +20,12 @@ from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, t
 from models import quick_bundle, read_views
 
 from flowers.config.export import ExportConfig
+from flowers.engines.exported import load_exported
+from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import UsageError
-from flowers.exports.run import export
+from flowers.exports.export import export
+from flowers.machine import cpus_per_process
 from flowers.models.bundle import load_bundle
-from flowers.models.engine_exported import build_exported_engine
-from flowers.models.exported import load_exported
-from flowers.processes import cpus_per_process
 
 REFERENCE = "openvino float32"
 WAYS = {

@@ -75,8 +75,8 @@ def plain_pass(data_dir: Path, model: str) -> Callable[[], None]:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
+    from flowers.machine import cpus_per_process
     from flowers.models.backbones import build_backbone
-    from flowers.processes import cpus_per_process
 
     torch.set_num_threads(cpus_per_process())
     backbone = build_backbone(model)

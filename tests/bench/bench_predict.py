@@ -137,10 +137,10 @@ def alone_elsewhere(checkpoint: Path, photos: Path, engine: str, seconds: float)
 def alone(checkpoint: Path, photos: Path, engine_name: str, seconds: float) -> Figures:
     """Decoding with no network behind it, and the network with pictures that are decoded already."""
     from flowers.config.benchmark import BenchmarkConfig
+    from flowers.engines.engine import build_engine
+    from flowers.machine import cpus_per_process
     from flowers.models.bundle import load_bundle
-    from flowers.models.engines import build_engine
     from flowers.prediction.benchmark import KnownAnswers, Sample, infer_rate, pipeline_rate
-    from flowers.processes import cpus_per_process
 
     bundle = load_bundle(checkpoint)
     sample = Sample(BenchmarkConfig(checkpoint, photos, images=300), bundle.preprocessing)

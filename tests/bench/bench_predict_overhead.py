@@ -23,7 +23,7 @@ from bench_predict import alone_elsewhere
 from measuring import FLOWERS102, Row, run_alone, short
 from models import quick_bundle
 
-from flowers.processes import cpus_per_process
+from flowers.machine import cpus_per_process
 
 NUM_CLASSES = 102
 
@@ -65,9 +65,9 @@ def _measure(files: int) -> dict:
 def _run(files: int) -> dict:
     """The job with nothing in it."""
     from flowers.config.predict import PredictConfig
+    from flowers.data.augment import Preprocessing
     from flowers.data.folders import ClassIndex
-    from flowers.data.transforms import Preprocessing
-    from flowers.prediction import classify, pipeline, run
+    from flowers.prediction import pipeline, predict, shard_loop
 
     view = np.zeros((224, 224, 3), np.uint8)
     probs = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), 32).astype(np.float32)
@@ -89,16 +89,19 @@ def _run(files: int) -> dict:
     bundle = types.SimpleNamespace(
         hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None
     )
-    run.open_model = lambda path: bundle
-    classify.build_engine = lambda *args, **options: NullEngine()
-    classify.read_input = lambda root, entry: b"x"
+    predict.open_model = lambda path: bundle
+    shard_loop.build_engine = lambda *args, **options: NullEngine()
+    shard_loop.read_input = lambda root, entry: b"x"
     pipeline.read_image = lambda data, **options: view
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder, "list.txt")
         with open(names, "w") as file:
             file.writelines(f"photos/{index // 1000:06}/image_{index:08}.jpg\n" for index in range(files))
         start_s, cpu_s = time.perf_counter(), time.process_time()
-        code = run.predict(PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv")))
+        config = PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv"))
+        code = predict.predict(config)
+            PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv"))
+        )
         assert code == 0
         seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
         with open(Path(folder, "predictions.csv"), "rb") as file:

@@ -24,8 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
     jobs = options.jobs or sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py"))
-    commands = {"plain": ["-c", PLAIN], "training": ["-c", "import flowers.training.run"]}
-    commands |= {"prediction": ["-c", "import flowers.prediction.run"]}
+    commands = {"plain": ["-c", PLAIN], "training": ["-c", "import flowers.training.train"]}
+    commands |= {"prediction": ["-c", "import flowers.prediction.predict"]}
     commands |= {job: [str(ROOT / "jobs" / f"{job}.py"), "--help"] for job in jobs}
     seconds = take_turns(
         {name: lambda command=command: run(command) for name, command in commands.items()}, options.rounds

@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 def our_ways(compiled: bool) -> dict[str, list[str]]:
     """Names and flags of the ways to compare: bf16 only where the CPU multiplies it, for elsewhere it is emulated."""
-    from flowers.processes import cpu_has_bf16
+    from flowers.machine import cpu_has_bf16
 
     ways = {"float32": ["--mixed-precision", "no"]}
     if cpu_has_bf16():
@@ -70,8 +70,8 @@ def plain_step(model: str, size: int, batch_size: int, steps: int) -> Callable[[
     import torch
     from torch import nn
 
+    from flowers.machine import cpus_per_process
     from flowers.models.backbones import build_backbone
-    from flowers.processes import cpus_per_process
 
     torch.set_num_threads(cpus_per_process())
     backbone = build_backbone(model)
@@ -96,13 +96,13 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
     """A step of a run that jobs/train.py would do, on a batch that is there already."""
     import torch
 
-    from flowers import cli, processes
+    from flowers import cli, distributed
     from flowers.config.train import TrainConfig
     from flowers.data.folders import load_image_folders
     from flowers.data.views import Batch
+    from flowers.training.flags import check_flags
     from flowers.training.job import Job
     from flowers.training.loop import read_losses, train_step
-    from flowers.training.plan import check_flags
     from flowers.training.preemption import StopRequest
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,7 +111,7 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
                  "--train-size", size, "-b", batch_size, "-j", 0]  # fmt: skip
         config = cli.parse(TrainConfig, list(map(str, flags)))
         check_flags(config)
-        accelerator = processes.start(config.mixed_precision)
+        accelerator = distributed.start(config.mixed_precision)
         data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
         with contextlib.redirect_stdout(None):
             job = Job(config, accelerator, data, StopRequest(run_dir / "stop"))

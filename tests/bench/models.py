@@ -16,9 +16,9 @@ def quick_bundle(folder: Path, train: Path = FLOWERS102 / "train", per_class: in
     from torch import nn
 
     from flowers.data.folders import ClassIndex
+    from flowers.engines.engine import build_engine
     from flowers.models.backbones import build_backbone
     from flowers.models.bundle import Bundle, save_bundle
-    from flowers.models.engines import build_engine
     from flowers.models.heads import Classifier, HeadSpec, build_head
 
     backbone = build_backbone("efficientnet_lite0")

@@ -13,7 +13,7 @@ import pytest
 import tiny_job
 
 from flowers.config.predict import PredictConfig
-from flowers.prediction.run import predict
+from flowers.prediction.predict import predict
 
 ROOT = Path(__file__).parents[2]
 UPLOAD = "#photo input[type=file]"

@@ -8,9 +8,9 @@ import pytest
 import tiny_job
 from test_pages import column_of, contrast
 
+from flowers.data.augment import Augmentation
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples, load_split
-from flowers.data.transforms import Augmentation
 from flowers.models.bundle import load_bundle
 from flowers.reports.answers import Answers
 from flowers.reports.model_report import Background, write_model_report

@@ -1,0 +1,271 @@
+"""Look at every image of a data set before any training: what would stop it, and what would spoil it silently."""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, JpegImagePlugin
+
+from flowers import console
+from flowers.data.classes import ClassIndex
+from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, find_splits, load_image_folders
+from flowers.data.images import read_bytes, read_image
+from flowers.data.paths import readable
+from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
+from flowers.errors import DataError, ImageError, UsageError
+from flowers.machine import cpus_per_process
+
+SPLITS = ("train", "valid", "test")
+PLAIN_MODES = ("RGB", "L")
+NEAR, TINY, HUGE = 6, 64, 50_000_000
+_SHORT_SIDE = 256  # as much as training needs; larger JPEGs decode faster at a reduced scale
+
+
+class CheckedImage(NamedTuple):
+    """One file of the data set."""
+
+    path: str
+    """Relative to the data folder."""
+    split: str
+    folder: str
+    """Its class."""
+    reason: str | None = None
+    """Why it cannot be read, else None; then all that follows is there."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height in pixels."""
+    mode: str = ""
+    """Pillow's name for how colours are stored, and "animated" if there is more than one picture in the file."""
+    digest: bytes = b""
+    """Hash of the file's bytes."""
+    likeness: Fingerprint | None = None
+    """None also for a picture with next to nothing to see."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found. Lists of images are sorted by path, groups by their first."""
+
+    data_dir: Path
+    refusal: str | None
+    """Why training would not start, apart from unreadable images."""
+    classes: dict[str, str]
+    """All class folders of all splits, in index order, with their display names."""
+    counts: dict[str, dict[str, int]]
+    """Split to class to images."""
+    images: list[CheckedImage] = field(repr=False)
+    duplicates: list[list[CheckedImage]]
+    """Groups of files with the same bytes."""
+    near_duplicates: list[list[CheckedImage]]
+    """Groups of different files that look the same, with their exact duplicates."""
+    tiny: list[CheckedImage]
+    huge: list[CheckedImage]
+
+    @property
+    def unreadable(self) -> list[CheckedImage]:
+        """Images that give no picture."""
+        return [image for image in self.images if image.reason is not None]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training with default flags would start."""
+        return self.refusal is None and not self.unreadable
+
+    @property
+    def odd_modes(self) -> dict[str, list[CheckedImage]]:
+        """Images that are not plain 8-bit colour or grey, by mode; they are converted, but are worth a look."""
+        odd: dict[str, list[CheckedImage]] = {}
+        for image in self.images:
+            if image.reason is None and image.mode not in PLAIN_MODES:
+                odd.setdefault(image.mode, []).append(image)
+        return dict(sorted(odd.items()))
+
+    def leaked(self, split: str) -> list[CheckedImage]:
+        """Images of valid or test that are in train, too, exactly or nearly: what makes a score too good."""
+        leaked = {
+            image
+            for group in [*self.duplicates, *self.near_duplicates]
+            if "train" in {image.split for image in group}
+            for image in group
+            if image.split == split
+        }
+        return sorted(leaked, key=_path_bytes)
+
+    @property
+    def contradictions(self) -> list[list[CheckedImage]]:
+        """Groups of the same picture, exactly or nearly, in more than one class."""
+        same = [*self.duplicates, *self.near_duplicates]
+        return [group for group in same if len({image.folder for image in group}) > 1]
+
+    def missing(self, split: str) -> list[str]:
+        """Classes without an image in this split."""
+        return [name for name in self.classes if not self.counts[split][name]]
+
+    @property
+    def imbalance(self) -> float:
+        """Images of train's largest class to those of its smallest that has any."""
+        counts = [count for count in self.counts.get("train", {}).values() if count]
+        return max(counts) / min(counts) if counts else 1.0
+
+
+def check_dataset(
+    data_dir: Path, *, near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None
+) -> Report:
+    """Read every image of a data set, as training would, and compare each with all others.
+
+    Args:
+        data_dir: what ``--data-dir`` of training takes.
+        near: bits of 64 in which the fingerprints of near-duplicates may differ, 0 to 7.
+        tiny: images with a short side under this many pixels are tiny.
+        huge: images of more pixels than this are huge.
+        workers: threads that read; default: the CPUs that this process may use.
+
+    Raises:
+        UsageError: ``near`` or ``workers`` out of range.
+        DataError: there is nothing to check: no such folder, or no images in class folders.
+    """
+    if not 0 <= near <= MAX_BITS:
+        raise UsageError(f"--near: got {near}, expected 0 to {MAX_BITS} bits")
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers: got {workers}, expected 1 or more")
+    root, names, found, refusal = _find(Path(data_dir))
+    return _check(Path(data_dir), root, names, found, refusal, near=near, tiny=tiny, huge=huge, workers=workers)
+
+
+def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
+    """As ``check_dataset``, for splits of one data set that are at hand: at least one, by name.
+
+    Class folders' names are those of ``classes``, so nothing can be refused any more.
+    """
+    found = [
+        CheckedImage(path, split, classes.folders[target])
+        for split, samples in splits.items()
+        for path, target in zip(samples.paths, samples.targets, strict=True)
+    ]
+    root = next(iter(splits.values())).root
+    names = dict(zip(classes.folders, classes.labels, strict=True))
+    return _check(root, root, names, sorted(found, key=_path_bytes), None)
+
+
+def _check(
+    data_dir: Path, root: Path, names: dict[str, str], found: list[CheckedImage], refusal: str | None, *,
+    near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None,
+) -> Report:  # fmt: skip
+    there = {image.split for image in found}
+    counts = {split: dict.fromkeys(names, 0) for split in SPLITS if split in there}
+    for image in found:
+        counts[image.split][image.folder] += 1
+    images: list[CheckedImage] = []
+    workers = workers or cpus_per_process()
+    with ThreadPoolExecutor(workers) as pool, console.progress("checking", len(found)) as meter:
+        for image in _map(pool, lambda image: _look(root, image), found, ahead=4 * workers):
+            images.append(image)
+            meter.advance(1)
+    good = [image for image in images if image.reason is None]
+    return Report(
+        data_dir=data_dir,
+        refusal=refusal,
+        classes=names,
+        counts=counts,
+        images=images,
+        duplicates=_duplicates(good),
+        near_duplicates=_near_duplicates(good, near),
+        tiny=[image for image in good if min(image.size) < tiny],
+        huge=[image for image in good if image.size[0] * image.size[1] > huge],
+    )
+
+
+def _find(data_dir: Path) -> tuple[Path, dict[str, str], list[CheckedImage], str | None]:
+    """The folder that paths start from, all classes, all images sorted by path, why training would refuse them."""
+    found, refusal = [], None
+    try:
+        # Without a drawn split: what has no valid/ is all train here.
+        data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
+        root, folders = data.train.root, data.classes.folders
+        names = dict(zip(folders, data.classes.labels, strict=True))
+        if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:
+            refusal = f"{readable(data_dir)}: {NONE_TO_HOLD_OUT}"
+        for split in SPLITS:
+            samples = getattr(data, split)
+            for path, target in zip(samples.paths, samples.targets, strict=True) if samples else ():
+                found.append(CheckedImage(path, split, folders[target]))
+    except DataError as error:
+        refusal = str(error)
+        root, splits = find_splits(data_dir)
+        folders = sorted({name for split in splits.values() for name in split.folders})
+        names = dict(zip(folders, folders, strict=True))
+        for split in SPLITS:
+            for path, name in splits[split].images if split in splits else ():
+                found.append(CheckedImage(path, split, name))
+        if not found:
+            raise
+    return root, names, sorted(found, key=_path_bytes), refusal
+
+
+def _look(root: Path, image: CheckedImage) -> CheckedImage:
+    """Read one image."""
+    try:
+        data = read_bytes(os.path.join(root, image.path))
+        pixels = read_image(data, min_short_side=_SHORT_SIDE)
+    except ImageError as error:
+        return image._replace(reason=str(error))
+    with _header(data) as header:
+        size, mode = header.size, header.mode
+        with contextlib.suppress(Exception):  # only some formats know; and only the first picture must be whole
+            mode += " animated" if header.is_animated else ""
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return image._replace(size=size, mode=mode, digest=digest, likeness=fingerprint(pixels))
+
+
+def _header(data: bytes) -> Image.Image:
+    """Open a file that gives a picture; Pillow gives up where only a JPEG's list of further pictures is broken."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+
+
+def _duplicates(images: list[CheckedImage]) -> list[list[CheckedImage]]:
+    times = Counter(image.digest for image in images)
+    same: dict[bytes, list[CheckedImage]] = {}
+    for image in images:
+        if times[image.digest] > 1:
+            same.setdefault(image.digest, []).append(image)
+    return list(same.values())
+
+
+def _near_duplicates(images: list[CheckedImage], near: int) -> list[list[CheckedImage]]:
+    by_digest: dict[bytes, list[CheckedImage]] = {}
+    for image in images:
+        if image.likeness is not None:
+            by_digest.setdefault(image.digest, []).append(image)
+    contents = list(by_digest.values())
+    pairs = near_pairs([files[0].likeness for files in contents], near)
+    joined = [[image for index in group for image in contents[index]] for group in groups(len(contents), pairs)]
+    return [sorted(group, key=_path_bytes) for group in joined]
+
+
+def _map(
+    pool: ThreadPoolExecutor,
+    function: Callable[[CheckedImage], CheckedImage],
+    items: Iterable[CheckedImage],
+    ahead: int,
+) -> Iterator[CheckedImage]:
+    """``pool.map``, in order, but with only ``ahead`` items under way."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _path_bytes(image: CheckedImage) -> bytes:
+    return os.fsencode(image.path)

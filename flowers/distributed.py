@@ -1,0 +1,192 @@
+"""Which process this is among how many, started right on any machine, and what one rank tells the others."""
+
+import datetime
+import os
+from collections.abc import Callable
+
+from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
+from flowers.machine import cpu_has_bf16, keep_freed_memory, local_world_size, threads_per_process
+
+PRECISIONS = ("no", "fp16", "bf16")
+_SPLITTERS = {
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "parallelism",
+}
+"""What `accelerate launch` can be configured to use, by the end of its variable's name, and is of no use here."""
+
+
+def start(
+    mixed_precision: str | None = None,
+    log_with: str | None = None,
+    run_dir: str | None = None,
+    timeout_s: float | None = None,
+    default_precision: str | None = None,
+):
+    """Start Accelerate so that one process, several CPU processes and several GPUs all come up truly.
+
+    Without a GPU, Accelerate's multi-GPU launcher starts processes that each believe to be alone; told to use
+    the CPU they form one group. Where its config says `use_cpu`, a GPU is left alone. Threads are set to this
+    process's share of the CPUs.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; None takes what `accelerate launch` or its config file set.
+        default_precision: what to compute in where neither says; None is "bf16" where the device has it, else "no".
+        log_with: name of a tracker that Accelerate knows.
+        run_dir: where trackers write.
+        timeout_s: how long ranks wait for one another; PyTorch's own default is 10 or 30 minutes.
+
+    Returns:
+        accelerate.Accelerator
+
+    Raises:
+        ProcessError: the processes in the group are not those that were launched, or are more than the GPUs.
+        UsageError: a precision that this machine cannot compute in; a network that is to be split over devices.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    cpu_only = told_to_use_cpu() or not (has_gpu or torch.backends.mps.is_available())
+    if has_gpu and not cpu_only:
+        _check_gpus(torch.cuda.device_count())
+    if cpu_only:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        torch.set_num_threads(threads_per_process())
+        keep_freed_memory()
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    for name, what in _SPLITTERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {what}, which splits a network over devices, here each has all "
+                "of it: give `accelerate launch` a --config_file of launch/, or start with flowers-launch"
+            )
+    if log_with is not None:
+        check_tracker(log_with)
+    handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    mixed_precision = mixed_precision or default_precision or _native_precision(cpu_only)
+    if mixed_precision not in PRECISIONS:
+        raise UsageError(f"--mixed-precision: got {mixed_precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if mixed_precision == "fp16" and cpu_only:
+        raise UsageError("--mixed-precision fp16 needs a GPU; on a CPU use bf16 or no")
+    try:
+        accelerator = Accelerator(
+            cpu=cpu_only,
+            mixed_precision=mixed_precision,
+            log_with=log_with,
+            project_dir=run_dir,
+            kwargs_handlers=handlers,
+        )
+    except ValueError as error:
+        raise UsageError(f"cannot start on this machine: {error}") from error
+    check_world_size(accelerator.num_processes)
+    return accelerator
+
+
+def told_to_use_cpu() -> bool:
+    """Whether `accelerate launch`, or its config file, said that a GPU is to be left alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")  # as it reads it
+
+
+def _check_gpus(gpus: int) -> None:
+    """See to it that each process of this machine has a GPU of its own, and that GPUs can talk to one another.
+
+    Raises:
+        ProcessError: there are more processes; Accelerate would put two on a GPU, where NCCL fails with a stack.
+    """
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    by_launcher = not {"FLOWERS_WORLD_SIZE", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)  # all see the same GPUs
+    if by_launcher and local_world_size() > gpus:
+        raise ProcessError(
+            f"{local_world_size()} processes on this machine, and torch sees {gpus} GPUs: start one for each, or set "
+            "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
+        )
+    if not check_cuda_p2p_ib_support():  # consumer GPUs with an old driver: Accelerate refuses to start without these
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
+
+
+def _native_precision(cpu_only: bool) -> str:
+    """The fastest precision that needs no care: bf16 where the device multiplies it natively."""
+    import torch
+
+    if torch.cuda.is_available() and not cpu_only:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if cpu_has_bf16() else "no"
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that would silently log nothing.
+
+    Raises:
+        UsageError: Accelerate does not know it, or its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+        raise UsageError(f"--log-with: got {name!r}, expected one of {known}")
+    if name not in [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]:
+        raise UsageError(f"--log-with {name}: its package is not installed here; install it with pip")
+
+
+def check_world_size(seen: int) -> None:
+    """Refuse a launch whose processes did not find each other.
+
+    Raises:
+        ProcessError: the group has another size than its launcher's WORLD_SIZE, or the FLOWERS_WORLD_SIZE that a
+            cluster script asked for, says; or `accelerate launch --cpu` started one process instead of several.
+    """
+    launched = max(int(os.environ.get(name) or "1") for name in ("WORLD_SIZE", "FLOWERS_WORLD_SIZE"))
+    advice = "start with `flowers-launch --num-processes N jobs/NAME.py ...`"
+    if seen != launched:
+        raise ProcessError(
+            f"{launched} processes were asked for but {seen} found each other: each would do all the work alone; "
+            + advice
+        )
+    # Asked for several CPU processes without a config file, accelerate names a meeting point, then starts one process.
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if by_accelerate and "WORLD_SIZE" not in os.environ:
+        raise ProcessError(f"`accelerate launch --cpu` starts one process whatever its --num_processes says; {advice}")
+
+
+def on_main_process(accelerator, action: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait; if it fails there, all ranks stop instead of waiting on.
+
+    Raises:
+        FlowersError: what ``action`` raised, on rank 0.
+        PeerError: on the other ranks then.
+    """
+    import torch
+
+    failure: FlowersError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except FlowersError as error:
+            failure = error
+    if accelerator.num_processes > 1:
+        failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device))
+        if failed.item() > 0 and failure is None:
+            raise PeerError
+    if failure is not None:
+        raise failure
+
+
+def of_main_process(accelerator, value: object) -> object:
+    """What this value is on rank 0, on all ranks."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def rows_of_ranks(accelerator, row: list[float]) -> list[list[float]]:
+    """A row of numbers from each rank, by rank, in double precision (which one process alone may lack a device for)."""
+    if accelerator.num_processes == 1:
+        return [row]
+    import torch
+
+    return accelerator.gather(torch.tensor([row], dtype=torch.float64, device=accelerator.device)).tolist()

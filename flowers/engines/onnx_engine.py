@@ -1,0 +1,46 @@
+"""An ONNX file in ONNX Runtime, on the CPU: one thread an inference, as in the other engines."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flowers.data.paths import readable
+from flowers.engines.torch_engine import Infer
+from flowers.errors import ModelError
+
+
+def onnx_worker(path: Path) -> Callable[[], Infer]:
+    """What each thread of a pool calls once, for a function of its own from inputs to outputs.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run it.
+    """
+    session = open_session(path)
+    name = session.get_inputs()[0].name
+
+    def start() -> Infer:
+        return lambda images: session.run(None, {name: images})  # a session may be used by many threads
+
+    return start
+
+
+def open_session(path: Path, *, optimize: bool = True):
+    """An onnxruntime.InferenceSession that computes on the thread that calls it.
+
+    Args:
+        optimize: False: quickly, to look at it only.
+
+    Raises:
+        ModelError: the file is none of ONNX, or damaged.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; they are raised as well
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has an exception class a kind of failure, without a base of their own
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{readable(path)}: ONNX Runtime cannot read it ({reason})") from None

@@ -1,0 +1,189 @@
+"""A network in OpenVINO: converted from PyTorch once, kept beside its bundle, run one thread a stream."""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowers.data.paths import readable
+from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
+from flowers.errors import ModelError
+from flowers.files import sync_file
+
+RECIPE = 1  # part of the cache's key: count up whenever conversion changes
+_MODEL_FILE = "model.xml"
+_TOLERANCE = 1e-3  # of float32 against float32; seen: 2e-6 and less
+
+
+def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], Infer]:
+    """What each thread of a pool calls once, for a function of its own from images to outputs.
+
+    Every inference runs on one thread, so that results do not depend on how many there are.
+
+    Args:
+        model: openvino.Model of any batch size.
+        shape: of the input of each call.
+        precision: "float32" or "bf16".
+
+    Raises:
+        ModelError: OpenVINO cannot run it.
+    """
+    model = model.clone()
+    model.reshape(list(shape))
+    config = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bf16": "bf16"}[precision],
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "ENABLE_CPU_PINNING": "NO",  # it would pin the threads of every process to the same first CPUs
+    }
+    try:
+        compiled = _core().compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        raise _refusal(error) from error
+
+    def start() -> Infer:
+        request = compiled.create_infer_request()
+
+        def infer(images: np.ndarray) -> list[np.ndarray]:
+            outputs = request.infer([images], share_inputs=True)
+            return [np.array(outputs[output]) for output in compiled.outputs]
+
+        return infer
+
+    return start
+
+
+def read_model(path: Path):
+    """An openvino.Model from OpenVINO's or an ONNX file.
+
+    Raises:
+        ModelError: it is neither, or damaged.
+    """
+    try:
+        return _core().read_model(path)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{readable(path)}: OpenVINO cannot read it ({reason})") from None
+
+
+def why_not() -> str | None:
+    """Why OpenVINO cannot be used on this machine; None where it can."""
+    if importlib.util.find_spec("openvino") is None:
+        return "is not installed"
+    try:
+        _core()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # made for another system, or half removed
+        return f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes bf16 natively on this CPU."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def _core():
+    """OpenVINO's runtime, loaded once and kept until the process ends.
+
+    It gives the thread that loads it a stack for signal handlers, and takes the memory back when its last user goes,
+    on whatever thread that happens (2026.4): the next signal to the main thread would crash the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def convert(network: PixelNetwork, size: int):
+    """Convert a float32 network to an openvino.Model of any batch size, and see that it computes the same.
+
+    By OpenVINO's PyTorch frontend itself: ``openvino.convert_model`` does the same, but reports each use to
+    its makers over the net unless told not to.
+
+    Raises:
+        ModelError: the network has an operation that OpenVINO lacks, or gives other numbers there.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    images = drawn_pictures(2, size)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # tracing is deprecated, and says much about constants
+            traced = torch.jit.trace(network, torch.from_numpy(images[:1]), check_trace=False)
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchScriptPythonDecoder(traced)  # held here: the frontend holds no reference
+            model = frontend.convert(frontend.load(decoder))
+            expected = network(torch.from_numpy(images))
+        model.reshape([-1, size, size, 3])
+        compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        outputs = compiled([images])
+    except ModelError:
+        raise
+    except Exception as error:  # the frontend raises kinds of its own, tracing whatever the network raises
+        raise _refusal(error) from error
+    for output, wanted in zip(compiled.outputs, expected, strict=True):
+        difference = np.abs(outputs[output] - wanted.numpy()).max() / np.abs(wanted.numpy()).max()
+        if not difference < _TOLERANCE:
+            raise _refusal(f"its numbers differ from PyTorch's by {difference:.1e} of the largest")
+    return model
+
+
+def _refusal(reason: object) -> ModelError:
+    return ModelError(f"OpenVINO cannot run this network ({' '.join(str(reason).split())[:300]}): use --engine torch")
+
+
+def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], PixelNetwork], size: int):
+    """A converted model from the first folder that has it; else convert, and keep it in the first that takes it.
+
+    Several processes may do so at once. Where nothing can be written the model lives in memory only.
+
+    Args:
+        key: all that the network depends on; versions and the size are added here.
+        folders: where converted models may be kept, the best place first.
+        build: gives the network when it is needed.
+    """
+    import openvino
+
+    content = f"{key} {size} {RECIPE} {openvino.__version__} {torch.__version__}"
+    name = f"openvino-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    folders = list(folders)
+    for folder in folders:
+        try:
+            if (folder / name / _MODEL_FILE).exists():
+                return _core().read_model(folder / name / _MODEL_FILE)
+        except OSError:  # not for us to read
+            continue
+        except RuntimeError:  # damaged
+            shutil.rmtree(folder / name, ignore_errors=True)
+    model = convert(build(), size)
+    for folder in folders:
+        if _keep(model, folder / name):
+            break
+    return model
+
+
+def _keep(model, target: Path) -> bool:
+    """Write a model's folder, which gets its name only when whole; whoever comes first wins."""
+    import openvino
+
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        openvino.save_model(model, temporary / _MODEL_FILE, compress_to_fp16=False)
+        for file in temporary.iterdir():
+            sync_file(file)
+        os.rename(temporary, target)
+    except (OSError, RuntimeError):
+        return target.exists()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True

@@ -1,0 +1,127 @@
+"""A network in PyTorch, from uint8 pixels to probabilities: eager, compiled, or to be converted."""
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from flowers.data.augment import Preprocessing
+from flowers.engines.folding import fold_batch_norms
+from flowers.errors import UsageError
+from flowers.machine import keep_freed_memory
+from flowers.models.heads import Classifier, pooled
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Infer = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class PixelNetwork(nn.Module):
+    """Normalisation, backbone, head and softmax as one network, for inference only.
+
+    The backbone computes in ``dtype``; normalisation, head and softmax always in float32.
+
+    Args:
+        network: a Classifier, or a backbone alone; it is copied, not changed.
+        fold: batch norms into convolutions.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        dtype: torch.dtype = torch.float32,
+        fold: bool = False,
+    ):
+        super().__init__()
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        has_head = isinstance(network, Classifier)
+        backbone = network.backbone if has_head else network
+        if fold:
+            size = preprocessing.crop
+            backbone = fold_batch_norms(backbone, preprocessing.normalize(torch.from_numpy(drawn_pictures(1, size))))
+        self.backbone = backbone.to(dtype=dtype, memory_format=torch.channels_last)
+        self.head = network.head.float() if has_head else None
+        self.dtype = dtype
+        std = torch.tensor(preprocessing.std)
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("offset", -torch.tensor(preprocessing.mean) / std)
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images uint8 [B, S, S, 3] to features float32 [B, D], and with a head probs float32 [B, num_classes]."""
+        pixels = (images.float() * self.scale + self.offset).to(self.dtype).permute(0, 3, 1, 2)
+        features = pooled(self.backbone(pixels)).float()
+        if self.head is None:
+            return (features,)
+        return features, self.head(features).softmax(1)
+
+
+def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) -> Callable[[], Infer]:
+    """What each thread of a pool calls once, for a function of its own from images to outputs.
+
+    On a CPU every thread computes alone, so that results do not depend on how many there are.
+
+    Raises:
+        UsageError: compilation for the CPU without a C++ compiler.
+    """
+    network = network.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if compiled:
+        if device.type == "cpu":
+            check_compiler("--engine compile", "use --engine torch")
+        # frozen weights are folded (batch norm into convolutions) and packed for the CPU
+        network = torch.compile(network, dynamic=False, options={"freezing": True} if device.type == "cpu" else {})
+    if device.type == "cuda":
+        # By default convolutions round float32 to 11 bits there; but float32 is what settles doubts.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.cuda.synchronize(device)  # the weights are there before other streams read them
+
+    def start() -> Infer:
+        if device.type == "cpu":
+            torch.get_num_threads()  # the first look takes over torch's setting; later ones leave ours alone
+            torch.set_num_threads(1)
+        if device.type == "cuda" and device.index is not None:
+            # A thread begins at the first GPU; going back there after each batch would take up memory of it.
+            torch.cuda.set_device(device)
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def infer(images: np.ndarray) -> list[np.ndarray]:
+            with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                return [output.cpu().numpy() for output in network(torch.from_numpy(images).to(device))]
+
+        return infer
+
+    return start
+
+
+def drawn_pictures(count: int, size: int) -> np.ndarray:
+    """Coloured clouds, uint8 [count, size, size, 3], always the same: random detail of all scales."""
+    rng = np.random.default_rng(0)
+    total = torch.zeros(count, 3, size, size)
+    for cells in (2, 4, 8, 16, 32, 64, 128):
+        detail = torch.from_numpy(rng.standard_normal((count, 3, cells, cells), np.float32))
+        total += nn.functional.interpolate(detail, (size, size), mode="bilinear") * (2 / cells)
+    return (120 + 50 * total).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def check_compiler(flag: str, instead: str) -> None:
+    """Look for what compilation for the CPU needs.
+
+    Args:
+        flag: what asked for it.
+        instead: what to do without.
+
+    Raises:
+        UsageError: there is no C++ compiler.
+    """
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(map(shutil.which, wanted)):
+        raise UsageError(
+            f"{flag} needs a C++ compiler and found none ({' or '.join(wanted)}): install one, or {instead}"
+        )

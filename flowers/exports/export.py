@@ -1,0 +1,171 @@
+"""The export job: write a file beside its final place, compare it with the bundle, then give it its name."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from flowers import console
+from flowers.cli import to_plain
+from flowers.config.export import ExportConfig
+from flowers.engines import openvino_engine
+from flowers.engines.exported import as_input, describe, files_of
+from flowers.errors import DataError, ModelError, UsageError
+from flowers.exports import graph, quantize
+from flowers.exports.compare import Agreement, compare
+from flowers.exports.example import example_program
+from flowers.exports.photos import Photos, photos_in, photos_of_run
+from flowers.files import explain_os_error, sync_file, sync_folder, write_atomically
+from flowers.models.bundle import Bundle, how_made, load_bundle
+
+
+def export(config: ExportConfig) -> int:
+    """Export, compare, tell; the file is there only if it answers as the bundle does.
+
+    Returns:
+        0.
+
+    Raises:
+        FlowersError: nothing to compare with, a network or format that does not go together, too little agreement, ...
+    """
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+        raise UsageError("export.py is one process: start it without a launcher")
+    graph.require(config.format, config.precision)
+    bundle = load_bundle(config.checkpoint)
+    photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
+    calibration, calibrated_on = None, None
+    if config.precision == "int8":
+        source = _calibration_photos(bundle, config)
+        calibration, calibrated_on = _views(bundle, source, config), source.said
+    with _beside(config.output) as path:
+        _write(config, bundle, calibration, path)
+        agreement = compare(bundle, path, config.format, photos)
+        size_bytes = sum(file.stat().st_size for file in files_of(path))
+        _tell(config, bundle, agreement, calibrated_on, size_bytes)
+        if agreement.same_top1 < config.threshold():
+            raise ModelError(
+                f"the export agrees with the bundle on {agreement.same_top1:.2%} of the photos, expected "
+                f"{config.threshold():.2%}: nothing was written; "
+                + ("calibrate on more photos, or use" if config.precision == "int8" else "use")
+                + " another --precision or --format, or set --min-agreement"
+            )
+        report = {
+            "format": config.format,
+            "precision": config.precision,
+            "input": {"type": config.input_type, "layout": config.layout},
+            "bytes": size_bytes,
+            "model_hash": bundle.hash,
+            "agreement": asdict(agreement),
+            "min_agreement": config.threshold(),
+            "calibrated_on": calibrated_on,
+            "made": how_made(to_plain(config)),
+        }
+        _publish(path, config.output)
+    report_path = config.output.with_name(config.output.name + ".json")
+    with write_atomically(report_path) as file:
+        json.dump(report, file, indent=1)
+    written, then = [("export", config.output), ("how it was checked", report_path)], []
+    if config.format == "onnx":
+        example = config.output.with_name(config.output.name + ".example.py")
+        with write_atomically(example) as file:
+            file.write(example_program(config.input_type, config.layout))
+        written.append(("runs it with nothing of ours", example))
+    if config.format != "torch-export":
+        then = [console.job_command("predict", "--checkpoint", config.output, "--input", "PHOTOS")]
+    console.done(f"exported, {size_bytes / 1e6:.1f} MB", written, then)
+    return 0
+
+
+def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None, path: Path) -> None:
+    """Write the export itself."""
+    size = bundle.preprocessing.crop
+    # OpenVINO's fp16 is how weights are kept; the device settles how to compute
+    computed = "float32" if config.format == "openvino" else config.precision
+    network = graph.ProbsNetwork(bundle, computed, config.layout).eval()
+    images = graph.example(size, config.input_type, config.layout)
+    made = {**how_made(), **{name: bundle.made[name] for name in ("temperature",) if name in bundle.made}}
+    text = describe(bundle, config.precision, config.input_type, config.layout, made)
+    if config.format == "torch-export":
+        graph.write_torch_export(network, images, text, path)
+        return
+    floating = path.with_name("float.onnx")
+    graph.write_onnx(network, images, floating)
+    if config.format == "openvino":
+        model = openvino_engine.read_model(floating)
+        if calibration is not None:
+            model = quantize.quantize_openvino(model, calibration)
+        graph.write_openvino(model, config.precision, text, path)
+    elif calibration is not None:
+        quantize.quantize_onnx(floating, path, calibration)
+        graph.write_onnx_text(path, text)
+    else:
+        os.replace(floating, path)
+        graph.write_onnx_text(path, text)
+
+
+def _photos(bundle: Bundle, folder: Path | None, split: str, flag: str) -> Photos:
+    return photos_of_run(bundle, split, flag) if folder is None else photos_in(folder, bundle.classes, flag)
+
+
+def _calibration_photos(bundle: Bundle, config: ExportConfig) -> Photos:
+    return _photos(bundle, config.calibration_images, "train", "--calibration-images").take(config.calibration_count)
+
+
+def _views(bundle: Bundle, photos: Photos, config: ExportConfig) -> np.ndarray:
+    """Photos as the network takes them, in one array."""
+    views = [images for images, _ in photos.views(bundle.preprocessing, 32)]
+    if not views:
+        raise DataError(f"{photos.said}: none of {len(photos.paths)} files gives a picture")
+    return as_input(np.concatenate(views), config.input_type, config.layout)
+
+
+def _tell(
+    config: ExportConfig, bundle: Bundle, agreement: Agreement, calibrated_on: str | None, size_bytes: int
+) -> None:
+    side = bundle.preprocessing.crop
+    shape = f"batch, {side}, {side}, 3" if config.layout == "NHWC" else f"batch, 3, {side}, {side}"
+    rows = [
+        ("input", f"images: {config.input_type} [{shape}], RGB, 0 to 255"),
+        ("output", f"probs: float32 [batch, {len(bundle.classes)}]"),
+        ("size", f"{size_bytes / 1e6:.1f} MB"),
+        ("compared on", f"{agreement.images} photos, {agreement.photos}"
+                        + (f"; {agreement.unreadable} give no picture" if agreement.unreadable else "")),
+        ("same top1", f"{agreement.same_top1:.2%}, largest difference of a probability "
+                      f"{agreement.max_prob_difference:.1e}"),
+    ]  # fmt: skip
+    if calibrated_on is not None:
+        rows.insert(3, ("calibrated on", calibrated_on))
+    if agreement.labelled:
+        rows.append(("top1", f"{agreement.export_top1:.2%} of {agreement.labelled} photos in class folders, "
+                             f"the bundle {agreement.bundle_top1:.2%}"))  # fmt: skip
+    console.facts(f"{bundle.model}: {config.format} {config.precision}", rows)
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A name for the file in a folder of its own beside its final place, which goes away in the end."""
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder", output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:80]}.") as folder:
+            yield Path(folder) / output.name
+    except OSError as error:
+        raise explain_os_error(error, output) from error
+
+
+def _publish(path: Path, output: Path) -> None:
+    """Give checked files their names, the one that names the model last: it never stands beside another's weights."""
+    for file in files_of(path):
+        sync_file(file)
+    if path.suffix == ".xml":
+        output.unlink(missing_ok=True)
+    for file in files_of(path):
+        os.replace(file, output.with_name(file.name))
+    sync_folder(output.parent)

@@ -1,0 +1,187 @@
+"""What a bundle, a checkpoint or a run folder is, for people and, as JSON, for programs.
+
+The JSON object::
+
+    {"path": what was asked about, "kind": "bundle", "checkpoint" or "run", "folder": where the model lies,
+     "model": ..., "head": {...}, "parameters": n, "preprocessing": {...},
+     "classes": [{"folder": ..., "label": ...}, ...], "metrics": {...}, "made": {...}, "bytes": n, "hash": SHA-256,
+     "state": {"step": ..., "epoch": ..., "finished": ...},         of a checkpoint, or a run's newest one
+     "checkpoints": [name, ...], "final_metrics": {split: {...}}}   of a run
+
+An exported file has the kind "onnx" or "openvino", "precision" and "input" in the place of head and parameters.
+"""
+
+import json
+from pathlib import Path
+
+from flowers import console
+from flowers.config.info import InfoConfig
+from flowers.data.folders import ClassIndex
+from flowers.data.paths import readable, some
+from flowers.engines.exported import SUFFIXES, ExportedModel, files_of, open_model
+from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
+from flowers.models.weights import WEIGHTS_FILE
+
+STATE_FILE = "state.json"
+_STATE = ("step", "epoch", "finished")
+
+
+def info(config: InfoConfig) -> int:
+    """Tell.
+
+    Returns:
+        0.
+
+    Raises:
+        ModelError: there is no model, or none that loads; the reason is given.
+    """
+    facts = describe(config.path)
+    if config.json:
+        print(json.dumps(facts, indent=1, default=str))
+    else:
+        console.facts(f"{facts['kind']}: {readable(config.path)}", rows(facts))
+    return 0
+
+
+def describe(path: Path) -> dict:
+    """All there is to say about a model; see the head of this module. The network is built, so it is whole.
+
+    Raises:
+        ModelError: there is no model, or none that loads; the reason is given.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (*SUFFIXES, ".pt2") and not path.is_dir():
+        return describe_export(open_model(path))
+    checkpoints = sorted(folder for folder in path.glob("checkpoints/step-*") if folder.is_dir())
+    is_run = bool(checkpoints) or (path / "history.jsonl").exists()
+    has_model = any((path / name / DESCRIPTION_FILE).exists() for name in ("", "best", "last"))
+    bundle = load_bundle(checkpoints[-1] if checkpoints and not has_model else path)
+    kind = "run" if is_run else "checkpoint" if (bundle.folder / STATE_FILE).exists() else "bundle"
+    facts = {"path": str(path), "kind": kind, **describe_bundle(bundle)}
+    state = _read(checkpoints[-1] if checkpoints else bundle.folder, STATE_FILE).get("progress")
+    if isinstance(state, dict):
+        facts["state"] = {name: state[name] for name in _STATE if name in state}
+    if is_run:
+        facts["checkpoints"] = [folder.name for folder in checkpoints]
+        facts["final_metrics"] = {k: v for k, v in _read(path, "metrics.json").items() if isinstance(v, dict)}
+    return facts
+
+
+def describe_bundle(bundle: Bundle) -> dict:
+    """What a bundle says of itself, and what can be counted.
+
+    Raises:
+        ModelError: its tensors are not those of the model that it names.
+    """
+    return {
+        "folder": str(bundle.folder),
+        "model": bundle.model,
+        "head": bundle.head.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in bundle.build().parameters()),
+        "preprocessing": bundle.preprocessing.to_dict(),
+        "classes": _classes(bundle.classes),
+        "metrics": bundle.metrics,
+        "made": bundle.made,
+        "bytes": sum((bundle.folder / name).stat().st_size for name in (DESCRIPTION_FILE, WEIGHTS_FILE)),
+        "hash": bundle.hash,
+    }
+
+
+def describe_export(model: ExportedModel) -> dict:
+    """What an exported file says of itself.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    return {
+        "path": str(model.path),
+        "kind": model.format,
+        "folder": str(model.path.parent),
+        "model": model.model,
+        "precision": model.precision,
+        "input": {"type": model.input_type, "layout": model.layout},
+        "preprocessing": model.preprocessing.to_dict(),
+        "classes": _classes(model.classes),
+        "metrics": model.metrics,
+        "made": model.made,
+        "bytes": sum(file.stat().st_size for file in files_of(model.path)),
+        "hash": model.hash,
+    }
+
+
+def _classes(classes: ClassIndex) -> list[dict[str, str]]:
+    return [{"folder": folder, "label": label} for folder, label in zip(classes.folders, classes.labels, strict=True)]
+
+
+def rows(facts: dict) -> list[tuple[str, object]]:
+    """The same for people: names and what they are."""
+    view = facts["preprocessing"]
+    if "head" in facts:
+        hidden = facts["head"]["hidden"]
+        layers = "linear head" if hidden is None else f"head with a hidden layer of {hidden}"
+        network = f"{facts['model']}, {layers}, {facts['parameters']:,} parameters"
+    else:
+        network = f"{facts['model']}, {facts['precision']}, takes {facts['input']['type']} {facts['input']['layout']}"
+    labels = some([entry["label"] for entry in facts["classes"]])
+    found = [
+        ("folder", readable(facts["folder"])),
+        ("model", network),
+        ("images", f"short side to {view['resize']}, centre {view['crop']} x {view['crop']}, {view['interpolation']}"),
+        ("classes", f"{len(facts['classes'])}: {labels}"),
+        ("accuracy", "; ".join(_accuracy(facts)) or "not known"),
+        ("made", _made(facts["made"])),
+        ("with", _versions(facts["made"]) or "not known"),
+        ("size", f"{facts['bytes'] / 1e6:.1f} MB"),
+        ("hash", facts["hash"]),
+    ]
+    temperature = facts["made"].get("temperature")
+    if isinstance(temperature, float):
+        found.insert(5, ("calibrated", f"logits divided by a temperature of {temperature:.4g}"))
+    if "state" in facts:
+        step, epoch, finished = (facts["state"].get(name) for name in _STATE)
+        found.insert(1, ("training", f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"))
+    if facts.get("checkpoints"):
+        found.append(("checkpoints", some(facts["checkpoints"])))
+    return found
+
+
+def _accuracy(facts: dict) -> list[str]:
+    """A phrase for each split; a run's final figures come before those that its best model had then."""
+    splits = {}
+    for name, value in facts["metrics"].items():
+        split, _, figure = name.rpartition("_")
+        splits.setdefault(split, {})[figure] = value
+    splits |= facts.get("final_metrics", {})
+    return [
+        f"{split} top1 {figures['top1']:.2%}" + (f" of {figures['images']}" if "images" in figures else "")
+        for split, figures in splits.items()
+        if isinstance(figures.get("top1"), int | float) and 0 <= figures["top1"] <= 1
+    ]
+
+
+def _made(made: dict) -> str:
+    """When and how; a bundle may say anything there."""
+    config = made.get("config")
+    config = config if isinstance(config, dict) else {}
+    said = [
+        f"--{name.replace('_', '-')} {config[name]}"
+        for name in ("data_dir", "weights", "finetune", "epochs", "optimizer", "lr", "seed")
+        if config.get(name) is not None
+    ]
+    how = [str(made[name]) for name in ("date", "from") if name in made]
+    return ", ".join([*how, " ".join(said)] if said else how) or "not known"
+
+
+def _versions(made: dict) -> str:
+    versions = made.get("versions")
+    said = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
+    return ", ".join([*said, f"commit {made['git_commit']}"] if made.get("git_commit") else said)
+
+
+def _read(folder: Path, name: str) -> dict:
+    """A JSON file that a run leaves beside its models; nothing where it is not there or broken."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

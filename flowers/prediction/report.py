@@ -1,0 +1,76 @@
+"""The page to look at, of a finished predictions file."""
+
+import contextlib
+import os
+import urllib.parse
+from pathlib import Path
+
+from flowers import console
+from flowers.config.predict import PredictConfig
+from flowers.data.paths import decode_path
+from flowers.errors import DataError
+from flowers.prediction.archives import Archive
+from flowers.prediction.inputs import input_root
+from flowers.prediction.table import read_rows
+from flowers.reports.predictions_report import write_predictions_report
+
+
+def report_path(config: PredictConfig) -> Path:
+    """Where the page goes: ``predictions.html`` beside ``predictions.csv``."""
+    return config.output.with_name(config.output.name[: -len(config.suffix())] + ".html")
+
+
+def write_report(config: PredictConfig, facts: dict) -> None:
+    """Write the page of a finished output; photos that are not there any more are only named.
+
+    Args:
+        facts: what the JSON beside the output says.
+
+    Raises:
+        FlowersError: the file cannot be written.
+    """
+    try:
+        root = input_root(config.input)
+    except DataError as error:  # --merge, or a finished output, needs no photos
+        console.warn(f"the report has no pictures: {error}")
+        root = Path(os.devnull)
+    with contextlib.closing(Archive(root)) as archive:
+
+        def read(path: str) -> str | bytes | None:
+            path = decode_path(path)
+            source = os.path.join(root, path)
+            if os.path.lexists(source):
+                return source
+            return archive.read(path) if archive.find(path) else None
+
+        write_predictions_report(
+            report_path(config),
+            read_rows(config.output),
+            read,
+            facts=_told(config, facts),
+            photo_base=_address(root, report_path(config).parent) if root.is_dir() else None,
+        )
+
+
+def _address(folder: Path, start: Path) -> str:
+    """How a page in ``start`` names a folder, with a slash at the end."""
+    return urllib.parse.quote(os.fsencode(os.path.relpath(folder, start) + "/"))
+
+
+def _told(config: PredictConfig, facts: dict) -> list[tuple[str, object]]:
+    made, engine, settings = facts["made"], facts["engine"] or {}, facts["settings"]
+    seconds = ", ".join(f"{stage} {value:,.1f}" for stage, value in facts["seconds"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())
+    told = [
+        ("input", config.input),
+        ("predictions", config.output),
+        ("checkpoint", config.checkpoint),
+        ("model hash", facts["model"]),
+        ("engine", ", ".join(f"{name} {value}" for name, value in engine.items())),
+        ("unsure below", settings["min_prob"] or None),
+        ("test-time augmentation", None if settings["tta"] == "none" else settings["tta"]),
+        ("seconds by stage, all threads", seconds),
+        ("made", made.get("date")),
+        ("versions", versions),
+    ]
+    return [(name, value) for name, value in told if value]

@@ -1,0 +1,170 @@
+"""Photos into one folder a class, from the finished rows. Doing it again changes nothing.
+
+A photo keeps its name; where another photo of the class has that name already, a few letters that come from its path
+are added (two with the same bytes share one copy). Unsure photos go to ``_unsure``; failed ones stay out. Nothing that
+is there is ever overwritten.
+"""
+
+import contextlib
+import filecmp
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flowers import console
+from flowers.config.predict import PredictConfig
+from flowers.data.paths import decode_path, readable
+from flowers.errors import DataError, UsageError
+from flowers.files import explain_os_error
+from flowers.prediction.archives import Archive
+from flowers.prediction.inputs import input_root
+from flowers.prediction.table import read_rows
+
+UNSURE = "_unsure"
+_NAME_BYTES = 200
+_MAX_NAME_BYTES = 255
+
+
+def check_target(config: PredictConfig) -> None:
+    """Refuse to sort photos to where the next run would find them again.
+
+    Raises:
+        UsageError: --copy-to or --link-to lies in the input folder.
+    """
+    target = config.copy_to or config.link_to
+    if target is not None and config.input.is_dir() and target.resolve().is_relative_to(config.input.resolve()):
+        raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
+
+
+def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
+    """Copy or link every classified photo as ``--copy-to`` or ``--link-to`` says.
+
+    Args:
+        check_stop: raises when the process was asked to stop.
+
+    Raises:
+        UsageError: a tar's member cannot be linked to.
+        FlowersError: the disk is full or the place cannot be written.
+    """
+    target = config.copy_to or config.link_to
+    root = input_root(config.input)
+    folders: dict[tuple[str, str], Path] = {}
+    taken = {UNSURE: ""}  # no class's, also where one has that label
+    sorted_, failed = 0, 0
+    archive = Archive(root)
+    with console.progress("sort", None, "photos") as meter, contextlib.closing(archive):
+        for row in read_rows(config.output):
+            check_stop()
+            if row["status"] == "error":
+                failed += 1
+                continue
+            folder = _folder(target, row, folders, taken)
+            try:
+                _place(root, decode_path(row["path"]), folder, config.link_to is not None, archive)
+            except FileNotFoundError:
+                console.warn(f"{row['path']} is gone, not sorted")
+                failed += 1
+                continue
+            except OSError as error:
+                raise explain_os_error(error, folder) from error
+            sorted_ += 1
+            meter.advance(1)
+    left = f", {failed} left out" if failed else ""
+    console.say(f"{sorted_} photos in class folders{left}: {console.plain(readable(target))}")
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of one folder: no slashes, no control characters, not hidden, not too long."""
+    name = "".join("_" if char in '/\\:*?"<>|' or not char.isprintable() else char for char in label).strip(" .")
+    while len(name.encode()) > _NAME_BYTES:
+        name = name[:-1]
+    return name or "_"
+
+
+def _folder(target: Path, row: dict[str, str], folders: dict[tuple[str, str], Path], taken: dict[str, str]) -> Path:
+    """The folder of a row's class, made if needed; classes whose labels would share one get their own."""
+    if row["status"] == "unsure":
+        key, name = ("", UNSURE), UNSURE
+    else:
+        key = (row["label"], row["class"])
+        name = folder_name(row["label"])
+        if taken.setdefault(name.lower(), row["class"]) != row["class"]:
+            name = folder_name(f"{row['label']} ({row['class']})")
+    if key not in folders:
+        try:
+            (target / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, target) from error
+        folders[key] = target / name
+    return folders[key]
+
+
+def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) -> None:
+    source = os.path.join(root, path)
+    from_archive = not os.path.lexists(source) and archive.find(path)
+    if from_archive and link:
+        raise UsageError(f"--link-to: {readable(path)} lies in an archive; use --copy-to")
+    for name in _names(path):
+        final = folder / name
+        if from_archive:
+            if _extract(archive, path, final):
+                return
+        elif link:
+            if _link(os.path.abspath(source), final):
+                return
+        elif _copy(source, final):
+            return
+    raise DataError(f"{readable(path)}: all names for it are taken in {readable(folder)}")
+
+
+def _names(path: str) -> Iterator[str]:
+    """Names for a photo in its class folder, the plain one first; none that is longer than file systems take."""
+    stem, ending = os.path.splitext(os.path.basename(path))
+    letters = hashlib.sha256(os.fsencode(path)).hexdigest()
+    for name in (f"{stem}{ending}", f"{stem}-{letters[:8]}{ending}", f"{letters}{ending}"):
+        if len(os.fsencode(name)) <= _MAX_NAME_BYTES:
+            yield name
+
+
+def _link(source: str, final: Path) -> bool:
+    """Whether ``final`` now leads to ``source``; False if the name is taken."""
+    try:
+        os.symlink(source, final)
+    except FileExistsError:
+        return final.is_symlink() and os.readlink(final) == source
+    return True
+
+
+def _copy(source: str, final: Path) -> bool:
+    """Whether ``final`` is now a copy of ``source``; False if the name is taken."""
+    if os.path.lexists(final):
+        return final.is_file() and filecmp.cmp(source, final, shallow=False)
+    temporary = _temporary(final)
+    try:
+        shutil.copy2(source, temporary)
+        os.rename(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _extract(archive: Archive, path: str, final: Path) -> bool:
+    """Whether ``final`` now holds that member of the archive; False if the name is taken."""
+    data = archive.read(path)
+    if os.path.lexists(final):
+        return final.is_file() and final.read_bytes() == data
+    temporary = _temporary(final)
+    try:
+        temporary.write_bytes(data)
+        os.rename(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _temporary(final: Path) -> Path:
+    """A name beside it that no other process takes, on whatever machine: tasks of an array may sort at a time."""
+    return final.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -1,0 +1,221 @@
+"""From part files to the final one: joined in order, in bounded memory, there only when it is whole.
+
+``predictions.csv`` comes with ``predictions.json`` beside it (another kind of output ``X`` with ``X.json``): what was
+done, with which model and settings, counts by status, seconds by stage. It is written last, so where it fits the output
+the job is done.
+"""
+
+import collections
+import contextlib
+import csv
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from flowers.config.predict import OUTPUT_KINDS
+from flowers.data.paths import readable
+from flowers.errors import DataError, UsageError
+from flowers.files import explain_os_error, sync_file, sync_folder
+from flowers.prediction import parts
+from flowers.prediction.rows import columns, header
+from flowers.prediction.work import Work
+
+_ROW_GROUP = 65536
+
+
+def sidecar_path(output: Path) -> Path:
+    """The JSON file beside an output."""
+    is_csv = output.name.lower().endswith(".csv")
+    return output.with_suffix(".json") if is_csv else output.with_name(f"{output.name}.json")
+
+
+def require_writer(output: Path) -> None:
+    """Say now, not after hours of work, that a library is missing.
+
+    Raises:
+        UsageError: pyarrow is needed and not there.
+    """
+    if output.name.lower().endswith(".parquet"):
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise UsageError(
+                f"--output {readable(output)}: parquet needs pyarrow: pip install 'flowers[parquet]', or choose .csv.gz"
+            ) from None
+
+
+def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
+    """What the sidecar says, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        facts = json.loads(sidecar_path(output).read_text(encoding="utf-8"))
+        if facts["output"]["bytes"] == output.stat().st_size:
+            if embeddings is not None and facts["embeddings"]:
+                try:
+                    whole = embeddings.stat().st_size == facts["embeddings"]["bytes"]
+                except FileNotFoundError:
+                    whole = False
+                if not whole:
+                    facts["settings"]["embeddings"] = "missing"
+            return facts
+    return None
+
+
+def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
+    """Write the final file from all parts.
+
+    Args:
+        output: its name.
+        suffix: what it is, of ``OUTPUT_KINDS``.
+        topk: guesses a row.
+        check_stop: raises when the process was asked to stop.
+
+    Returns:
+        counts by status and seconds by stage, summed over the parts.
+
+    Raises:
+        FileNotFoundError: a part is gone: another process has finished the whole job.
+        OutputError: a part is damaged.
+        FlowersError: the disk is full or the place cannot be written.
+    """
+    temporary = work.folder / f"joined-{os.getpid()}"
+    write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
+    totals = _totals(work)
+    try:
+        write[suffix](temporary, _blocks(work, header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
+        _put_in_place(temporary, output)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain_os_error(error, output) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return totals
+
+
+def write_sidecar(work: Work, output: Path, facts: dict) -> None:
+    """Write the JSON beside the output, which says that the job is done.
+
+    Raises:
+        FileNotFoundError: the work folder is gone: another process has finished the whole job.
+        FlowersError: the disk is full or the place cannot be written.
+    """
+    name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
+    facts = {"output": {"name": name, "bytes": output.stat().st_size}, **facts}
+    temporary = work.folder / f"facts-{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+        _put_in_place(temporary, sidecar_path(output))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain_os_error(error, sidecar_path(output)) from error
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Read a predictions file of any kind row by row, all values as text, empty where there is none.
+
+    Raises:
+        DataError: the file cannot be read, or is no predictions file.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from (_as_text(row, path) for row in _parquet_rows(path))
+            return
+        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            if name.endswith(".jsonl"):
+                yield from (_as_text(json.loads(line), path) for line in file)
+                return
+            reader = csv.DictReader(file)
+            _check_columns(reader.fieldnames or [], path)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{readable(path)}: line {reader.line_num} has another number of cells than the header"
+                    )
+                yield row
+    except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """From the work folder, which is cleaned up whatever happens, to the final name."""
+    sync_file(temporary)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+
+
+def _blocks(work: Work, first: bytes, check_stop: Callable[[], None]) -> Iterator[bytes]:
+    yield first
+    for index in range(work.files.num_shards):
+        check_stop()
+        yield from parts.read_rows(work.parts, index)
+
+
+def _totals(work: Work) -> dict:
+    counts: collections.Counter = collections.Counter()
+    seconds: collections.Counter = collections.Counter()
+    for index in range(work.files.num_shards):
+        facts = parts.read_facts(work.parts, index)
+        counts.update(facts["counts"])
+        seconds.update(facts["seconds"])
+    return {"counts": dict(counts), "seconds": {stage: round(seconds[stage], 3) for stage in parts.STAGES}}
+
+
+def _write_plain(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+    with open(path, "wb") as file:
+        file.writelines(blocks)
+
+
+def _write_gzip(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+    """No name and no time inside: the same rows give the same bytes."""
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        for block in blocks:
+            file.write(block)
+
+
+def _write_parquet(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    fields = [(name, pyarrow.float64() if name.startswith("prob") else pyarrow.string()) for name in columns(topk)]
+    schema = pyarrow.schema(fields)
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        rows: list[dict] = []
+        for line in _lines(blocks):
+            rows.append(json.loads(line))
+            if len(rows) == _ROW_GROUP:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                rows.clear()
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+
+
+def _parquet_rows(path: Path) -> Iterator[dict]:
+    require_writer(path)
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _check_columns(found: Collection[str], path: Path) -> None:
+    for name in ("path", "class"):
+        if name not in found:
+            raise DataError(f"{readable(path)}: no column {name!r}; expected what jobs/predict.py writes")
+
+
+def _as_text(row: object, path: Path) -> dict[str, str]:
+    _check_columns(row if isinstance(row, dict) else (), path)
+    return {name: "" if value is None else str(value) for name, value in row.items()}

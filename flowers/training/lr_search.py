@@ -1,0 +1,216 @@
+"""Learning-rate range test: train a few steps with a rate that grows from step to step, and look at the loss.
+
+The steps are those of training itself (``loop.train_step``), on its first images and views, so one process and N with
+the same global batch draw the same curve, whatever is trained: a head on features or on images, or all layers.
+Afterwards weights, batch-norm statistics, optimizer, loss scale and random states are what they were, bit for bit.
+
+Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowers import console
+from flowers.distributed import rows_of_ranks
+from flowers.errors import StoppedError, UsageError
+from flowers.files import write_atomically
+from flowers.reports.lr_curve import draw_lr_curve
+from flowers.training.checkpoint import Progress
+from flowers.training.loop import steps_of, train_step
+from flowers.training.state import Plan, Run
+
+STEPS = 100
+SPAN = 300.0  # the range goes from the default rate / SPAN to the default rate * SPAN
+DIVERGED = 4.0  # stop where a step's loss is so many times the lowest smoothed one; as fastai does
+SMOOTHING = 0.15  # standard deviation of the smoothing, in decades of the rate
+RULE = "a tenth of the rate at which the smoothed loss is lowest (fastai's `minimum`)"
+LEAST_FALL = 0.05  # of the first loss: less is no fall
+NOISES = 4.0  # and a fall must be so many standard errors of the smoothed loss
+
+
+@dataclass(frozen=True)
+class LrCurve:
+    """What a range test found.
+
+    Attributes:
+        rates: of each step, growing.
+        losses: mean loss of each step's images, before its update; the last may not be finite.
+        smoothed: ``losses`` smoothed over neighbours in the logarithm of the rate.
+        suggestion: the rate to train with, three digits; None if the loss never fell.
+        lowest: rate at which the smoothed loss is lowest.
+        why: the rule that gave the suggestion, or what stood in its way.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
+    lowest: float
+    why: str
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON, which knows no infinite numbers: they are null."""
+        values = asdict(self)
+        for name in ("losses", "smoothed"):
+            values[name] = [value if math.isfinite(value) else None for value in values[name]]
+        return values
+
+
+@dataclass(frozen=True)
+class RangePlan(Plan):
+    """A run's plan but for its rates, which grow by the same factor at each step."""
+
+    low: float = 0.0
+    high: float = 0.0
+    steps: int = STEPS
+
+    def lr(self, step: int) -> float:
+        """Rate of an update: ``low`` at the first, ``high`` at the last."""
+        return self.low * (self.high / self.low) ** (step / max(1, self.steps - 1))
+
+
+def range_test(run: Run, low: float, high: float, steps: int = STEPS) -> LrCurve:
+    """Draw the curve of a run that has not begun; on all ranks the same one.
+
+    Args:
+        low: rate of the first step.
+        high: rate of the last step, if the loss does not diverge before.
+
+    Raises:
+        StoppedError: on request, agreed by all ranks; nothing is kept.
+    """
+    plan = RangePlan(**{**vars(run.plan), "low": low, "high": high, "steps": steps})
+    rates: list[float] = []
+    losses: list[float] = []
+    images: list[int] = []
+    with untouched(run), console.progress("learning rates", steps, "steps") as meter:
+        trial = replace(run, plan=plan, progress=Progress(), average=None, unread=[], sums=[0.0, 0.0, 0.0])
+        batches = steps_of(trial)
+        for step in range(steps):
+            micro_batches, real = next(batches)
+            train_step(trial, micro_batches, real)
+            loss = _mean_loss(trial, real)
+            rates.append(plan.lr(step))
+            losses.append(loss)
+            images.append(real)
+            meter.advance(1, lr=f"{rates[-1]:.2g}", loss=loss)
+            if not math.isfinite(loss) or loss > DIVERGED * min(smooth(rates, losses, images)):
+                break
+            trial.progress.step += 1
+        batches.close()
+    return read_curve(rates, losses, images)
+
+
+def read_curve(rates: Sequence[float], losses: Sequence[float], images: Sequence[int]) -> LrCurve:
+    """Smooth a curve and suggest a rate from it.
+
+    The suggestion is a tenth of the rate at which the smoothed loss is lowest: there the loss still falls fast. It
+    takes a true fall, of a share of the first loss (``LEAST_FALL``) that is more than noise (``NOISES``).
+
+    Args:
+        rates: [N] growing.
+        losses: [N], not finite where training broke down.
+        images: [N] that each loss is the mean of.
+    """
+    smoothed = smooth(rates, losses, images)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return LrCurve(list(rates), list(losses), smoothed, None, rates[0], "not one loss was finite")
+    lowest = int(np.nanargmin([loss if math.isfinite(loss) else np.nan for loss in smoothed]))
+    # Batches differ: the jumps from one step to the next say how much, and the smoothing averages over some steps.
+    noise = float(np.median(np.abs(np.diff(finite)))) / 0.954 if len(finite) > 1 else 0.0
+    per_decade = len(rates) / max(1e-9, math.log10(rates[-1] / rates[0])) if len(rates) > 1 else 1.0
+    averaged = max(1.0, 2 * math.sqrt(math.pi) * SMOOTHING * per_decade)
+    fall = smoothed[0] - smoothed[lowest]
+    if not fall > max(LEAST_FALL * smoothed[0], NOISES * noise / math.sqrt(averaged)):
+        why = f"the loss did not fall: {smoothed[0]:.4g} at first, {smoothed[lowest]:.4g} at best"
+        return LrCurve(list(rates), list(losses), smoothed, None, rates[lowest], why)
+    why = RULE if lowest < len(rates) - 1 else f"{RULE}; it still fell at the end, so a larger one may do better"
+    suggestion = float(f"{rates[lowest] / 10:.3g}")
+    return LrCurve(list(rates), list(losses), smoothed, suggestion, rates[lowest], why)
+
+
+def smooth(rates: Sequence[float], losses: Sequence[float], images: Sequence[int]) -> list[float]:
+    """Weigh neighbours by a bell curve of their distance in decades, and by their images; no lag, unlike an average
+    that only looks back. Losses that are not finite stay so, and do not reach their neighbours."""
+    at, values, counts = np.log10(rates), np.asarray(losses), np.asarray(images, dtype=np.float64)
+    good = np.isfinite(values)
+    if not good.any():
+        return [math.inf] * len(values)
+    weights = np.exp(-0.5 * ((at[:, None] - at[None, good]) / SMOOTHING) ** 2) * counts[good]
+    return np.where(good, weights @ values[good] / weights.sum(1), np.inf).tolist()
+
+
+def write_curve(curve: LrCurve, path: Path, title: str, default_lr: float) -> None:
+    """Say what was found; draw it, and write it as JSON beside the picture.
+
+    Args:
+        path: of the PNG; without matplotlib only the JSON is written, and a line says so.
+        title: what was trained.
+        default_lr: what would have been taken without a search.
+
+    Raises:
+        FlowersError: a file cannot be written.
+    """
+    if curve.suggestion is not None:
+        console.say(f"learning rate: {curve.suggestion:g} (lowest loss at {curve.lowest:.3g}): {curve.why}")
+    else:
+        console.warn(f"no learning rate to suggest: {curve.why}; the default is {default_lr:g}")
+    facts = {"what": title, "default_lr": default_lr, **curve.to_dict()}
+    with write_atomically(path.with_suffix(".json")) as file:
+        json.dump(facts, file, indent=1)
+    try:
+        draw_lr_curve(path, curve.rates, curve.losses, curve.smoothed, suggestion=curve.suggestion, title=title)
+        console.say(f"curve: {console.plain(path)}, {path.with_suffix('.json').name}")
+    except UsageError as error:
+        console.warn(f"{error}; the curve as numbers: {path.with_suffix('.json')}")
+
+
+@contextlib.contextmanager
+def untouched(run: Run) -> Iterator[None]:
+    """After the block the run is as before it: tensors, optimizer, loss scale, modes and random states."""
+    tensors = [*run.network.parameters(), *run.network.buffers()]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    optimizer, scaler = copy.deepcopy(run.optimizer.state_dict()), run.accelerator.scaler
+    scale = copy.deepcopy(scaler.state_dict()) if scaler is not None else None
+    was_training = run.network.training
+    python, numpy = random.getstate(), np.random.get_state()
+    device = run.accelerator.device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, kept in zip(tensors, copies, strict=True):
+                tensor.copy_(kept)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.load_state_dict(optimizer)
+        if scaler is not None:
+            scaler.load_state_dict(scale)
+        run.network.train(was_training)
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _mean_loss(run: Run, real: int) -> float:
+    """Loss of the last step over all ranks.
+
+    Raises:
+        StoppedError: any rank was asked to stop.
+    """
+    own = sum(row[0].cpu().double().item() for _, row, _ in run.unread)
+    run.unread.clear()
+    rows = rows_of_ranks(run.accelerator, [own, float(run.stop.reason() is not None)])
+    loss, stops = (sum(column) for column in zip(*rows, strict=True))
+    if stops:
+        raise StoppedError("stopped while looking for a learning rate: the same command starts the search again")
+    return loss / real

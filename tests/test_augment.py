@@ -1,0 +1,244 @@
+"""Views: against torchvision's and Pillow's own steps, on pictures from one pixel to strips, and by distribution."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pictures import differences, photo
+from PIL import Image
+from torchvision import transforms as tv
+
+from flowers.data.augment import Augmentation, Geometry, Preprocessing
+from flowers.data.warp import compose, rotation, warp
+from flowers.errors import ModelError, UsageError
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+STRIPS = [(1, 1), (1, 5000), (5000, 1), (2, 3), (40, 7), (223, 225)]
+
+
+class TestPreprocessing:
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("shape", [(500, 667), (667, 500), (333, 333), (256, 300), (100, 150), (600, 1000)])
+    def test_same_pixels_as_torchvision(self, shape, interpolation):
+        image = photo(*shape)
+        mode = tv.InterpolationMode(interpolation)
+        steps = tv.Compose([tv.Resize(256, mode), tv.CenterCrop(224)])
+        view = Preprocessing(256, 224, interpolation=interpolation).view(image)
+        difference = differences(view, np.asarray(steps(Image.fromarray(image))))
+        assert difference.max() <= 2
+        assert difference.mean() < 0.02
+
+    @pytest.mark.parametrize("shape", STRIPS)
+    def test_any_shape_gives_a_full_view(self, shape):
+        view = Preprocessing(40, 32).view(np.full((*shape, 3), (10, 200, 90), np.uint8))
+        assert view.shape == (32, 32, 3)
+        assert view.dtype == np.uint8
+        assert view.flags.c_contiguous
+        assert np.all(view == (10, 200, 90))
+
+    def test_a_strip_shows_its_middle(self):
+        strip = np.zeros((10, 1000, 3), np.uint8)
+        strip[:, 480:520] = 255
+        assert Preprocessing(10, 10).view(strip).min() == 255
+
+    def test_what_has_the_size_stays_as_it_is(self):
+        image = photo(64, 64)
+        assert np.array_equal(Preprocessing(64, 64).view(image), image)
+        assert np.array_equal(Preprocessing(64, 32).view(image), image[16:48, 16:48])
+
+    def test_normalize(self):
+        images = torch.randint(0, 256, (3, 5, 4, 3), dtype=torch.uint8)
+        before = images.clone()
+        spec = Preprocessing(8, 4, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+        expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[
+            :, None, None
+        ]
+        got = spec.normalize(images)
+        assert got.dtype == torch.float32
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(images, before)
+        half = spec.normalize(images, torch.bfloat16)
+        assert torch.equal(half, got.to(torch.bfloat16))
+
+    def test_normalize_brings_nothing_to_the_device_each_time(self, monkeypatch):
+        images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8, device="meta")
+        with torch.inference_mode():  # as the first one is, where evaluation comes first
+            Preprocessing(8, 4).normalize(images)
+        monkeypatch.delattr(torch, "tensor")
+        got = Preprocessing(8, 4).normalize(images)
+        assert got.device.type == "meta"
+        assert not got.is_inference()
+
+    def test_spec_survives_json(self):
+        spec = Preprocessing(232, 224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
+        assert Preprocessing.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"crop": 300},
+            {"crop": 0},
+            {"resize": 224.0},
+            {"resize": True},
+            {"resize": 10**9},
+            {"mean": [0.5, 0.5]},
+            {"mean": [0.5, 0.5, float("nan")]},
+            {"mean": "abc"},
+            {"std": [0.5, 0.5, 0]},
+            {"std": [0.5, 0.5, None]},
+            {"interpolation": "nearest"},
+            {"interpolation": ["bilinear"]},
+            {"antialias": True},
+        ],
+    )
+    def test_a_tampered_spec_is_refused(self, change):
+        with pytest.raises(ModelError, match=f"preprocessing.*{next(iter(change))}"):
+            Preprocessing.from_dict({**Preprocessing(256, 224).to_dict(), **change})
+
+    @pytest.mark.parametrize("values", [None, [], {}, {"resize": 256, "crop": 224}])
+    def test_an_incomplete_spec_is_refused(self, values):
+        with pytest.raises(ModelError, match="expected exactly crop, interpolation, mean, resize, std"):
+            Preprocessing.from_dict(values)
+
+
+def four_steps(image: np.ndarray, geometry: Geometry, size: int, interpolation: str, fill: int) -> np.ndarray:
+    """What one warp stands for, by Pillow, step by step."""
+    angle, flip, left, top, width, height = geometry
+    resampling = RESAMPLING[interpolation]
+    picture = Image.fromarray(image).rotate(angle, resampling, fillcolor=(fill,) * 3)
+    picture = picture.resize((size, size), resampling, box=(left, top, left + width, top + height))
+    return np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture)
+
+
+class TestOneWarp:
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("shape", [(500, 667), (1000, 700), (300, 300)])
+    def test_it_equals_the_four_steps(self, shape, interpolation):
+        """Tolerance: 2 of 255 on average and 10 for 99 of 100 values; 1.1 and 6 are usual."""
+        image = photo(*shape)
+        augmentation = Augmentation(128, interpolation=interpolation, fill=100)
+        for seed in range(6):
+            geometry = augmentation.draw(shape[1], shape[0], np.random.default_rng(seed))
+            view = augmentation.view(image, np.random.default_rng(seed))
+            expected = four_steps(image, geometry, 128, interpolation, 100)
+            difference = differences(view, expected)
+            assert difference.mean() < 2, (seed, geometry)
+            assert np.percentile(difference, 99) < 10, (seed, geometry)
+
+    @pytest.mark.parametrize("angle", [0, 25, 90])
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_it_shows_the_same_place(self, angle, flip):
+        """A pattern that has neither symmetry nor repetition, at no change of scale: half a pixel off would show."""
+        image = photo(96, 96, seed=3)
+        geometry = Geometry(angle, flip, 20, 30, 48, 48)
+        view = warp(image, geometry.matrix(96, 96, 48), 48, "bilinear", 0)
+        right = differences(view, four_steps(image, geometry, 48, "bilinear", 0)).mean()
+        shifted = geometry._replace(left=21)
+        assert right < 0.6
+        assert right < 0.2 * differences(view, four_steps(image, shifted, 48, "bilinear", 0)).mean()
+
+    def test_no_change_means_the_same_pixels(self):
+        image = photo(64, 64)
+        still = Augmentation(64, rotation=0, scale=(1, 1), ratio=(1, 1), hflip=0)
+        assert np.array_equal(still.view(image, np.random.default_rng(0)), image)
+        flipped = Augmentation(64, rotation=0, scale=(1, 1), ratio=(1, 1), hflip=1)
+        assert np.array_equal(flipped.view(image, np.random.default_rng(0)), image[:, ::-1])
+
+    @pytest.mark.parametrize("angle", [0, 20])
+    def test_fine_patterns_turn_grey_when_shrunk(self, angle):
+        """A board of 1-pixel fields shrunk by 3.1 would alias into stripes without a filter."""
+        board = np.indices((400, 400)).sum(axis=0) % 2 * 255
+        image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+        view = warp(image, Geometry(angle, False, 80, 80, 248, 248).matrix(400, 400, 80), 80, "bilinear", 0)
+        assert abs(view.mean() - 127.5) < 2
+        assert view.std() < 6
+
+    def test_fill_where_the_picture_ends(self):
+        white = np.full((50, 50, 3), 255, np.uint8)
+        view = warp(white, compose(rotation(math.pi / 4, 25, 25), (1, 0, 0, 0, 1, 0)), 50, "bilinear", 7)
+        assert np.all(view[0, 0] == 7)
+        assert np.all(view[-1, -1] == 7)
+        assert np.all(view[20:30, 20:30] == 255)
+        elsewhere = warp(white, (1, 0, 500, 0, 1, -900), 50, "bilinear", 7)
+        assert np.all(elsewhere == 7)
+
+    @pytest.mark.parametrize("shape", STRIPS)
+    @pytest.mark.parametrize("trivial_augment", [False, True])
+    def test_any_shape_gives_a_full_view(self, shape, trivial_augment):
+        augmentation = Augmentation(32, trivial_augment=trivial_augment, color_jitter=0.4, random_erasing=1)
+        for seed in range(12):
+            view = augmentation.view(photo(*shape), np.random.default_rng(seed))
+            assert view.shape == (32, 32, 3)
+            assert view.dtype == np.uint8
+
+
+class TestAugmentation:
+    def test_its_generator_is_its_only_chance(self):
+        image = photo(100, 130)
+        augmentation = pickle.loads(
+            pickle.dumps(Augmentation(64, color_jitter=0.4, random_erasing=0.5, trivial_augment=True))
+        )
+        first = [augmentation.view(image, np.random.default_rng(seed)) for seed in range(40)]
+        np.random.seed(1)
+        torch.manual_seed(1)
+        state = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        second = [augmentation.view(image, np.random.default_rng(seed)) for seed in range(40)]
+        assert all(map(np.array_equal, first, second))
+        assert len({view.tobytes() for view in first}) == 40
+        assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == state
+
+    def test_draws_cover_their_ranges(self):
+        augmentation = Augmentation(64, rotation=20, scale=(0.3, 0.6), hflip=0.25)
+        rng = np.random.default_rng(0)
+        drawn = [augmentation.draw(400, 400, rng) for _ in range(2000)]
+        angles = np.array([each.angle for each in drawn])
+        areas = np.array([each.width * each.height / 160000 for each in drawn])
+        ratios = np.array([each.width / each.height for each in drawn])
+        assert -20 <= angles.min() < -19.5
+        assert 19.5 < angles.max() <= 20
+        assert np.mean([each.flip for each in drawn]) == pytest.approx(0.25, abs=0.04)
+        assert areas.mean() == pytest.approx(0.45, abs=0.01)
+        assert 0.29 < areas.min() < 0.31
+        assert 0.59 < areas.max() < 0.61
+        assert 0.74 < ratios.min() < 0.77
+        assert 1.3 < ratios.max() < 1.35
+        assert all(0 <= e.left <= 400 - e.width and 0 <= e.top <= 400 - e.height for e in drawn)
+        assert min(e.left for e in drawn) < 1
+        assert max(e.top + e.height for e in drawn) > 399
+
+    def test_a_copy_at_half_the_size_is_cropped_at_the_same_place(self):
+        augmentation = Augmentation(64)
+        for seed in range(20):
+            large = augmentation.draw(600, 800, np.random.default_rng(seed))
+            small = augmentation.draw(300, 400, np.random.default_rng(seed))
+            assert (small.angle, small.flip) == (large.angle, large.flip)
+            assert [2 * value for value in small[2:]] == pytest.approx(list(large[2:]))
+
+    def test_short_sides_by_hand(self):
+        assert Augmentation(224).min_short_side == 366  # 224 / sqrt(0.5 * 3/4)
+        assert Augmentation(224).cache_short_side == 317  # 224 / sqrt(0.5)
+        assert Augmentation(224, scale=(0.08, 1)).cache_short_side == 336  # 1.5 * 224
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"size": 0},
+            {"rotation": -1},
+            {"rotation": float("nan")},
+            {"hflip": 1.5},
+            {"color_jitter": 2},
+            {"random_erasing": -0.1},
+            {"scale": (0, 1)},
+            {"scale": (0.9, 0.5)},
+            {"ratio": (2, 1)},
+            {"fill": 256},
+            {"interpolation": "nearest"},
+        ],
+    )
+    def test_silly_values_are_refused(self, wrong):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            Augmentation(**{"size": 64, **wrong})

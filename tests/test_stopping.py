@@ -1,0 +1,88 @@
+"""What asks a run to stop, and what does not."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from flowers.training import preemption
+from flowers.training.preemption import StopRequest
+
+
+@pytest.mark.parametrize("name", preemption.STOP_SIGNALS)
+def test_each_signal_is_a_request_and_no_more(tmp_path: Path, name: str) -> None:
+    earlier = signal.getsignal(getattr(signal, name))
+    with StopRequest(tmp_path / "stop") as stop:
+        assert stop.reason() is None
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop.reason() == name
+    assert signal.getsignal(getattr(signal, name)) is earlier
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    with StopRequest(tmp_path / "stop"):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_stop_file_is_seen_and_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "LOOK_EVERY_S", 0.0)
+    with StopRequest(tmp_path / "stop") as stop:
+        assert stop.reason() is None
+        (tmp_path / "stop").touch()
+        time.sleep(0.001)
+        assert stop.reason() == "stop file"
+        stop.clear()
+        stop.clear()
+        time.sleep(0.001)
+        assert stop.reason() is None
+
+
+def test_the_reason_stays_between_two_looks_at_the_file(tmp_path: Path) -> None:
+    """A file system is asked twice a second only; who asks for the reason in between, for a message, gets it."""
+    with StopRequest(tmp_path / "stop") as stop:
+        (tmp_path / "stop").touch()
+        assert stop.reason() == stop.reason() == "stop file"
+        stop.clear()
+        assert stop.reason() is None
+
+
+def test_hours_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopRequest(tmp_path / "stop", max_hours=2) as stop:
+        start_s = time.time()
+        monkeypatch.setattr(preemption.time, "time", lambda: start_s + 2 * 3600 - 60)
+        assert stop.reason() is None
+        monkeypatch.setattr(preemption.time, "time", lambda: start_s + 2 * 3600 + 60)
+        assert stop.reason() == "--max-hours"
+
+
+def test_a_signal_after_openvino_was_used_and_let_go(tmp_path: Path) -> None:
+    """Its CPU plugin gives the main thread a signal stack; once that crashed the process when a thread freed it."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    import gc
+    import threading
+
+    import numpy as np
+    import torch
+
+    from flowers.data.augment import Preprocessing
+    from flowers.engines.engine import build_engine
+
+    engine = build_engine(torch.nn.Flatten(), Preprocessing(8, 8), engine="openvino", batch_size=2)
+    engine.submit(np.zeros((2, 8, 8, 3), np.uint8)).result()
+    held = [engine]
+    del engine
+
+    def let_go() -> None:
+        held.pop().close()
+        gc.collect()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    thread.join()
+    with StopRequest(tmp_path / "stop") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason() == "SIGTERM"
