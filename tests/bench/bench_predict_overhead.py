@@ -100,8 +100,6 @@ def _run(files: int) -> dict:
         start_s, cpu_s = time.perf_counter(), time.process_time()
         config = PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv"))
         code = predict.predict(config)
-            PredictConfig(checkpoint=Path("none"), input=names, output=Path(folder, "predictions.csv"))
-        )
         assert code == 0
         seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
         with open(Path(folder, "predictions.csv"), "rb") as file:
