@@ -13,7 +13,8 @@ import pytest
 
 from flowers.errors import DataError, OutputError, StoppedError
 from flowers.prediction import claims as claims_module
-from flowers.prediction import file_list, parts, work
+from flowers.prediction import file_list, parts
+from flowers.prediction import work as work_module
 from flowers.prediction import workers as workers_module
 from flowers.prediction.claims import Claims
 from flowers.prediction.file_list import Entry, FileList, write_list
@@ -76,9 +77,9 @@ def test_the_digest_is_of_the_files_not_of_their_order(tmp_path: Path) -> None:
 
 
 def test_the_shard_size_goes_by_files_and_batch() -> None:
-    assert work.default_shard_size(1, 32) == 32
-    assert work.default_shard_size(3000, 32) == 64
-    assert work.default_shard_size(100_000_000, 32) == 2048
+    assert work_module.default_shard_size(1, 32) == 32
+    assert work_module.default_shard_size(3000, 32) == 64
+    assert work_module.default_shard_size(100_000_000, 32) == 2048
 
 
 # Parts
@@ -325,7 +326,7 @@ def test_a_finished_output_needs_no_work(job: Job, worker: Worker) -> None:
     job.names = ("a",)
     with pytest.raises(OutputError, match="number of files: 3 then, 1 now"):
         job.open(worker)
-    assert isinstance(job.open(worker, overwrite=True), work.Work)
+    assert isinstance(job.open(worker, overwrite=True), work_module.Work)
 
 
 def test_an_output_of_unknown_origin_is_not_replaced_unasked(job: Job, worker: Worker) -> None:
@@ -334,7 +335,7 @@ def test_an_output_of_unknown_origin_is_not_replaced_unasked(job: Job, worker: W
         job.open(worker)
     job.open(worker, overwrite=True)
     assert job.output.read_text() == "precious", "until the new one is whole"
-    assert isinstance(job.open(worker), work.Work), "what --overwrite began goes on without it"
+    assert isinstance(job.open(worker), work_module.Work), "what --overwrite began goes on without it"
 
 
 def test_no_files_is_an_error_that_leaves_nothing(job: Job, worker: Worker) -> None:
@@ -381,7 +382,7 @@ def test_who_starts_while_another_lists_waits_for_its_list(job: Job, worker: Wor
                 listing.take("listing")
 
         work = job.open(worker, check_stop=look)
-    assert isinstance(work, work.Work)
+    assert isinstance(work, work_module.Work)
     assert job.listed == 1
 
 
@@ -398,7 +399,7 @@ def test_who_starts_while_another_lists_a_different_place_looks_for_himself(job:
         elsewhere = {"place": "/other", "check_stop": look}
         with pytest.raises(OutputError, match="what is in the files"):
             job.open(worker, look=lambda entry: b"another photo", **elsewhere)
-        assert isinstance(job.open(worker, **elsewhere), work.Work), "the same files, copied to another machine"
+        assert isinstance(job.open(worker, **elsewhere), work_module.Work), "the same files, copied to another machine"
 
 
 def test_waiting_ends_when_asked_to_stop(job: Job, worker: Worker) -> None:
