@@ -258,7 +258,7 @@ class Job:
     def __init__(self, output: Path, names: tuple[str, ...] = ("a", "b", "c")):
         self.output, self.names, self.facts, self.listed = output, names, None, 0
 
-    def open(self, worker: Worker, settings: dict = SETTINGS, **options) -> work.Work | dict:
+    def open(self, worker: Worker, settings: dict = SETTINGS, **options) -> work_module.Work | dict:
         def list_files() -> Iterator[Entry]:
             self.listed += 1
             yield from entries(*self.names)
