@@ -142,8 +142,8 @@ def test_what_is_written_beside_the_table_while_it_is_measured_stays(
     assert text.count(bench_run.BEGIN) == 1
 
 
-def test_no_row_of_the_readme_is_without_its_script() -> None:
-    text = (measuring.ROOT / "README.md").read_text(encoding="utf-8")
+def test_no_row_of_the_tables_is_without_its_script() -> None:
+    text = (measuring.ROOT / "tests" / "bench" / "README.md").read_text(encoding="utf-8")
     scripts = {f"tests/bench/{bench_run.script(name).name}" for name in bench_run.NAMES}
     tables = re.findall(r"^\|.*\| script \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
     assert tables

@@ -28,7 +28,7 @@ WHOLE_DEFAULTS = {
     "epochs": 20, "optimizer": "sgd", "weight_decay": 1e-4, "model_ema_decay": 0.995, "scale": (0.25, 1.0),
     "auto_augment": "trivial",
 }  # fmt: skip
-"""Chosen by measurement on 20 photos a class of Oxford 102; README says what each brought."""
+"""Chosen by measurement on 20 photos a class of Oxford 102; tests/bench/README.md says what each brought."""
 EPOCHS_OF_A_HEAD_ON_IMAGES = 10
 OF_DRAWN_VIEWS = {
     "color_jitter": (0.0,), "random_erasing": (0.0,), "auto_augment": (None, "none"),

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "openvino", "onnxrunti
 
 
 class Row(NamedTuple):
-    """A line of README's table.
+    """A line of the table.
 
     Attributes:
         what: was measured.

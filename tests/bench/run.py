@@ -1,4 +1,4 @@
-"""Run the measurements, and write the table of README.md.
+"""Run the measurements, and write the table of tests/bench/README.md.
 
     python tests/bench/run.py --table TABLE.md                  # all of them; about an hour on two cores
     python tests/bench/run.py --table TABLE.md predict decode   # some; the rows of others stay as they are
