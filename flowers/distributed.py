@@ -3,9 +3,12 @@
 import datetime
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
 from flowers.machine import cpu_has_bf16, keep_freed_memory, local_world_size, threads_per_process
+
+Result = TypeVar("Result")
 
 PRECISIONS = ("no", "fp16", "bf16")
 _SPLITTERS = {
@@ -153,34 +156,37 @@ def check_world_size(seen: int) -> None:
         raise ProcessError(f"`accelerate launch --cpu` starts one process whatever its --num_processes says; {advice}")
 
 
-def on_main_process(accelerator, action: Callable[[], None]) -> None:
-    """Do something on rank 0 while the others wait; if it fails there, all ranks stop instead of waiting on.
+def from_main(find_out: Callable[[], Result]) -> Result:
+    """Do something on the main process while the others wait, and hand its result to all of them.
+
+    One process alone, started by no launcher, needs neither torch nor Accelerate for it.
+
+    Args:
+        find_out: called on rank 0 only; several processes get a pickled copy of what it returns.
 
     Raises:
-        FlowersError: what ``action`` raised, on rank 0.
-        PeerError: on the other ranks then.
+        FlowersError: what ``find_out`` raised, on the main process.
+        PeerError: on the other processes then, with the same exit code.
     """
-    import torch
-
+    found: Result | None = None
     failure: FlowersError | None = None
-    if accelerator.is_main_process:
+    several = int(os.environ.get("WORLD_SIZE") or "1") > 1
+    if not several or int(os.environ["RANK"]) == 0:
         try:
-            action()
+            found = find_out()
         except FlowersError as error:
             failure = error
-    if accelerator.num_processes > 1:
-        failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device))
-        if failed.item() > 0 and failure is None:
-            raise PeerError
+    if several:
+        from accelerate.utils import broadcast_object_list
+
+        message = [found, failure and failure.exit_code]
+        broadcast_object_list(message)
+        found, exit_code = message
+        if exit_code is not None and failure is None:
+            raise PeerError(exit_code)
     if failure is not None:
         raise failure
-
-
-def of_main_process(accelerator, value: object) -> object:
-    """What this value is on rank 0, on all ranks."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+    return found
 
 
 def rows_of_ranks(accelerator, row: list[float]) -> list[list[float]]:

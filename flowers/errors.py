@@ -47,6 +47,10 @@ class TrainingError(FlowersError):
     """Training cannot go on: a loss that is not finite, an evaluation that missed images."""
 
 
+class InUseError(FlowersError):
+    """A run folder or an output that another process is working on."""
+
+
 class OutputError(FlowersError):
     """An output, finished or not, that belongs to another job, or is not whole yet."""
 

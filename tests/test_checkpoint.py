@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from flowers.data.folders import ClassIndex
-from flowers.errors import CheckpointError, FlowersError
+from flowers.errors import CheckpointError, FlowersError, InUseError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
-from flowers.training.checkpoint import Progress, RunLock
+from flowers.training.checkpoint import Progress, lock_run
 from flowers.training.history import History, read_history
 
 
@@ -142,16 +142,16 @@ def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
 
 def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from flowers.training.checkpoint import RunLock\n"
-        "with RunLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from flowers.training.checkpoint import lock_run\n"
+        "with lock_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(CheckpointError, match=f"in use by process {holder.pid}"), RunLock(tmp_path):
+    with pytest.raises(InUseError, match=f"in use by process {holder.pid}"), lock_run(tmp_path):
         pass
     holder.kill()
     holder.wait()
-    with RunLock(tmp_path):
+    with lock_run(tmp_path):
         pass

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from jobs_in_processes import Job
 
+from flowers import stopping
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError, UsageError
-from flowers.training import head_search, loop, preemption
+from flowers.training import head_search, loop
 from flowers.training.flags import check_flags
 from flowers.training.head_search import TUNED, neighbours
 from flowers.training.state import Run
@@ -79,7 +80,7 @@ def test_a_try_is_stopped_within_some_steps(sample_set: Path, tmp_path: Path, mo
         (tmp_path / "run" / "stop").touch()
 
     monkeypatch.setattr(head_search, "train_step", step_and_stop)
-    monkeypatch.setattr(preemption, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
     flags = ["--data-dir", str(sample_set), "--output-dir", str(tmp_path / "run"), "--tune-head", *FLAGS]
     with pytest.raises(StoppedError, match="stopped while tuning the head"):
         train(parse(TrainConfig, [*flags, "--epochs", "50"]))

@@ -30,7 +30,7 @@ from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.opening import open_work
 from flowers.prediction.predict import predict
-from flowers.prediction.stop import StopRequest
+from flowers.stopping import StopRequest
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_a_stop_signal_ends_in_75_and_the_next_start_finishes(
     wait_for(lambda: parts_in(tmp_path))
     job.signal(number)
     assert job.wait() == [75, 75], job.output
-    assert "the same command goes on from there" in job.output
+    assert "the same command resumes" in job.output
     assert not list((tmp_path / "out.csv.parts").glob("*/claims/*"))
     job = start()
     assert job.wait() == [0], job.output

@@ -61,9 +61,10 @@ def recorded(*logs: Path) -> dict[int, tuple]:
 def record_and_stop(log: str, step: int) -> None:
     """Record, and touch the run's stop file when a step is reached."""
     record_steps(log)
-    from flowers.training import loop, preemption
+    from flowers import stopping
+    from flowers.training import loop
 
-    preemption.LOOK_EVERY_S = 0.0
+    stopping.LOOK_EVERY_S = 0.0
     inner = loop.train_step
 
     def stopping(run, micro_batches, real_images):

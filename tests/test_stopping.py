@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flowers.training import preemption
-from flowers.training.preemption import StopRequest
+from flowers import stopping
+from flowers.errors import StoppedError
+from flowers.stopping import StopRequest
 
 
-@pytest.mark.parametrize("name", preemption.STOP_SIGNALS)
+@pytest.mark.parametrize("name", stopping.STOP_SIGNALS)
 def test_each_signal_is_a_request_and_no_more(tmp_path: Path, name: str) -> None:
     earlier = signal.getsignal(getattr(signal, name))
     with StopRequest(tmp_path / "stop") as stop:
@@ -29,7 +30,7 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_stop_file_is_seen_and_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
     with StopRequest(tmp_path / "stop") as stop:
         assert stop.reason() is None
         (tmp_path / "stop").touch()
@@ -53,10 +54,19 @@ def test_the_reason_stays_between_two_looks_at_the_file(tmp_path: Path) -> None:
 def test_hours_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StopRequest(tmp_path / "stop", max_hours=2) as stop:
         start_s = time.time()
-        monkeypatch.setattr(preemption.time, "time", lambda: start_s + 2 * 3600 - 60)
+        monkeypatch.setattr(stopping.time, "time", lambda: start_s + 2 * 3600 - 60)
         assert stop.reason() is None
-        monkeypatch.setattr(preemption.time, "time", lambda: start_s + 2 * 3600 + 60)
+        monkeypatch.setattr(stopping.time, "time", lambda: start_s + 2 * 3600 + 60)
         assert stop.reason() == "--max-hours"
+
+
+def test_a_process_alone_stops_at_a_check() -> None:
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(StoppedError, match="stopped by SIGUSR1: finished work is kept, the same command resumes"):
+            stop.check()
+        stop.clear()
 
 
 def test_a_signal_after_openvino_was_used_and_let_go(tmp_path: Path) -> None:

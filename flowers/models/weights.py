@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.errors import ModelError
 from flowers.files import make_folder, write_atomically
+from flowers.locks import take_turns
 from flowers.models.stages import PREFIX
 
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile put before names
@@ -150,7 +151,7 @@ def fetch(url: str, folder: Path, name: str | None = None) -> Path:
     sha256 = marked.group(1) if marked else ""
     hint = f"download {url} elsewhere and put it at {target}, or give the file as --weights PATH"
     make_folder(folder)
-    with _one_at_a_time(folder / f".{target.name}.lock"):
+    with take_turns(folder / f".{target.name}.lock"):
         if target.exists():
             return target
         digest = hashlib.sha256()
@@ -198,17 +199,3 @@ def _find_states(content: object, depth: int = 3) -> dict[str, Mapping[str, Tens
         for key in CONTAINERS
         for below, state in _find_states(content.get(key), depth - 1).items()
     }
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process of this machine in, the others wait; where files cannot be locked all go in."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

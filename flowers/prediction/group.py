@@ -1,10 +1,8 @@
-"""The processes of one launch: which one this is, and what the main one found out for all."""
+"""The processes of one launch, and which one this is."""
 
 import os
-from collections.abc import Callable
 
 from flowers.distributed import check_world_size, start, told_to_use_cpu
-from flowers.errors import FlowersError, PeerError
 
 _WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
 
@@ -35,29 +33,3 @@ class Group:
     def is_main(self) -> bool:
         """Whether this process lists the files and joins the parts."""
         return self.rank == 0
-
-    def from_main(self, find_out: Callable[[], dict]) -> dict:
-        """Call this on the main process, and hand its result to all.
-
-        Raises:
-            FlowersError: what it raised, on the main process.
-            PeerError: on the others then.
-        """
-        found: dict | None = None
-        failure: FlowersError | None = None
-        if self.is_main:
-            try:
-                found = find_out()
-            except FlowersError as error:
-                failure = error
-        if self.world_size > 1:
-            from accelerate.utils import broadcast_object_list
-
-            message = [found, failure and failure.exit_code]
-            broadcast_object_list(message)
-            found, exit_code = message
-            if exit_code is not None and failure is None:
-                raise PeerError(exit_code)
-        if failure is not None:
-            raise failure
-        return found

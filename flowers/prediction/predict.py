@@ -10,6 +10,7 @@ from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
+from flowers.distributed import from_main
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, OutputError, UsageError
 from flowers.models.bundle import Bundle, how_made
@@ -24,11 +25,11 @@ from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.shard_loop import classify, embeddings_file
 from flowers.prediction.sort_photos import check_target, sort_photos
-from flowers.prediction.stop import StopRequest
 from flowers.prediction.table import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
 from flowers.prediction.work import POLL_S, Work, default_shard_size, parent_folder
 from flowers.prediction.workers import Worker
 from flowers.reports.page import require_jinja2
+from flowers.stopping import StopRequest
 
 _LISTED_AT_A_TIME = 1000
 
@@ -45,7 +46,7 @@ def predict(config: PredictConfig) -> int:
         with Worker(parent_folder(config.output)) as worker:
             bundle = open_model(config.checkpoint)
             _check_features(config, bundle)
-            found = group.from_main(lambda: _find_work(config, bundle, worker, stop))
+            found = from_main(lambda: _find_work(config, bundle, worker, stop))
             try:
                 if "facts" in found:
                     facts = found["facts"]

@@ -23,9 +23,9 @@ from flowers.prediction.group import Group
 from flowers.prediction.inputs import input_root, read_input
 from flowers.prediction.pipeline import Pipeline
 from flowers.prediction.rows import RowFormat
-from flowers.prediction.stop import StopRequest
 from flowers.prediction.work import POLL_S, Work
 from flowers.prediction.workers import Worker
+from flowers.stopping import StopRequest
 
 _LOOK_EVERY_S = 2.0
 _LONG_WAIT_S = 30.0

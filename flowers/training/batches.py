@@ -24,10 +24,10 @@ from flowers.data.views import Batch
 from flowers.engines.engine import build_engine
 from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors
+from flowers.stopping import StopRequest
 from flowers.training.extraction import extract_features
 from flowers.training.features import EvalFeatures, FeatureBatches
 from flowers.training.flags import images_digest, view_sizes
-from flowers.training.preemption import StopRequest
 from flowers.training.state import TrainBatches
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

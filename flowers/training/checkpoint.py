@@ -5,13 +5,11 @@ only, read with ``weights_only=True``) and ``state.json``, which also holds size
 that a file cut short is noticed before it is believed.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import pickle
 import shutil
-import socket
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import torch
 from flowers.console import warn
 from flowers.errors import CheckpointError
 from flowers.files import replace_folder
+from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
 
 FORMAT_VERSION = 1
@@ -158,39 +157,9 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
         )
 
 
-class RunLock:
-    """Held while a job trains in a run folder; a second job on the same folder is refused.
-
-    The kernel lets go of it when the process dies, however it dies: loader processes, which are forked and live on for
-    some seconds, close their copy.
-    """
-
-    def __init__(self, run_dir: Path):
-        self._path = run_dir / ".lock"
-        self._file = None
-
-    def __enter__(self) -> "RunLock":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise CheckpointError(
-                f"{self._path.parent} is in use by {holder}: wait for it, stop it, or give another --output-dir"
-            ) from None
-        except OSError as error:  # a network file system without locks
-            warn(f"{self._path.parent}: cannot be locked ({error.strerror}); start only one job on it at a time")
-        os.register_at_fork(after_in_child=self._file.close)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def lock_run(run_dir: Path) -> AbstractContextManager[None]:
+    """Hold the run folder inside the block; a second job on it is refused with an InUseError."""
+    return refuse_others(run_dir / ".lock", run_dir, "wait for it, stop it, or give another --output-dir")
 
 
 def remove_leftovers(run_dir: Path) -> None:

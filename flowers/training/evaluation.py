@@ -55,7 +55,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         with write_atomically(output) as file:
             json.dump(figures, file, indent=1)
 
-    distributed.on_main_process(accelerator, write)
+    distributed.from_main(write)
     row = (config.split, metrics.images, f"{metrics.loss:.4f}", f"{metrics.top1:.4f}", f"{metrics.top5:.4f}")
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
     written = [("figures", output)]
@@ -116,7 +116,7 @@ def calibrate(accelerator: Accelerator, bundle: Bundle, answers: Answers) -> tup
         )
     calibrated = with_temperature(bundle, temperature)
     after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
-    distributed.on_main_process(accelerator, lambda: store(calibrated))
+    distributed.from_main(lambda: store(calibrated))
     errors = [calibration_error(found.confidences, found.hits) for found in (answers, after)]
     console.say(
         f"temperature {temperature:.4f} stored in {console.plain(bundle.folder)}: calibration error {errors[0]:.4f} -> "

@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from flowers import console
 from flowers.data.loaders import ViewLoader
 from flowers.data.order import Draw
-from flowers.distributed import of_main_process, on_main_process
+from flowers.distributed import from_main
 from flowers.engines.engine import Engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import make_folder, write_atomically
-from flowers.training.preemption import StopRequest, agree_to_stop
+from flowers.stopping import StopRequest, agree_to_stop
 
 IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
 MANY_PIECES = 64  # of a small set, so that all ranks have work
@@ -83,26 +83,25 @@ def extract_features(
         StoppedError: a rank was asked to stop.
         ProcessError: what another process wrote is not to be seen here.
     """
-    if not _are_there(accelerator, path, key):
+    if not _are_there(path, key):
         folder = path.with_suffix(".parts")
-        on_main_process(accelerator, lambda: _settle(folder, key))
+        from_main(lambda: _settle(folder, key))
         pieces = pieces_of(len(images), views, engine.batch_size)
         # Listed, not asked for one by one: NFS remembers for a while that a file was not there, also when it is.
-        there = set(of_main_process(accelerator, os.listdir(folder) if accelerator.is_main_process else None))
+        there = set(from_main(lambda: os.listdir(folder)))
         missing = [piece for piece in pieces if piece.file_name not in there]
         _compute(accelerator, engine, images, missing, folder, path.stem, stop)
         accelerator.wait_for_everyone()
-        on_main_process(accelerator, lambda: _join(pieces, folder, path, key))
+        from_main(lambda: _join(pieces, folder, path, key))
     return np.load(path, mmap_mode="r")
 
 
-def _are_there(accelerator: Accelerator, path: Path, key: dict) -> bool:
+def _are_there(path: Path, key: dict) -> bool:
     """Whether an earlier start left these features.
 
     Rank 0 looks and all go by what it saw: on a network file system each machine would see its own moment.
     """
-    there = accelerator.is_main_process and path.exists() and _read_key(path.with_suffix(".json")) == key
-    return bool(of_main_process(accelerator, there))
+    return from_main(lambda: path.exists() and _read_key(path.with_suffix(".json")) == key)
 
 
 def _settle(folder: Path, key: dict) -> None:

@@ -19,6 +19,7 @@ from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
 from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.logits import LogitTable
 from flowers.reports.metrics import Metrics
+from flowers.stopping import StopRequest
 from flowers.training import checkpoint as checkpoints
 from flowers.training.batches import Source, build_augmentation, build_order, feature_source, image_source
 from flowers.training.flags import (
@@ -35,7 +36,6 @@ from flowers.training.history import History
 from flowers.training.loop import evaluate, fit
 from flowers.training.lr_search import SPAN, STEPS, LrCurve, range_test, write_curve
 from flowers.training.optimizer import WeightAverage, build_optimizer
-from flowers.training.preemption import StopRequest
 from flowers.training.reporting import can_report, report_training
 from flowers.training.resume import agree_on_checkpoint, as_begun, restore
 from flowers.training.screen import say_done, say_plan
@@ -104,8 +104,8 @@ class Job:
     def is_finished(self) -> bool:
         """Whether an earlier start came to the end, and wrote the final figures and the report that there can be."""
         done = self.resumed is not None and self.resumed.progress.finished
-        has_figures, has_report = distributed.of_main_process(
-            self.accelerator, [(self.run_dir / name).exists() for name in ("metrics.json", "report.html")]
+        has_figures, has_report = distributed.from_main(
+            lambda: [(self.run_dir / name).exists() for name in ("metrics.json", "report.html")]
         )
         if not (done and has_figures):
             return False
@@ -181,7 +181,7 @@ class Job:
         output = output or self.run_dir / "lr_finder.png"
         config, images = self.config, self.order.global_batch_size
         what = f"{config.model}, --finetune {config.finetune}, {config.optimizer}, {images} images a step"
-        distributed.on_main_process(self.accelerator, lambda: write_curve(curve, output, what, default))
+        distributed.from_main(lambda: write_curve(curve, output, what, default))
         return curve
 
     def build_source(self) -> Source:
@@ -273,7 +273,7 @@ class Job:
     def save_bundle(self, name: str, metrics: Metrics) -> None:
         """Write the model into the run folder, on rank 0."""
         values = {f"valid_{key}": value for key, value in metrics.to_dict().items()}
-        distributed.on_main_process(self.accelerator, lambda: save_bundle(self.bundle(values), self.run_dir / name))
+        distributed.from_main(lambda: save_bundle(self.bundle(values), self.run_dir / name))
 
     def save_checkpoint(self, run: Run) -> None:
         """Write all that a resume needs, on rank 0."""
@@ -284,8 +284,7 @@ class Job:
             tensors["scaler"] = self.accelerator.scaler.state_dict()
         if run.average is not None:
             tensors["average"] = run.average.state_dict()
-        distributed.on_main_process(
-            self.accelerator,
+        distributed.from_main(
             lambda: checkpoints.save_checkpoint(
                 self.run_dir,
                 bundle=self.bundle({}),

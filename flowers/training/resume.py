@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from flowers import console
 from flowers.config.train import TrainConfig
-from flowers.distributed import of_main_process, on_main_process
+from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import old_name, write_atomically
 from flowers.models.bundle import load_bundle, save_bundle
@@ -60,14 +60,12 @@ def agree_on_checkpoint(config: TrainConfig, accelerator: Accelerator) -> Checkp
     """
     found: list[Checkpoint | None] = [None]
 
-    def find() -> None:
+    def find() -> Path | None:
         found[0] = find_checkpoint(config)
+        return found[0] and found[0].path
 
-    on_main_process(accelerator, find)
-    path = of_main_process(accelerator, found[0] and str(found[0].path))
-    if path is not None and found[0] is None:
-        found[0] = load_checkpoint(Path(path))
-    return found[0]
+    path = from_main(find)
+    return found[0] if accelerator.is_main_process or path is None else load_checkpoint(path)
 
 
 def as_begun(config: TrainConfig, resumed: Checkpoint) -> TrainConfig:
@@ -121,23 +119,21 @@ def take_history(run: Run, resumed: Checkpoint) -> None:
 def take_best(run: Run, resumed: Checkpoint) -> None:
     """See to it that ``best/`` is there: that of the run in another folder, or else the next model will be the best."""
     progress, best = run.progress, run.history.path.parent / "best"
-    is_there: list[bool] = [True]
 
-    def take() -> None:
+    def take() -> bool:
         if progress.best_step is None or best.exists() or old_name(best).exists():
-            return
+            return True
         try:
             bundle = load_bundle(resumed.path.parent.parent / "best")
         except ModelError:
-            is_there[0] = False
-            return
+            return False
         known = (bundle.metrics.get("valid_top1"), bundle.metrics.get("valid_loss"))
-        is_there[0] = known == (progress.best_top1, progress.best_loss)  # else that run has gone on since
-        if is_there[0]:
-            save_bundle(bundle, best)
+        if known != (progress.best_top1, progress.best_loss):  # that run has gone on since
+            return False
+        save_bundle(bundle, best)
+        return True
 
-    on_main_process(run.accelerator, take)
-    if not of_main_process(run.accelerator, is_there[0]):
+    if not from_main(take):
         console.warn("the best model so far is not at hand: the best from here on will be kept")
         fresh = Progress()
         progress.best_step, progress.best_top1, progress.best_loss = fresh.best_step, fresh.best_top1, fresh.best_loss

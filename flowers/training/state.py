@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from flowers.data.order import Order
 from flowers.data.views import Batch
 from flowers.reports.metrics import Metrics
+from flowers.stopping import StopRequest
 from flowers.training.checkpoint import Progress
 from flowers.training.history import History
 from flowers.training.optimizer import WeightAverage, learning_rate
-from flowers.training.preemption import StopRequest
 
 
 class TrainBatches(Protocol):

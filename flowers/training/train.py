@@ -11,11 +11,11 @@ from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.errors import StoppedError
 from flowers.files import make_folder
+from flowers.stopping import StopRequest
 from flowers.training import checkpoint as checkpoints
-from flowers.training.checkpoint import RunLock
+from flowers.training.checkpoint import lock_run
 from flowers.training.flags import check_flags
 from flowers.training.job import Job
-from flowers.training.preemption import StopRequest
 from flowers.training.resume import agree_on_checkpoint
 from flowers.training.setup import HEAD_STAGE, settle_bad_images, settle_splits
 
@@ -61,7 +61,7 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
     with contextlib.ExitStack() as stack:
         if console.is_main_process():
             make_folder(run_dir)
-            stack.enter_context(RunLock(run_dir))
+            stack.enter_context(lock_run(run_dir))
             for folder in (run_dir, run_dir / HEAD_STAGE):
                 checkpoints.remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")

@@ -100,10 +100,10 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
     from flowers.config.train import TrainConfig
     from flowers.data.folders import load_image_folders
     from flowers.data.views import Batch
+    from flowers.stopping import StopRequest
     from flowers.training.flags import check_flags
     from flowers.training.job import Job
     from flowers.training.loop import read_losses, train_step
-    from flowers.training.preemption import StopRequest
 
     with tempfile.TemporaryDirectory() as temporary:
         data_dir, run_dir = draw_data(Path(temporary, "data")), Path(temporary, "run")

@@ -1,0 +1,106 @@
+"""Lock files: one process at a time, on one machine and on network file systems that know locks.
+
+The kernel releases a lock when the process that holds it ends, however it ends. Forked loader processes would keep it
+for the seconds that they outlive a killed job, so they close their copy as soon as they start.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from flowers.console import warn
+from flowers.errors import InUseError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_held: set[IO] = set()
+
+
+@contextlib.contextmanager
+def refuse_others(path: Path, what: Path, advice: str) -> Iterator[None]:
+    """Hold a lock file inside the block; a second process that wants it is refused.
+
+    Where files cannot be locked, a warning says so. Inside the block the file may be removed, with its folder.
+
+    Args:
+        path: the lock file; it is made if needed and stays, with the name of its last holder.
+        what: the folder or file that it protects, for the message.
+        advice: what else to do, for the message.
+
+    Raises:
+        InUseError: another process holds it.
+    """
+    try:
+        file, locked = _open_locked(path, wait=False)
+    except BlockingIOError:
+        holder = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        raise InUseError(f"{what} is in use by {holder or 'another process'}: {advice}") from None
+    if not locked:
+        warn(f"{what}: this file system has no locks; start only one job on it at a time")
+    with _held_open(file):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def take_turns(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block while the others wait; where files cannot be locked all go in."""
+    file, _ = _open_locked(path, wait=True)
+    with _held_open(file):
+        yield
+
+
+def _open_locked(path: Path, wait: bool) -> tuple[IO, bool]:
+    """Open a lock file and lock it.
+
+    Returns:
+        The file; False where the system or the file system knows no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        try:
+            if fcntl is None:
+                return file, False
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:
+            return file, False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file, True
+        file.close()  # the last holder removed it between our two steps: lock the new one
+
+
+@contextlib.contextmanager
+def _held_open(file: IO) -> Iterator[None]:
+    """Keep a file open inside the block, in this process only."""
+    _held.add(file)
+    try:
+        yield
+    finally:
+        _held.discard(file)
+        file.close()
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

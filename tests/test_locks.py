@@ -1,0 +1,103 @@
+"""Lock files: one holder at a time, released however the holder ends."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowers import locks
+from flowers.errors import InUseError
+from flowers.locks import refuse_others, take_turns
+
+HOLD = """
+import multiprocessing, sys, time
+from pathlib import Path
+from flowers.locks import refuse_others
+
+def outlive(ready):
+    ready.set()
+    time.sleep(60)
+
+with refuse_others(Path(sys.argv[1]), Path("run"), "wait"):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    loader = context.Process(target=outlive, args=(ready,))
+    loader.start()
+    ready.wait()
+    print(loader.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    """A process that the killed one forked lives on, as loader processes do, and does not keep the lock."""
+    path = tmp_path / "folder" / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    loader = int(holder.stdout.readline())
+    try:
+        message = f"^run is in use by process {holder.pid} on .*: wait for it$"
+        with pytest.raises(InUseError, match=message), refuse_others(path, Path("run"), "wait for it"):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(loader, 0)
+        with refuse_others(path, Path("run"), "wait for it"):
+            pass
+    finally:
+        holder.kill()
+        os.kill(loader, signal.SIGKILL)
+
+
+def test_it_is_free_again_after_the_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            refuse_others(tmp_path / "lock", tmp_path, "wait"),
+            pytest.raises(InUseError, match="in use"),
+            refuse_others(tmp_path / "lock", tmp_path, "wait"),
+        ):
+            pass
+
+
+def test_the_holder_may_remove_the_file(tmp_path: Path) -> None:
+    with refuse_others(tmp_path / "lock", tmp_path, "wait"):
+        (tmp_path / "lock").unlink()
+    with refuse_others(tmp_path / "lock", tmp_path, "wait"):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_others_wait_their_turn(tmp_path: Path) -> None:
+    """Also one that waits at a file that is removed before its turn comes."""
+    path, order = tmp_path / "lock", []
+
+    def second() -> None:
+        with take_turns(path):
+            order.append("second")
+
+    with take_turns(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+        path.unlink()
+    thread.join(10)
+    assert order == ["first", "second"]
+    assert path.exists()
+
+
+def test_without_locks_a_warning_says_what_to_mind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    with refuse_others(tmp_path / "lock", tmp_path, "wait"), take_turns(tmp_path / "other"):
+        pass
+    assert "this file system has no locks; start only one job on it at a time" in capsys.readouterr().err
