@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "prediction": BASE | {"data", "models", "engines", "reports"},
     "exports": BASE | {"data", "models", "engines"},
     "demo": BASE | {"data", "models", "engines", "prediction"},
+    "api": BASE | {"data", "models", "engines", "training", "prediction"},
 }
 HOMES = {
     "PIL": {"data", "datasets"},
-    "accelerate": {"distributed", "training", "prediction"},
+    "accelerate": {"distributed", "training", "prediction", "api"},
     "rich": {"console"},
     "matplotlib": {"reports"},
     "tyro": {"cli", "config"},

@@ -1,0 +1,318 @@
+"""The Python API, which ``import flowers`` shows: ``load``, ``train``, ``predict_folder`` and what they return.
+
+    import flowers
+
+    with flowers.load("runs/a") as model:
+        print(model.predict("photo.jpg").label)
+        for prediction in model.predict(Path("photos").glob("*.jpg")):
+            print(prediction.label or prediction.error)
+
+It uses the decoder, engines and rules of ``jobs/predict.py``: the same machine and photo give the same probabilities.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import typing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from flowers.config.predict import PredictConfig
+from flowers.config.train import TrainConfig
+from flowers.data.as_rgb import as_rgb, is_one
+from flowers.data.augment import Preprocessing
+from flowers.engines.engine import Engine, Outputs, build_engine
+from flowers.engines.exported import ExportedModel, open_model
+from flowers.engines.exported_engine import build_exported_engine
+from flowers.errors import FlowersError, ImageError, UsageError
+from flowers.machine import cpus_per_process
+from flowers.prediction.rows import best_classes
+
+Config = TypeVar("Config", TrainConfig, PredictConfig)
+_IN_FLIGHT = 2  # batches in the engine while the next one is decoded
+
+
+class Guess(NamedTuple):
+    """A class and its probability.
+
+    Attributes:
+        label: display name.
+        class_name: name of the class folder.
+        prob: from 0 to 1.
+    """
+
+    label: str
+    class_name: str
+    prob: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture: the values of a row of the predictions table.
+
+    Attributes:
+        topk: the most probable classes, best first; empty where there is an error.
+        error: the short reason why the picture could not be read, or None.
+    """
+
+    topk: tuple[Guess, ...]
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Display name of the best class; None where there is an error."""
+        return self.topk[0].label if self.topk else None
+
+    @property
+    def class_name(self) -> str | None:
+        """Folder name of the best class; None where there is an error."""
+        return self.topk[0].class_name if self.topk else None
+
+    @property
+    def prob(self) -> float | None:
+        """Probability of the best class; None where there is an error."""
+        return self.topk[0].prob if self.topk else None
+
+
+class Model:
+    """A trained model that is ready to answer; made by ``load``. Its methods may be called from several threads.
+
+    Attributes:
+        classes: folder name of each class, in index order.
+        labels: display name of each class, in the same order.
+        preprocessing: size, crop and normalisation of its input.
+        hash: SHA-256 (hex) of everything that decides its answers.
+        description: the engine, precision and device in use.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, engine: str, precision: str, batch_size: int):
+        model = open_model(Path(path))
+        self.classes: tuple[str, ...] = tuple(model.classes.folders)
+        self.labels: tuple[str, ...] = tuple(model.classes.labels)
+        self.preprocessing: Preprocessing = model.preprocessing
+        self.hash: str = model.hash
+        self._embeds = not isinstance(model, ExportedModel)
+        options: dict[str, Any] = {"engine": engine, "precision": precision, "batch_size": batch_size}
+        if self._embeds:
+            self._engine: Engine = build_engine(model, **options, features=True)
+        else:
+            self._engine = build_exported_engine(model, **options)
+        self.description: str = self._engine.description
+        self._decoders = ThreadPoolExecutor(cpus_per_process(), thread_name_prefix="decode")
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<flowers.Model of {len(self.classes)} classes, {self.description}>"
+
+    def close(self) -> None:
+        """Stop the threads and free the network."""
+        self._decoders.shutdown(cancel_futures=True)
+        self._engine.close()
+
+    def predict(self, x: Any, topk: int = 5) -> Prediction | list[Prediction] | Iterator[Prediction]:
+        """Classify one picture or many.
+
+        Args:
+            x: one picture (path, bytes of an image file, open binary file, Pillow image, or numpy array: grey [H, W],
+                RGB [H, W, 3] or RGBA [H, W, 4]; uint8, uint16, or float from 0 to 1), an array [N, H, W, C], or any
+                collection or iterator of pictures.
+            topk: how many classes to return, at most all.
+
+        Returns:
+            A ``Prediction`` for one picture, a list for a collection or an array of four dimensions, an iterator for
+            an iterator, which is read as the answers are taken. In lists and iterators a picture that cannot be read
+            has its reason in ``error``.
+
+        Raises:
+            ImageError: one picture was given and it cannot be read.
+            UsageError: ``topk`` is below 1.
+        """
+        if topk < 1:
+            raise UsageError(f"topk: got {topk}, expected at least 1")
+        topk = min(topk, len(self.classes))
+        if is_one(x):
+            outputs, [error] = self._infer([x])
+            if error is not None:
+                raise ImageError(error)
+            return self._predictions(outputs, [error], topk)[0]
+        answers = (
+            answer for outputs, errors in self._batches(x) for answer in self._predictions(outputs, errors, topk)
+        )
+        return answers if isinstance(x, Iterator) else list(answers)
+
+    def embed(self, x: Any) -> np.ndarray:
+        """Compute the features that the head sees.
+
+        Args:
+            x: as for ``predict``.
+
+        Returns:
+            float32 [D] for one picture, else [N, D]; the row of a picture that cannot be read is NaN.
+
+        Raises:
+            ImageError: one picture was given and it cannot be read.
+            UsageError: the model is an exported file, which has no features.
+        """
+        if not self._embeds:
+            raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
+        if is_one(x):
+            outputs, [error] = self._infer([x])
+            if error is not None:
+                raise ImageError(error)
+            return outputs.features[0]
+        rows = []
+        for outputs, errors in self._batches(x):
+            features = outputs.features.copy()
+            features[[error is not None for error in errors]] = np.nan
+            rows.append(features)
+        return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+    def _batches(self, pictures: Iterable) -> Iterator[tuple[Outputs, list[str | None]]]:
+        """Decode and infer, overlapped: while the engine computes, the next batch is decoded."""
+        pictures, waiting = iter(pictures), collections.deque()
+        while batch := list(itertools.islice(pictures, self._engine.batch_size)):
+            views, errors = self._views(batch)
+            waiting.append((self._engine.submit(views), errors))
+            if len(waiting) > _IN_FLIGHT:
+                handle, errors = waiting.popleft()
+                yield handle.result(), errors
+        for handle, errors in waiting:
+            yield handle.result(), errors
+
+    def _infer(self, batch: list) -> tuple[Outputs, list[str | None]]:
+        views, errors = self._views(batch)
+        return self._engine.submit(views).result(), errors
+
+    def _views(self, batch: list) -> tuple[np.ndarray, list[str | None]]:
+        """Evaluation views uint8 [n, S, S, 3], and the reasons of those that are missing, which are black."""
+        found = list(self._decoders.map(self._view, batch)) if len(batch) > 1 else [self._view(batch[0])]
+        views = np.zeros((len(batch), *[self.preprocessing.crop] * 2, 3), np.uint8)
+        errors: list[str | None] = [None] * len(batch)
+        for index, view in enumerate(found):
+            if isinstance(view, str):
+                errors[index] = view
+            else:
+                views[index] = view
+        return views, errors
+
+    def _view(self, picture: Any) -> np.ndarray | str:
+        try:
+            return self.preprocessing.view(as_rgb(picture, self.preprocessing.min_short_side))
+        except FlowersError as error:
+            return str(error)
+
+    def _predictions(self, outputs: Outputs, errors: list[str | None], topk: int) -> list[Prediction]:
+        best = best_classes(outputs.probs, topk)
+        found = []
+        for error, classes, probs in zip(errors, best, outputs.probs, strict=True):
+            if error is None and not np.isfinite(probs).all():
+                error = "the model gave no finite probabilities"
+            guesses = (Guess(self.labels[index], self.classes[index], float(probs[index])) for index in classes)
+            found.append(Prediction(tuple(guesses) if error is None else (), error))
+        return found
+
+
+def load(
+    path: str | os.PathLike, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
+) -> Model:  # fmt: skip
+    """Load a trained model and get it ready to run on this machine.
+
+    Args:
+        path: a run folder (its best model), a model bundle, a checkpoint, or an exported .onnx or .xml file.
+        engine: "auto", "torch", "compile", "openvino" or, for .onnx files, "onnxruntime".
+        precision: "auto", "float32", "bf16" or "fp16".
+        batch_size: pictures computed at a time; the answers do not depend on it.
+
+    Raises:
+        ModelError: there is no model, or it is damaged.
+        UsageError: an engine or precision that this machine does not have.
+    """
+    return Model(path, engine=engine, precision=precision, batch_size=batch_size)
+
+
+class TrainResult(NamedTuple):
+    """What a training run left.
+
+    Attributes:
+        run_dir: the run folder; ``load`` takes it.
+        metrics: figures by split, as in metrics.json.
+    """
+
+    run_dir: Path
+    metrics: dict
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train as ``jobs/train.py`` does, or resume.
+
+    Args:
+        config: ``flowers.TrainConfig(data_dir=..., ...)``; its fields are the flags.
+
+    Raises:
+        FlowersError: anything that the user can mend; StoppedError after a stop on request.
+    """
+    from flowers.training.train import train as run
+
+    _forget_launch()
+    config = _with_paths(config)
+    run(config)
+    run_dir = config.run_dir
+    return TrainResult(run_dir, json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
+
+
+class FolderResult(NamedTuple):
+    """What a bulk prediction left.
+
+    Attributes:
+        output: the table.
+        counts: files by status.
+    """
+
+    output: Path
+    counts: dict[str, int]
+
+
+def predict_folder(config: PredictConfig) -> FolderResult:
+    """Classify a folder into a table as ``jobs/predict.py`` does, or resume.
+
+    Args:
+        config: ``flowers.PredictConfig(checkpoint=..., input=..., output=...)``; its fields are the flags.
+
+    Raises:
+        FlowersError: anything that the user can mend; StoppedError after a stop on request.
+    """
+    from flowers.prediction.predict import predict
+    from flowers.prediction.table import sidecar_path
+
+    config = _with_paths(config)
+    predict(config)
+    facts = json.loads(sidecar_path(config.output).read_text(encoding="utf-8"))
+    return FolderResult(config.output, facts["counts"])
+
+
+def _with_paths(config: Config) -> Config:
+    """The config with a ``Path`` wherever a string stands for one, as people write in notebooks."""
+    hints = typing.get_type_hints(type(config))
+    paths = [name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))]
+    texts = {name: Path(getattr(config, name)) for name in paths if isinstance(getattr(config, name), str)}
+    return dataclasses.replace(config, **texts)
+
+
+def _forget_launch() -> None:
+    """Let a notebook train a second time with another precision: Accelerate keeps the first one for the process."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    if PartialState._shared_state.get("num_processes", 1) == 1:
+        AcceleratorState._reset_state()

@@ -1,0 +1,244 @@
+"""The Python API: the same answers as the predictions table, for whatever holds a picture."""
+
+import csv
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_job
+from odd_files import make_odd_files
+from PIL import Image
+
+import flowers
+from flowers.errors import FlowersError, ImageError, ModelError, UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path):
+    with flowers.load(str(bundle)) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(path)
+    return path
+
+
+def test_answers_are_those_of_the_table(bundle: Path, model, tmp_path: Path) -> None:
+    make_odd_files(tmp_path / "photos")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (70, 50 + index, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"z{index}.png")
+    config = flowers.PredictConfig(checkpoint=bundle, input=tmp_path / "photos", output=tmp_path / "out.csv", topk=3)
+    result = flowers.predict_folder(config)
+    with open(result.output, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    answers = model.predict([tmp_path / "photos" / row["path"] for row in rows], topk=3)
+    assert len(answers) == len(rows) == sum(result.counts.values())
+    assert result.counts["ok"] > 3
+    assert result.counts["error"] > 3
+    for row, answer in zip(rows, answers, strict=True):
+        if row["status"] == "error":
+            assert answer.error == row["error"]
+            assert answer.topk == ()
+            assert answer.label is answer.prob is answer.class_name is None
+        else:
+            cells = [cell for guess in answer.topk for cell in (guess.label, guess.class_name, f"{guess.prob:.6f}")]
+            assert cells == list(row.values())[2:-1]
+
+
+def test_one_picture_in_every_form_gives_the_same_answer(model, photo: Path) -> None:
+    expected = model.predict(photo)
+    pixels = np.array(Image.open(photo))
+    opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    forms = [
+        str(photo), photo.read_bytes(), bytearray(photo.read_bytes()), memoryview(photo.read_bytes()),
+        io.BytesIO(photo.read_bytes()), Image.open(photo), pixels, opaque, pixels.astype(np.uint16) * 257,
+        pixels.astype(np.float32) / 255, pixels[:, ::1],
+    ]  # fmt: skip
+    for form in forms:
+        assert model.predict(form) == expected, type(form)
+    with open(photo, "rb") as file:
+        assert model.predict(file) == expected
+    grey = pixels[:, :, 0]
+    assert model.predict(grey) == model.predict(grey[:, :, None]) == model.predict(np.dstack([grey] * 3))
+
+
+def test_an_array_of_pictures_a_list_and_an_iterator(model, photo: Path) -> None:
+    pixels = np.array(Image.open(photo))
+    one = model.predict(pixels, topk=2)
+    assert model.predict(np.stack([pixels, pixels]), topk=2) == [one, one]
+    assert model.predict([], topk=2) == []
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield photo
+
+    answers = model.predict(endless(), topk=2)
+    assert [next(answers) for _ in range(5)] == [one] * 5
+    assert len(taken) < 200, "an iterator is read as its answers are taken"
+
+
+def test_exif_orientation_of_a_pillow_image_counts(model, photo: Path, tmp_path: Path) -> None:
+    picture = Image.open(photo)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert model.predict(Image.open(tmp_path / "turned.png")) == model.predict(tmp_path / "turned.png")
+    assert model.predict(tmp_path / "turned.png") != model.predict(photo)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), "move the channels last"),
+        (np.zeros((20, 30, 3), np.int64), "expected .* of uint8, uint16 or float"),
+        (np.full((20, 30, 3), 200.0), "use uint8 for 0 to 255"),
+        (np.full((20, 30, 3), np.nan), "NaN"),
+        (np.zeros((0, 30, 3), np.uint8), "no pixels"),
+        (np.zeros(5), "expected"),
+        (b"nonsense", "not an image"),
+        (io.StringIO("text"), "binary mode"),
+        ("nowhere.jpg", "file not found"),
+    ],
+)
+def test_what_is_no_picture_is_one_line(model, bad: object, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        model.predict(bad)
+    assert "\n" not in str(caught.value)
+    [answer] = model.predict([bad])
+    assert re.search(said, answer.error)
+
+
+def test_things_of_other_types_are_named(model) -> None:
+    [answer] = model.predict([3])
+    assert "got int, expected a path" in answer.error
+    with pytest.raises(UsageError, match="topk: got 0"):
+        model.predict(b"", topk=0)
+
+
+def test_embeddings_are_those_of_the_job(bundle: Path, model, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(photo.read_bytes())
+    (tmp_path / "photos" / "b.png").write_bytes(b"broken")
+    flowers.predict_folder(
+        flowers.PredictConfig(
+            checkpoint=bundle, input=tmp_path / "photos", output=tmp_path / "out.csv", embeddings=tmp_path / "out.npy"
+        )
+    )
+    found = model.embed([tmp_path / "photos" / "a.png", tmp_path / "photos" / "b.png"])
+    assert np.array_equal(found, np.load(tmp_path / "out.npy"), equal_nan=True)
+    assert np.array_equal(model.embed(photo), found[0])
+
+
+def test_several_threads_may_ask_at_once(model, photo: Path) -> None:
+    expected = model.predict(photo)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(model.predict, [photo] * 64)) == [expected] * 64
+
+
+def test_what_a_model_says_of_itself(model, bundle: Path) -> None:
+    description = json.loads((bundle / "model.json").read_text())
+    assert list(model.classes) == description["classes"]
+    assert list(model.labels) == description["labels"]
+    assert model.preprocessing.crop == description["preprocessing"]["crop"]
+    assert str(len(model.classes)) in repr(model)
+    with pytest.raises(ModelError, match="no such"):
+        flowers.load("nowhere")
+
+
+def test_training_from_python_twice(sample_set: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16"):
+        config = flowers.TrainConfig(
+            data_dir=sample_set, output_dir=tmp_path / precision, model="timm/test_vit", weights="none", epochs=1,
+            mixed_precision=precision, report=False,
+        )  # fmt: skip
+        result = flowers.train(config)
+        assert result.run_dir == tmp_path / precision
+        assert 0 <= result.metrics["valid"]["top1"] <= 1
+    with flowers.load(result.run_dir) as model:
+        assert model.predict(next((sample_set / "test").rglob("*.*g"))).label in model.labels
+
+
+def test_the_block_in_readme_runs(sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATA").symlink_to(sample_set)
+    (tmp_path / "photo.jpg").write_bytes(next((sample_set / "test").rglob("*.*g")).read_bytes())
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    found: dict = {}
+    exec(block, found)
+    assert found["result"].metrics["valid"]["top1"] > 0.5
+    assert found["features"].shape == (1, 1280)
+    said = capsys.readouterr().out
+    assert "Guess(label=" in said
+    assert "not an image" in said
+
+
+def test_import_is_light_and_shows_the_api_only() -> None:
+    code = "import sys, flowers; print('torch' in sys.modules, [name for name in dir(flowers) if name[0] != '_'])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    names = ["FlowersError", "Model", "PredictConfig", "Prediction", "TrainConfig", "load", "predict_folder", "train"]
+    assert out == f"False {names}\n"
+    assert all(hasattr(flowers, name) for name in names)
+    assert issubclass(ImageError, FlowersError)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = flowers.nothing
+
+
+def test_a_web_service_answers_eight_at_once(model, bundle: Path, photo: Path) -> None:
+    pytest.importorskip("fastapi")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", "launch", "serve_fastapi:app", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "MODEL": str(bundle)}, stderr=subprocess.PIPE)
+
+    def ask(data: bytes) -> list[dict]:
+        body = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="p"\r\n\r\n' + data + b"\r\n--x--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    try:
+        until_s = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < until_s
+                time.sleep(0.1)
+        expected = [guess._asdict() for guess in model.predict(photo).topk]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, [photo.read_bytes()] * 32)) == [expected] * 32
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask(b"no picture")
+        assert json.load(caught.value) == {"detail": "not an image"}
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
