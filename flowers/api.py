@@ -11,16 +11,14 @@ It uses the decoder, engines and rules of ``jobs/predict.py``: the same machine 
 """
 
 import collections
-import dataclasses
 import itertools
 import json
 import os
-import typing
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +33,6 @@ from flowers.errors import FlowersError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.prediction.rows import best_classes
 
-Config = TypeVar("Config", TrainConfig, PredictConfig)
 _IN_FLIGHT = 2  # batches in the engine while the next one is decoded
 
 
@@ -266,7 +263,6 @@ def train(config: TrainConfig) -> TrainResult:
     from flowers.training.train import train as run
 
     _forget_launch()
-    config = _with_paths(config)
     run(config)
     run_dir = config.run_dir
     return TrainResult(run_dir, json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
@@ -296,18 +292,9 @@ def predict_folder(config: PredictConfig) -> FolderResult:
     from flowers.prediction.predict import predict
     from flowers.prediction.table import sidecar_path
 
-    config = _with_paths(config)
     predict(config)
     facts = json.loads(sidecar_path(config.output).read_text(encoding="utf-8"))
     return FolderResult(config.output, facts["counts"])
-
-
-def _with_paths(config: Config) -> Config:
-    """The config with a ``Path`` wherever a string stands for one, as people write in notebooks."""
-    hints = typing.get_type_hints(type(config))
-    paths = [name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))]
-    texts = {name: Path(getattr(config, name)) for name in paths if isinstance(getattr(config, name), str)}
-    return dataclasses.replace(config, **texts)
 
 
 def _forget_launch() -> None:

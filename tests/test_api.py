@@ -49,7 +49,8 @@ def test_answers_are_those_of_the_table(bundle: Path, model, tmp_path: Path) -> 
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 256, (70, 50 + index, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"z{index}.png")
-    config = flowers.PredictConfig(checkpoint=bundle, input=tmp_path / "photos", output=tmp_path / "out.csv", topk=3)
+    photos, output = str(tmp_path / "photos"), str(tmp_path / "out.csv")
+    config = flowers.PredictConfig(checkpoint=str(bundle), input=photos, output=output, topk=3)
     result = flowers.predict_folder(config)
     with open(result.output, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

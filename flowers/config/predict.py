@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from flowers.config.paths import accept_strings
 from flowers.errors import UsageError
 
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl"}
@@ -66,6 +67,7 @@ class PredictConfig:
     """Threads that read and decode, per process; default: the CPUs it may use."""
 
     def __post_init__(self) -> None:
+        accept_strings(self)
         self.array_task()
         for flag, value in (("--topk", self.topk), ("--batch-size", self.batch_size)):
             if value < 1:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from flowers.config.paths import accept_strings
 from flowers.config.presets import RECIPES, recipe_defaults
 
 
@@ -142,6 +143,9 @@ class TrainConfig:
     def preset(recipe: str) -> dict[str, object]:
         """Defaults that ``--recipe`` puts in the place of these; see ``flowers.cli.parse``."""
         return recipe_defaults(recipe)
+
+    def __post_init__(self) -> None:
+        accept_strings(self)
 
     @property
     def run_dir(self) -> Path:
