@@ -17,10 +17,15 @@ def gradients(conv: nn.Conv2d, images: torch.Tensor, weights: torch.Tensor) -> t
     return images.grad.double(), conv.weight.grad.double()
 
 
-@pytest.mark.parametrize("size", [(11, 8), (7, 9), (12, 13)])
-@pytest.mark.parametrize("padding", [0, 1, (2, 1), 4])
-@pytest.mark.parametrize("stride", [1, 2, (1, 2), 3])
-@pytest.mark.parametrize("kernel", [3, 5, (5, 3), 7])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [
+        (3, 1, 1, (11, 8)), (3, 2, 1, (7, 9)), (3, 2, 1, (12, 13)), (3, 3, 0, (11, 8)), (3, (1, 2), 4, (7, 9)),
+        (5, 1, (2, 1), (12, 13)), (5, 2, 4, (11, 8)), (5, 2, 1, (12, 13)), (5, 3, 0, (7, 9)), (5, (1, 2), 1, (11, 8)),
+        ((5, 3), 1, 0, (7, 9)), ((5, 3), 2, (2, 1), (12, 13)), ((5, 3), 3, 4, (11, 8)),
+        (7, 1, 4, (7, 9)), (7, 2, (2, 1), (11, 8)), (7, (1, 2), 0, (12, 13)),
+    ],
+)  # fmt: skip
 def test_gradients_are_the_true_ones(kernel, stride, padding, size) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, kernel, stride, padding, groups=8)

@@ -95,7 +95,6 @@ def test_neighbours_leave_out_the_present_value() -> None:
 
 
 def test_what_was_tried_is_in_the_report(tuned: Path) -> None:
-    pytest.importorskip("jinja2", reason="pip install -e .[report]")
     page = (tuned / "run" / "report.html").read_text(encoding="utf-8")
     table = re.search(r'<table [^>]*id="trials">(.*?)</table>', page, re.DOTALL)[1]
     trials = json.loads((tuned / "run" / "tuning.json").read_text())

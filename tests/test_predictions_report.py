@@ -18,8 +18,6 @@ from flowers.reports import predictions_report
 from flowers.reports.predictions_report import choose, write_predictions_report
 from jobs.predict import main as predict
 
-pytest.importorskip("jinja2", reason="pip install -e .[report]")
-
 EVIL = "<img src=x onerror=alert(1)> </script><script>alert(2)//.jpg"
 
 

@@ -27,8 +27,6 @@ from flowers.reports.plots import Line, lay_out, ticks
 from jobs.evaluate import main as evaluate
 from jobs.train import main as train
 
-pytest.importorskip("jinja2", reason="pip install -e .[report]")
-
 FLAGS = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", 32, "--epochs", 2, "-j", 0]
 
 

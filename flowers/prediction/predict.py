@@ -28,7 +28,6 @@ from flowers.prediction.sort_photos import check_target, sort_photos
 from flowers.prediction.table import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
 from flowers.prediction.work import POLL_S, Work, default_shard_size, parent_folder
 from flowers.prediction.workers import Worker
-from flowers.reports.page import require_jinja2
 from flowers.stopping import StopRequest
 
 _LISTED_AT_A_TIME = 1000
@@ -92,8 +91,6 @@ def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Wo
     require_writer(config.output)
     check_outputs(config, _extensions(config))
     check_target(config)
-    if config.report:
-        require_jinja2()
     if config.topk > len(bundle.classes.folders):
         console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
     settings = _settings(config, bundle)

@@ -1,14 +1,18 @@
-"""Figures that add up exactly: each image is scored once, by its own row, and the division happens last."""
+"""Metrics that add up exactly over ranks: each image is scored once, in its own row, and the division happens last."""
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowers.errors import TrainingError
+
+Reduce = Callable[[Tensor], Tensor]
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Metrics:
 
 
 def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many classes stand before the true one, image by image; 0 is a top-1 hit, below 5 a top-5 hit.
+    """Count the classes that score above the true one, image by image: 0 is a top-1 hit, below 5 a top-5 hit.
 
     Of equal logits the lower class index stands first, as in the predictions table.
 
@@ -42,15 +46,31 @@ def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & before)).sum(1)
 
 
-class Tally:
-    """Scores of one data set, a row an image: a second look at an image, or a missed one, cannot hide.
+class _Table:
+    """A row an image, added up over ranks.
 
-    Every rank fills the rows of its own images; the others stay zero, so adding the ranks' tables gives the
-    whole one, exactly, in any order and for any number of ranks.
+    Every rank fills the rows of its own images and the others stay zero, so adding the ranks' tables gives the whole
+    one, exactly, in any order and for any number of ranks.
     """
 
+    def __init__(self, num_images: int, columns: int, device: torch.device):
+        self._rows = torch.zeros(num_images, columns, device=device)
+
+    def _add(self, indices: Tensor, weights: Tensor, values: Tensor) -> None:
+        """Add float32 values [B, columns] to the rows; those of weight 0 only fill up the batch."""
+        values = torch.where(weights[:, None] > 0, values, 0.0)
+        self._rows.index_add_(0, indices.to(self._rows.device), values.to(self._rows.device))
+
+    def _sum(self, reduce: Reduce, device: torch.device) -> Tensor:
+        """Add the ranks up on ``device``, a stretch of rows at a time; the result is on the CPU."""
+        return torch.cat([reduce(part.to(device)).cpu() for part in self._rows.split(ROWS_AT_ONCE)])
+
+
+class Tally(_Table):
+    """Loss and rank of the true class of every image of a data set; an image missed or seen twice is an error."""
+
     def __init__(self, num_images: int, device: torch.device):
-        self._rows = torch.zeros(num_images, 3, device=device)  # loss, rank of the true class, times seen
+        super().__init__(num_images, 3, device)  # loss, rank of the true class, times seen
 
     def update(self, indices: Tensor, weights: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Enter a batch.
@@ -59,13 +79,12 @@ class Tally:
             indices: [B] int64 rows; weights: [B], 0 for images that only fill up the batch;
             logits: [B, num_classes]; targets: [B] int64.
         """
-        real = weights > 0
         logits = logits.float()
         losses = F.cross_entropy(logits, targets, reduction="none")
         scores = torch.stack([losses, target_ranks(logits, targets).float(), torch.ones_like(losses)], dim=1)
-        self._rows.index_add_(0, indices, torch.where(real[:, None], scores, 0.0))
+        self._add(indices, weights, scores)
 
-    def result(self, reduce: Callable[[Tensor], Tensor] = lambda rows: rows) -> Metrics:
+    def result(self, reduce: Reduce = lambda rows: rows) -> Metrics:
         """Add the ranks up and divide.
 
         Args:
@@ -74,7 +93,7 @@ class Tally:
         Raises:
             TrainingError: an image was counted twice or not at all.
         """
-        losses, ranks, seen = reduce(self._rows).cpu().double().unbind(1)
+        losses, ranks, seen = self._sum(reduce, self._rows.device).double().unbind(1)
         if not bool((seen == 1).all()):
             missed, twice = int((seen == 0).sum()), int((seen > 1).sum())
             raise TrainingError(
@@ -88,3 +107,34 @@ class Tally:
             top5=int((ranks < 5).sum()) / count,
             images=count,
         )
+
+
+class LogitTable(_Table):
+    """The logits of a whole split in the order of its images, kept on the CPU.
+
+    Args:
+        num_images: N, of the whole split.
+        num_classes: C.
+    """
+
+    def __init__(self, num_images: int, num_classes: int):
+        super().__init__(num_images, num_classes, torch.device("cpu"))
+
+    def update(self, indices: Tensor, weights: Tensor, logits: Tensor) -> None:
+        """Enter a batch.
+
+        Args:
+            indices: [B] int64 rows; weights: [B], 0 for images that only fill up the batch; logits: [B, C].
+        """
+        self._add(indices, weights, logits.float())
+
+    def result(self, reduce: Reduce, device: torch.device) -> np.ndarray:
+        """Add the ranks up.
+
+        Args:
+            reduce: sums a tensor on ``device`` over all ranks.
+
+        Returns:
+            float32 [N, C], the same on every rank.
+        """
+        return self._sum(reduce, device).numpy()

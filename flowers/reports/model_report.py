@@ -51,7 +51,6 @@ def write_model_report(
         valid: of the validation split, to fit a temperature on; may be ``answers``.
 
     Raises:
-        UsageError: jinja2 is not installed.
         FlowersError: the file cannot be written.
     """
     run = _run_folder(background.run_dir)

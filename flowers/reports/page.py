@@ -2,11 +2,9 @@
 
 import base64
 import datetime
-import importlib.util
 from pathlib import Path
 
 import flowers
-from flowers.errors import UsageError
 from flowers.files import write_atomically
 
 
@@ -19,7 +17,6 @@ def write_page(path: Path, template: str, **values: object) -> None:
             in a ``<script type="application/json">``.
 
     Raises:
-        UsageError: jinja2 is not installed.
         FlowersError: the file cannot be written.
     """
     html = render(template, **values)
@@ -28,12 +25,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
 
 def render(template: str, **values: object) -> str:
-    """As ``write_page``, but returns the page.
-
-    Raises:
-        UsageError: jinja2 is not installed.
-    """
-    require_jinja2()
+    """As ``write_page``, but returns the page."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -46,16 +38,6 @@ def render(template: str, **values: object) -> str:
     environment.filters["percent"] = percent
     written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(flowers_version=flowers.__version__, written=written, **values)
-
-
-def require_jinja2() -> None:
-    """Say now, not at the end of a long job, that no page can be written.
-
-    Raises:
-        UsageError: jinja2 is not installed.
-    """
-    if importlib.util.find_spec("jinja2") is None:
-        raise UsageError("a report needs jinja2: pip install jinja2")
 
 
 def jpeg_uri(content: bytes) -> str:

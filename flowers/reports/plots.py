@@ -1,8 +1,15 @@
-"""Small line plots as data for the template ``plot.html``, which draws them as inline SVG in the page's colours."""
+"""Line plots: for pages as data of ``plot.html``, which draws them as inline SVG in the page's colours; one as a PNG.
+
+matplotlib draws only the PNG of the learning-rate range test; pages need neither it nor a network.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from flowers.errors import UsageError
+from flowers.files import write_atomically
 
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 28, 12, 40
@@ -18,8 +25,8 @@ class Line:
         name: for the legend and for readers who hear the page.
         points: (x, y); what is not finite is left out.
         color: a variable of style.css, "blue" say.
-        dashed: told apart by more than colour.
-        marks: whether each point gets a dot.
+        dashed: drawn dashed, so that lines differ by more than colour.
+        marks: draw a dot at each point.
     """
 
     name: str
@@ -31,14 +38,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis: pixels from the edge of the drawing, and what to write there."""
+    """A tick of an axis: its position in pixels from the edge of the drawing, and its text."""
 
     at: float
     text: str
 
 
 @dataclass(frozen=True)
-class Path:
+class Curve:
     """A line, laid out: SVG path data, and a dot with its figures for each point."""
 
     name: str
@@ -54,7 +61,7 @@ class Plot:
 
     title: str
     x_label: str
-    paths: list[Path]
+    paths: list[Curve]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     width: int = WIDTH
@@ -72,7 +79,7 @@ def lay_out(
     """Place lines and ticks.
 
     Args:
-        y_range, x_range: ends of the axes; default: what the points span, rounded outwards.
+        y_range, x_range: limits of the axes; default: the range of the points, rounded outwards.
         percent, percent_x: write the ticks of y or x, which are fractions, as percent.
 
     Returns:
@@ -103,7 +110,7 @@ def lay_out(
         data = "M" + "L".join(f"{x} {y}" for x, y in places)
         texts = [f"{line.name}: {_text(y, percent)} at {x_label} {_text(x, percent_x)}" for x, y in line.points]
         dots = [(x, y, text) for (x, y), text in zip(places, texts, strict=True)] if line.marks else []
-        paths.append(Path(line.name, line.color, line.dashed, data, dots))
+        paths.append(Curve(line.name, line.color, line.dashed, data, dots))
     x_ticks = [Tick(x_at(value), _text(value, percent_x)) for value in x_values]
     return Plot(title, x_label, paths, x_ticks, [Tick(y_at(value), _text(value, percent)) for value in y_values])
 
@@ -131,3 +138,46 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 
 def _text(value: float, percent: bool) -> str:
     return f"{100 * value:.4g}%" if percent else f"{value:.4g}"
+
+
+def draw_lr_curve(
+    path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], *,
+    suggestion: float | None, title: str,
+) -> None:  # fmt: skip
+    """Write a PNG: loss over the logarithm of the rate, as measured and smoothed, with the suggestion marked.
+
+    Args:
+        rates: [N] learning rates.
+        losses: [N]; what is not finite is left out.
+        smoothed: [N].
+        suggestion: the rate to mark, if any.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        FlowersError: the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError(f"{path.name} needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    points = [(rate, loss) for rate, loss in zip(rates, losses, strict=True) if math.isfinite(loss)]
+    line = [(rate, loss) for rate, loss in zip(rates, smoothed, strict=True) if math.isfinite(loss)]
+    if points:
+        axes.plot(*zip(*points, strict=True), ".", color="0.7", label="loss of each step")
+        axes.plot(*zip(*line, strict=True), color="tab:blue", label="smoothed")
+        values = [loss for _, loss in line]
+        low, start = min(values), values[0]
+        axes.set_ylim(low - 0.1 * abs(low), max(start, low) * 1.5)
+    if suggestion is not None:
+        axes.axvline(suggestion, color="tab:red", linestyle="--", label=f"suggestion {suggestion:g}")
+    axes.set_xscale("log")
+    axes.set_xlim(rates[0], rates[-1] if len(rates) > 1 else 10 * rates[0])
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with write_atomically(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)

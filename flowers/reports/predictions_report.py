@@ -89,7 +89,6 @@ def write_predictions_report(
         photo_base: address of the folder that paths start from, for links to the photos; None: no links.
 
     Raises:
-        UsageError: jinja2 is not installed.
         FlowersError: the file cannot be written.
     """
     found = _Found()

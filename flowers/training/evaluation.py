@@ -17,8 +17,7 @@ from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, fit_temperature
-from flowers.reports.logits import LogitTable
-from flowers.reports.metrics import Metrics
+from flowers.reports.metrics import LogitTable, Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.batches import AUTOCAST, eval_loader
 from flowers.training.loop import evaluate
@@ -42,7 +41,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         make_folder(output.parent)  # before the work, not after it
     accelerator = distributed.start(config.mixed_precision, default_precision="no")
     start_s = time.monotonic()
-    reports = config.report and can_report(accelerator, len(samples), len(bundle.classes))
+    reports = config.report and can_report(len(samples), len(bundle.classes))
     metrics, answers = measure(config, accelerator, bundle, samples, keep_logits=reports or config.calibrate)
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:

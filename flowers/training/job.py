@@ -17,8 +17,7 @@ from flowers.errors import StoppedError
 from flowers.files import write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
 from flowers.models.heads import synchronize_batch_norm
-from flowers.reports.logits import LogitTable
-from flowers.reports.metrics import Metrics
+from flowers.reports.metrics import LogitTable, Metrics
 from flowers.stopping import StopRequest
 from flowers.training import checkpoint as checkpoints
 from flowers.training.batches import Source, build_augmentation, build_order, feature_source, image_source
@@ -115,7 +114,7 @@ class Job:
     def can_report(self) -> bool:
         """Whether the page that is asked for can be made; all ranks call this."""
         images = max(len(split) for split in (self.data.valid, self.data.test) if split is not None)
-        return self.config.report and can_report(self.accelerator, images, len(self.data.classes))
+        return self.config.report and can_report(images, len(self.data.classes))
 
     def fingerprint_of(self, config: TrainConfig) -> dict:
         """All that must be the same for this run to be gone on with."""

@@ -18,8 +18,7 @@ from flowers import console
 from flowers.data.views import Batch
 from flowers.distributed import rows_of_ranks
 from flowers.errors import StoppedError, TrainingError, UsageError
-from flowers.reports.logits import LogitTable
-from flowers.reports.metrics import Metrics, Tally
+from flowers.reports.metrics import LogitTable, Metrics, Tally
 from flowers.training.feed import Stopwatch, to_device
 from flowers.training.finite import ADVICE, check_finite, last_good
 from flowers.training.optimizer import mix, step_seed, weighted_loss

@@ -23,7 +23,7 @@ from flowers import console
 from flowers.distributed import rows_of_ranks
 from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
-from flowers.reports.lr_curve import draw_lr_curve
+from flowers.reports.plots import draw_lr_curve
 from flowers.training.checkpoint import Progress
 from flowers.training.loop import steps_of, train_step
 from flowers.training.state import Plan, Run

@@ -1,7 +1,6 @@
 """The report at the end of training. Nothing that goes wrong with it costs the run."""
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -16,7 +15,7 @@ from flowers.datasets.check_report import findings
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
-from flowers.reports.logits import LogitTable
+from flowers.reports.metrics import LogitTable
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
 from flowers.training.loop import evaluate
@@ -28,17 +27,12 @@ MAX_CHECKED = 10_000
 """Of more images than this the data set's check is left to ``prepare.py check``; these take about 15 s."""
 
 
-def can_report(accelerator: Accelerator, images: int, classes: int) -> bool:
-    """Whether a report can be made, the same on all ranks; if not, a line says why."""
-    reason = None
-    if importlib.util.find_spec("jinja2") is None:
-        reason = "jinja2 is missing: pip install jinja2"
-    elif images * classes > MAX_LOGITS:
-        reason = f"{images:,} images of {classes:,} classes are too many for one page"
-    missing = accelerator.reduce(torch.tensor(float(reason is not None), device=accelerator.device))
-    if missing.item() > 0:
-        console.warn(f"no report: {reason or 'another process cannot make one'}")
-    return missing.item() == 0
+def can_report(images: int, classes: int) -> bool:
+    """Return False, and say why, where the table of logits would be too large for a report."""
+    if images * classes <= MAX_LOGITS:
+        return True
+    console.warn(f"no report: {images:,} images of {classes:,} classes are too many for one page")
+    return False
 
 
 def device_name(accelerator: Accelerator) -> str:

@@ -37,6 +37,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
         ways = {"plain": (plain_step, *task)}
         ours = our_ways(options.compile)
         ways |= {name: (our_step, flags, *task) for name, flags in ours.items()}
+        if "bf16" in ours:
+            ways["onednn"] = (our_step_with_onednn_gradients, ours["bf16"], *task)
         with contestants(ways) as processes:
             seconds = take_turns(processes, options.rounds)
         images = options.steps * options.batch_size
@@ -47,6 +49,15 @@ def measure(options: argparse.Namespace) -> list[Row]:
                     f"training step of all {options.model}, {size} px, batch {options.batch_size}, {name}",
                     rate(images, seconds[name]),
                     f"{times_faster(seconds['plain'], seconds[name])} the plain float32 loop, {plain}",
+                )
+            )
+        if "bf16" in ours:
+            rows.append(
+                Row(
+                    f"training step of all {options.model}, {size} px, batch {options.batch_size}, bf16",
+                    rate(images, seconds["bf16"]),
+                    f"{times_faster(seconds['onednn'], seconds['bf16'])} the same step with oneDNN's gradients of "
+                    f"depthwise convolutions, {rate(images, seconds['onednn'])}",
                 )
             )
     return rows
@@ -130,6 +141,14 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
             read_losses(run)
 
     return turn
+
+
+def our_step_with_onednn_gradients(*args) -> Callable[[], None]:
+    """As ``our_step``, without ``flowers.models.depthwise``."""
+    from flowers.models import heads
+
+    heads.fast_depthwise = contextlib.nullcontext
+    return our_step(*args)
 
 
 def draw_data(folder: Path) -> Path:
