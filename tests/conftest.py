@@ -1,9 +1,11 @@
 """Fixtures that every test may use. All tests run on CPU and offline."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs_in_processes import kill_leftovers
 
 os.environ.pop(
     "CI", None
@@ -23,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """A test that fails while its jobs run takes them with it."""
+    yield
+    kill_leftovers()
 
 
 @pytest.fixture(scope="session")

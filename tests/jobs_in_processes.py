@@ -3,6 +3,7 @@
 The processes are real: they can be killed, get signals, form a process group. Only the seconds of importing are saved.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,12 +17,14 @@ _server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.pr
 
 TIMEOUT_S = 120
 
+_living: list[multiprocessing.process.BaseProcess] = []
+
 
 class Job:
     """One job over one or several processes.
 
     Args:
-        module: a file of jobs/, "train" say.
+        module: a file of jobs/, "train" say, or another module and its function: "accelerate.commands.launch:main".
         flags: its command line.
         processes: how many form the group.
         before: called in each process before the job, with the arguments after it; sets traps for the test.
@@ -51,6 +54,7 @@ class Job:
             )
             process.start()
             self.processes.append(process)
+            _living.append(process)
 
     def signal(self, number: int) -> None:
         """Send a signal to every process, as a launcher or a terminal does."""
@@ -79,6 +83,14 @@ class Job:
         return "\n".join(log.read_text(errors="replace") for log in self._logs if log.exists())
 
 
+def kill_leftovers() -> None:
+    """End what a failed test left running; pytest would wait for it before it could exit."""
+    for process in _living:
+        process.kill()
+        process.join()
+    _living.clear()
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -100,8 +112,9 @@ def _run(
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.argv = [f"{module}.py", *flags]
+    name, _, function = module.partition(":")
+    sys.argv = [name if function else f"{name}.py", *flags]
     if before is not None:
         before(*arguments)
-    __import__(f"jobs.{module}")
-    sys.modules[f"jobs.{module}"].cli()
+    imported = importlib.import_module(name if function else f"jobs.{name}")
+    getattr(imported, function or "cli")()

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set up and pass everything: bash tests/run.sh [pytest arguments]
+# With arguments it is one pytest in one process, say: bash tests/run.sh -x tests/test_train.py -k resume
 #   FLOWERS_VENV=DIR   the virtual environment to make or reuse (default: .venv in the checkout)
 #   PYTHON=python3     what to make it with
 set -euo pipefail
@@ -14,6 +15,15 @@ venv=${FLOWERS_VENV:-.venv}
 if command -v shellcheck > /dev/null; then
   git ls-files '*.sh' '*.sbatch' .ci/run | xargs --no-run-if-empty shellcheck
 else
-  echo "shellcheck is not installed: scripts are not linted"
+  echo "shellcheck not found, shell scripts are not linted: apt-get install shellcheck"
 fi
-"$venv/bin/python" -m pytest "$@"
+
+if (($#)); then
+  exec "$venv/bin/python" -m pytest "$@"
+fi
+# Most tests keep one core busy, so several run at once. A process takes neighbouring tests, which share module
+# fixtures. The cluster's tests watch Slurm's clocks and need a quiet machine.
+failed=0
+"$venv/bin/python" -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m 'not slurm and not alone' || failed=$?
+"$venv/bin/python" -m pytest -m 'slurm or alone' || failed=$?
+exit "$failed"

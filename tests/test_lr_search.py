@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jobs_in_processes import Job
 from PIL import Image
+from test_resume import die_in_step, result
 from torch import nn
 
 from flowers import cli
 from flowers.config.find_lr import FindLrConfig
 from flowers.errors import UsageError
 from flowers.training.lr_search import RangePlan, read_curve, smooth, untouched
-from tests.jobs_in_processes import Job
-from tests.test_resume import die_in_step, result
 
 RATES = [10 ** (-5 + step / 20) for step in range(100)]  # 1e-5 to about 1
 VALLEY = [2.0 + (math.log10(rate) + 2.0) ** 2 * 0.3 for rate in RATES]  # lowest at 1e-2

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jobs_in_processes import Job
 from safetensors.torch import load_file
+from test_resume import die_in_step, result, save_first_weights
 
 from flowers import cli
 from flowers.config.presets import RECIPES
@@ -15,8 +17,6 @@ from flowers.data.augment import Preprocessing
 from flowers.errors import UsageError
 from flowers.models.bundle import load_bundle
 from flowers.training.flags import check_flags
-from tests.jobs_in_processes import Job
-from tests.test_resume import die_in_step, result, save_first_weights
 
 BLOG = ["--data-dir", "x", "--recipe", "original2018"]
 

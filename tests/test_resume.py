@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from jobs_in_processes import Job, die
 from safetensors.torch import load_file
 
 from flowers.training.history import History, read_history
 from flowers.training.loop import AGREE_EVERY
-from tests.jobs_in_processes import Job, die
 
 pytestmark = pytest.mark.processes
 

@@ -1,6 +1,7 @@
 """Training as a user starts it: the main path on the drawn set, the launchers, and every wrong start in one line."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from jobs_in_processes import Job
 
 from flowers.models.bundle import load_bundle
-from tests.jobs_in_processes import Job
 
 pytestmark = pytest.mark.processes
 
@@ -174,19 +176,28 @@ def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
     assert len(events.Scalars("train/loss")) == 2
 
 
-def test_a_compiled_network_trains_and_saves_plain_names(sample_set: Path, tmp_path: Path) -> None:
-    if shutil.which("c++") is None and shutil.which("g++") is None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_trains_and_saves_plain_names(sample_set: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "inductor" and shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    flags = ["--finetune", "full", "--compile", "--data-dir", sample_set, "--epochs", 1]
-    job = train(tmp_path, *TINY, *flags)
-    assert job.codes == [0], job.output
+    flags = [*TINY, "--finetune", "full", "--data-dir", sample_set, "--epochs", 1]
+    compiled = Job("train", [*flags, "--compile", "--output-dir", "run"], folder=tmp_path,
+                   before=compile_with, arguments=(backend,))  # fmt: skip
+    assert compiled.wait() == [0], compiled.output
     plain = tmp_path / "plain"
     plain.mkdir()
-    assert train(plain, *TINY, *flags[:2], *flags[3:]).codes == [0]
+    assert train(plain, *flags).codes == [0]
     for run in (tmp_path / "run", plain / "run"):
         assert all("_orig_mod" not in name for name in load_bundle(run).state_dict)
     losses = [json.loads((folder / "run" / "metrics.json").read_text())["test"]["loss"] for folder in (tmp_path, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def compile_with(backend: str) -> None:
+    """In a job: the backend that torch.compile takes, of which eager compiles nothing and needs no compiler."""
+    if backend == "eager":
+        os.environ["CXX"] = sys.executable  # is looked for, and not used
+    torch.compile = functools.partial(torch.compile, backend=backend)
 
 
 def wrong_starts(data: Path, folder: Path) -> dict[str, tuple[list, int, str]]:
@@ -271,33 +282,30 @@ def test_a_list_file_serves_training_and_evaluation(sample_set: Path, tmp_path: 
 
 
 def test_accelerate_launch_really_runs_two_processes(sample_set: Path, tmp_path: Path) -> None:
-    accelerate = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        ROOT / "launch" / "cpu_multi.yaml",
-    ]
-    launch = [*accelerate, "--num_processes", 2]
-    env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     flags = [*TINY[:-1], 4, "--data-dir", sample_set, "--epochs", 1, "--output-dir", "run"]
+    accelerate = ["--config_file", ROOT / "launch" / "cpu_multi.yaml", "--num_processes", 2]
 
-    def run(*command: object) -> str:
-        done = subprocess.run(
-            list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def launch(name: str, *flags: object) -> str:
+        words = [*accelerate, ROOT / "jobs" / f"{name}.py", *flags]
+        job = Job("accelerate.commands.launch:main", words, folder=tmp_path, before=choose_no_device)
+        assert job.wait() == [0], job.output
+        return job.output
 
-    assert "4 x 2 processes x 1 micro-steps = 8 images a step" in run(*launch, ROOT / "jobs" / "train.py", *flags)
+    assert "4 x 2 processes x 1 micro-steps = 8 images a step" in launch("train", *flags)
     predict = ["--checkpoint", "run", "--input", sample_set / "test", "--engine", "torch", "-b", 4]
-    run(*launch, ROOT / "jobs" / "predict.py", *predict, "--output", "two.csv")
-    run(sys.executable, ROOT / "jobs" / "predict.py", *predict, "--output", "one.csv")
+    launch("predict", *predict, "--output", "two.csv")
+    alone = Job("predict", [*predict, "--output", "one.csv"], folder=tmp_path)
+    assert alone.wait() == [0], alone.output
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     with open(tmp_path / "one.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 16
 
 
+def choose_no_device() -> None:
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+
+
+@pytest.mark.alone
 def test_the_quickstart(tmp_path: Path) -> None:
     """The command that README starts with, in the environment that runs these tests."""
     env = {**os.environ, "FLOWERS_VENV": sys.prefix, "WORK_DIR": str(tmp_path)}
