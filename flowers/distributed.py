@@ -168,25 +168,66 @@ def from_main(find_out: Callable[[], Result]) -> Result:
         FlowersError: what ``find_out`` raised, on the main process.
         PeerError: on the other processes then, with the same exit code.
     """
-    found: Result | None = None
-    failure: FlowersError | None = None
-    several = int(os.environ.get("WORLD_SIZE") or "1") > 1
-    if not several or int(os.environ["RANK"]) == 0:
-        try:
-            found = find_out()
-        except FlowersError as error:
-            failure = error
-    if several:
-        from accelerate.utils import broadcast_object_list
+    if not _are_several():
+        return find_out()
+    from accelerate.utils import broadcast_object_list
 
-        message = [found, failure and failure.exit_code]
-        broadcast_object_list(message)
-        found, exit_code = message
-        if exit_code is not None and failure is None:
-            raise PeerError(exit_code)
+    outcome, failure = _try(find_out) if rank() == 0 else (None, None)
+    message = [outcome]
+    broadcast_object_list(message)
+    return _fail_together(message, failure)[0]
+
+
+def from_all(find_out: Callable[[], Result]) -> list[Result]:
+    """Do something on every process, and hand all results to all of them; nobody goes on before all have done it.
+
+    Args:
+        find_out: called on every rank; several processes get pickled copies of what it returns.
+
+    Returns:
+        The results by rank.
+
+    Raises:
+        FlowersError: what ``find_out`` raised, on the processes where it did.
+        PeerError: on the other processes then, with the same exit code.
+    """
+    if not _are_several():
+        return [find_out()]
+    from accelerate.utils import gather_object
+
+    outcome, failure = _try(find_out)
+    return _fail_together(gather_object([outcome]), failure)
+
+
+def rank() -> int:
+    """The number of this process among those of the job, by the environment that launchers set."""
+    return int(os.environ["RANK"]) if _are_several() else 0
+
+
+def first_rank_here() -> int:
+    """The number of the first process on this machine; launchers count machine by machine."""
+    return rank() - int(os.environ["LOCAL_RANK"]) if _are_several() else 0
+
+
+def _are_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE") or "1") > 1
+
+
+def _try(find_out: Callable[[], Result]) -> tuple[tuple[Result | None, int | None], FlowersError | None]:
+    """Call it and return (what to tell the others: result and exit code, the error to raise here)."""
+    try:
+        return (find_out(), None), None
+    except FlowersError as error:
+        return (None, error.exit_code), error
+
+
+def _fail_together(outcomes: list[tuple[Result, int | None]], failure: FlowersError | None) -> list[Result]:
+    """The results, if none of the processes failed."""
     if failure is not None:
         raise failure
-    return found
+    if failed := [exit_code for _, exit_code in outcomes if exit_code is not None]:
+        raise PeerError(failed[0])
+    return [result for result, _ in outcomes]
 
 
 def rows_of_ranks(accelerator, row: list[float]) -> list[list[float]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pretend_gpu import PretendGpu
 
-from flowers.data.views import Batch
+from flowers.data.loaders import Batch
 from flowers.training.feed import to_device
 
 COPIES, USES = [("copy", "side")] * 4, [("use", "main")] * 4

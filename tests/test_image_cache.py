@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs_in_processes import free_port
 from PIL import Image
 
+from flowers import distributed
 from flowers.data import image_cache as cache_module
 from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
@@ -46,9 +48,9 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_small_pictures_are_kept_as_they_are(samples, tmp_path, workers):
-    cache = open_cache(samples, "disk", 200, folder=tmp_path / "cache", workers=workers)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_small_pictures_are_kept_as_they_are(samples, tmp_path, threads):
+    cache = open_cache(samples, "disk", 200, folder=tmp_path / "cache", threads=threads)
     pictures = [read_image(samples.full_path(index)) for index in range(21)]
     assert all(np.array_equal(cache.read(row), picture) for row, picture in enumerate(pictures))
     assert cache.size_bytes == sum(picture.size for picture in pictures)
@@ -131,45 +133,50 @@ def test_a_ram_cache_leaves_no_name_behind(samples, memory):
     assert cache.read(0).shape == (30, 50, 3)
 
 
-def open_and_report(samples: Samples, kind: str, folder: Path, results) -> None:
+def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: Path, results) -> None:
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    distributed.start("no")
     decoded = []
-    torch.set_num_threads(1)
     original = cache_module.read_image
 
     def counted(*args, **kwargs):
         decoded.append(args)
-        time.sleep(0.01)  # long enough for the others to come to the lock
         return original(*args, **kwargs)
 
     cache_module.read_image = counted
     cache = open_cache(samples, kind, 40, folder=folder)
-    results.put((len(decoded), cache.read(20).tobytes(), os.fstat(cache._file.fileno()).st_ino))
+    results.put((len(decoded) > 0, cache.read(20).tobytes(), os.fstat(cache._file.fileno()).st_ino))
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["ram", "disk"])
-def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory, monkeypatch, kind):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory, kind):
     results = FORK.Queue()
-    arguments = (samples, kind, tmp_path / "cache", results)
-    ranks = [FORK.Process(target=open_and_report, args=arguments) for _ in range(3)]
+    port = free_port()
+    arguments = (port, samples, kind, tmp_path / "cache", results)
+    ranks = [FORK.Process(target=open_and_report, args=(rank, *arguments)) for rank in range(3)]
     for rank in ranks:
         rank.start()
     reports = [results.get(timeout=60) for _ in ranks]
     for rank in ranks:
         rank.join()
     decoded, pixels, files = zip(*reports, strict=True)
-    assert sorted(decoded)[:2] == [0, 0], "two of three found it built"
+    assert sorted(decoded) == [False, False, True]
     assert len(set(pixels)) == 1
     assert len(set(files)) == 1
     assert list(memory.iterdir()) == []
 
 
-def build_slowly(samples: Samples, kind: str, folder: Path) -> None:
+def build_slowly(samples: Samples, kind: str, folder: Path, half_done) -> None:
+    decoded = []
     original = cache_module.read_image
 
     def slow(*args, **kwargs):
-        time.sleep(0.05)
+        decoded.append(args)
+        if len(decoded) == 32:  # all of them to see how much room they need, then again
+            half_done.set()
+            time.sleep(60)
         return original(*args, **kwargs)
 
     cache_module.read_image = slow
@@ -180,23 +187,27 @@ def build_slowly(samples: Samples, kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_killed_while_building(samples, tmp_path, memory, kind):
     folder = tmp_path / "cache"
-    builder = FORK.Process(target=build_slowly, args=(samples, kind, folder))
+    half_done = FORK.Event()
+    builder = FORK.Process(target=build_slowly, args=(samples, kind, folder, half_done))
     builder.start()
-    parent = folder if kind == "disk" else memory
-    deadline = time.monotonic() + 30
-    while not list(parent.glob("*/.pixels*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert half_done.wait(60)
+    assert list(memory.iterdir()) == [], "no name that a kill could leave behind"
     os.kill(builder.pid, signal.SIGKILL)
     builder.join()
-    assert list(parent.glob("*/.pixels*")), "killed in the middle"
-    assert not list(parent.glob("*/index.npz"))
-    if kind == "ram":  # another job, with other images, clears up
-        fewer = Samples(samples.root, samples.paths[:5], samples.targets[:5])
-        open_cache(fewer, kind, 40)
-        assert list(memory.iterdir()) == []
+    assert bool(list(folder.glob("*/.pixels*"))) == (kind == "disk"), "killed in the middle"
+    assert not list(folder.glob("*/index.npz"))
     cache = open_cache(samples, kind, 40, folder=folder)
     assert np.array_equal(cache.read(0), read_image(samples.full_path(0)))
-    assert not list(parent.glob("*/.pixels*"))
+    assert not list(folder.glob("*/.pixels*"))
+
+
+def test_an_unnamed_cache_is_freed_with_its_last_reader(samples, memory):
+    """No name, no other descriptor: the kernel has nothing left to keep it for."""
+    cache = open_cache(samples, "ram", 40)
+    by_descriptor = f"/proc/{os.getpid()}/fd/{cache._file.fileno()}"
+    assert os.stat(by_descriptor).st_nlink == 0
+    del cache
+    assert not os.path.exists(by_descriptor)
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_built(samples, tmp_path, memory, monkeypatch):
@@ -208,13 +219,15 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_built(samples, tmp_pa
 
 
 def test_a_full_disk_while_building_is_one_line_and_leaves_nothing(samples, tmp_path, monkeypatch):
-    class Full(cache_module._Decoded):
-        def __getitems__(self, indices):
-            if indices.start > 0 and indices.step == 1:
-                raise OSError(28, "No space left on device")
-            return super().__getitems__(indices)
+    decoded, picture = [], cache_module._picture
 
-    monkeypatch.setattr(cache_module, "_Decoded", Full)
+    def full(*args):
+        decoded.append(args)
+        if len(decoded) > 30:
+            raise OSError(28, "No space left on device")
+        return picture(*args)
+
+    monkeypatch.setattr(cache_module, "_picture", full)
     with pytest.raises(FlowersError, match="the disk is full"):
         open_cache(samples, "disk", 40, folder=tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*/*pixels*"))

@@ -18,11 +18,11 @@ MAY_IMPORT = {
     "training": BASE | {"data", "datasets", "models", "engines", "reports"},
     "prediction": BASE | {"data", "models", "engines", "reports"},
     "exports": BASE | {"data", "models", "engines"},
-    "demo": BASE | {"data", "models", "engines", "prediction"},
+    "demo": BASE | {"data", "models", "engines", "reports", "prediction"},
     "api": BASE | {"data", "models", "engines", "training", "prediction"},
 }
 HOMES = {
-    "PIL": {"data", "datasets"},
+    "PIL": {"data", "datasets", "reports"},
     "accelerate": {"distributed", "training", "prediction", "api"},
     "rich": {"console"},
     "matplotlib": {"reports"},

@@ -14,9 +14,8 @@ from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.data.augment import Augmentation
 from flowers.data.folders import load_image_folders
-from flowers.data.loaders import TrainLoader
+from flowers.data.loaders import Batch, TrainLoader
 from flowers.data.order import Order
-from flowers.data.views import Batch
 from flowers.errors import UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle

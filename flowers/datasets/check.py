@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 import io
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from flowers.data.classes import ClassIndex
 from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, find_splits, load_image_folders
 from flowers.data.images import read_bytes, read_image
 from flowers.data.paths import readable
+from flowers.data.threads import in_order
 from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.machine import cpus_per_process
@@ -162,9 +162,8 @@ def _check(
     for image in found:
         counts[image.split][image.folder] += 1
     images: list[CheckedImage] = []
-    workers = workers or cpus_per_process()
-    with ThreadPoolExecutor(workers) as pool, console.progress("checking", len(found)) as meter:
-        for image in _map(pool, lambda image: _look(root, image), found, ahead=4 * workers):
+    with console.progress("checking", len(found)) as meter:
+        for image in in_order(lambda image: _look(root, image), found, workers or cpus_per_process()):
             images.append(image)
             meter.advance(1)
     good = [image for image in images if image.reason is None]
@@ -249,22 +248,6 @@ def _near_duplicates(images: list[CheckedImage], near: int) -> list[list[Checked
     pairs = near_pairs([files[0].likeness for files in contents], near)
     joined = [[image for index in group for image in contents[index]] for group in groups(len(contents), pairs)]
     return [sorted(group, key=_path_bytes) for group in joined]
-
-
-def _map(
-    pool: ThreadPoolExecutor,
-    function: Callable[[CheckedImage], CheckedImage],
-    items: Iterable[CheckedImage],
-    ahead: int,
-) -> Iterator[CheckedImage]:
-    """``pool.map``, in order, but with only ``ahead`` items under way."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _path_bytes(image: CheckedImage) -> bytes:

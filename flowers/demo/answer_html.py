@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from flowers.data.thumbnails import encode_jpeg
 from flowers.demo.answer import Answer, Guess
+from flowers.reports.photos import encode_jpeg
 
 _FOR, _AGAINST = (230, 159, 0), (0, 114, 178)
 """Orange and blue of Okabe and Ito, "Color Universal Design" (2008): told apart by everyone."""

@@ -13,10 +13,10 @@ from flowers import console
 from flowers.config.demo import DemoConfig
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
-from flowers.data.thumbnails import thumbnail
 from flowers.demo.answer import Oracle
 from flowers.demo.page import CSS, build_page
 from flowers.errors import DataError, FlowersError, ImageError, UsageError
+from flowers.reports.photos import thumbnail
 
 FIRST_PORT, PORTS = 7860, 100
 _EXAMPLES = 8

@@ -1,8 +1,8 @@
 """Photos that an export is compared and calibrated on."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flowers.data.folders import ClassIndex, load_split
 from flowers.data.images import read_image
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
+from flowers.data.threads import in_order
 from flowers.errors import DataError, FlowersError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
@@ -50,12 +51,12 @@ class Photos:
             except ImageError:
                 return None
 
-        with ThreadPoolExecutor(cpus_per_process()) as threads:
-            for start in range(0, len(self.paths), batch_size):
-                found = list(threads.map(view, self.paths[start : start + batch_size]))
-                kept = [index for index, image in enumerate(found) if image is not None]
-                if kept:
-                    yield np.stack([found[index] for index in kept]), self.targets[[start + index for index in kept]]
+        found = in_order(view, self.paths, cpus_per_process())
+        for start in range(0, len(self.paths), batch_size):
+            batch = {start + place: image for place, image in enumerate(itertools.islice(found, batch_size))}
+            kept = [index for index, image in batch.items() if image is not None]
+            if kept:
+                yield np.stack([batch[index] for index in kept]), self.targets[kept]
 
 
 def photos_in(folder: Path, classes: ClassIndex, flag: str) -> Photos:

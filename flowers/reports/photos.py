@@ -1,15 +1,19 @@
 """Photos for a page: small, each at most once, and a word instead of one that cannot be read."""
 
 import dataclasses
+import io
+import os
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
 from flowers.data.images import read_image
 from flowers.data.order import sample_rng
-from flowers.data.thumbnails import encode_jpeg, thumbnail
+from flowers.data.threads import in_order
 from flowers.errors import ImageError
 from flowers.machine import cpus_per_process
 from flowers.reports.page import jpeg_uri
@@ -35,8 +39,8 @@ def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, st
     Args:
         sources: by any key, a path or the bytes of an image file.
     """
-    with ThreadPoolExecutor(cpus_per_process()) as pool:
-        return dict(zip(sources, pool.map(lambda source: _photo(source, side), sources.values()), strict=True))
+    shown = in_order(lambda source: _photo(source, side), sources.values(), cpus_per_process())
+    return dict(zip(sources, shown, strict=True))
 
 
 def training_views(
@@ -58,6 +62,34 @@ def training_views(
         views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in epochs[:VIEWS]]
         rows.append(ViewRow(samples.paths[index], _photo(path, SIDE), [jpeg_uri(encode_jpeg(view)) for view in views]))
     return rows
+
+
+def thumbnail(source: str | os.PathLike | bytes, side: int = 160, quality: int = 75) -> bytes:
+    """The middle square of a picture, as a JPEG.
+
+    Args:
+        source: a path, or the bytes of an image file.
+        side: pixels.
+
+    Raises:
+        ImageError: there is no picture; the short reason.
+    """
+    picture = Image.fromarray(read_image(source, min_short_side=side))
+    short = min(picture.size)
+    left, top = ((length - short) / 2 for length in picture.size)
+    box = (left, top, left + short, top + short)
+    return encode_jpeg(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box)), quality)
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 75) -> bytes:
+    """A picture as a JPEG.
+
+    Args:
+        image: uint8 [H, W, 3].
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def _photo(source: str | bytes, side: int) -> str | None:

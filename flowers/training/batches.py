@@ -17,10 +17,9 @@ from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.image_cache import ImageCache
 from flowers.data.loader_processes import default_workers
-from flowers.data.loaders import EvalLoader, TrainLoader, ViewLoader
+from flowers.data.loaders import Batch, EvalLoader, TrainLoader, ViewLoader
 from flowers.data.order import Order, class_balance
 from flowers.data.scan import file_stamps
-from flowers.data.views import Batch
 from flowers.engines.engine import build_engine
 from flowers.models.heads import Classifier
 from flowers.models.weights import add_tensors

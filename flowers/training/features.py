@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from flowers.data.loaders import Batch
 from flowers.data.order import Order, eval_batches
-from flowers.data.views import Batch
 
 
 class FeatureBatches:

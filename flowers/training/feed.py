@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from flowers.data.views import Batch
+from flowers.data.loaders import Batch
 
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flowers import console
-from flowers.data.views import Batch
+from flowers.data.loaders import Batch
 from flowers.distributed import rows_of_ranks
 from flowers.errors import StoppedError, TrainingError, UsageError
 from flowers.reports.metrics import LogitTable, Metrics, Tally

@@ -55,7 +55,7 @@ def build_cache(config: TrainConfig, data: ImageFolders, short_side: int) -> Ima
         config.cache,
         short_side,
         folder=config.output_dir / "cache",
-        workers=default_workers(config.workers),
+        threads=default_workers(config.workers),
     )
 
 

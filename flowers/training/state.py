@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from flowers.data.loaders import Batch
 from flowers.data.order import Order
-from flowers.data.views import Batch
 from flowers.reports.metrics import Metrics
 from flowers.stopping import StopRequest
 from flowers.training.checkpoint import Progress

@@ -110,7 +110,7 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
     from flowers import cli, distributed
     from flowers.config.train import TrainConfig
     from flowers.data.folders import load_image_folders
-    from flowers.data.views import Batch
+    from flowers.data.loaders import Batch
     from flowers.stopping import StopRequest
     from flowers.training.flags import check_flags
     from flowers.training.job import Job
