@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import Samples
@@ -215,7 +216,13 @@ def started(samples: Samples) -> tuple:
     return loader, batches, processes_of(loader)
 
 
-def test_a_killed_worker_is_explained(samples):
+@pytest.fixture
+def seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks for dead loader processes after a tenth of a second without a batch, not after five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+def test_a_killed_worker_is_explained(samples, seen_soon):
     _, batches, children = started(samples)
     for child in children:
         os.kill(child.pid, signal.SIGKILL)
@@ -237,7 +244,7 @@ class AsksForTheEnd(Dataset):
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_killed_at_any_moment_is_explained():
+def test_a_worker_killed_at_any_moment_is_explained(seen_soon):
     """torch's own event has a lock, which a worker killed at the wrong moment keeps: next() never returned."""
     for _ in range(3):
         loader = make_loader(AsksForTheEnd(), [[0], [1], [2]], 2, batch_bytes=1)
@@ -250,7 +257,7 @@ def test_a_worker_killed_at_any_moment_is_explained():
             next(batches)
 
 
-def test_full_shared_memory_is_explained(samples):
+def test_full_shared_memory_is_explained(samples, seen_soon):
     _, batches, children = started(samples)
     for child in children:
         os.kill(child.pid, signal.SIGBUS)
@@ -276,7 +283,7 @@ def test_signals_to_the_whole_job_leave_workers_working(samples):
     del loader, batches
 
 
-def test_main_process_is_not_interrupted_by_a_dying_worker(samples):
+def test_main_process_is_not_interrupted_by_a_dying_worker(samples, seen_soon):
     """torch would raise in the middle of whatever the main process does; only next() may."""
     _, batches, children = started(samples)
     os.kill(children[0].pid, signal.SIGKILL)

@@ -21,16 +21,23 @@ HEADERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished(cluster: Cluster) -> str:
+    """The number of a job that has ended well."""
+    output = f"--output={cluster.folder}/%j.out"
+    job = cluster.job(cluster.run("sbatch", "--parsable", output, "--wrap", "true").stdout)
+    job.wait()
+    return job.number
+
+
 @pytest.fixture
-def login(cluster: Cluster, checkout: Path, reference: Path):
-    """Runs lines of shell in a folder like a user's checkout, with a trained model and a finished job in it."""
+def login(cluster: Cluster, checkout: Path, reference: Path, finished: str):
+    """Runs lines of shell in a folder like a user's checkout, with a trained model in it."""
     shutil.copytree(reference, checkout / "runs" / "g")
-    done = cluster.job(cluster.run("sbatch", "--parsable", f"--output={checkout}/done.out", "--wrap", "true").stdout)
-    done.wait()
 
     def login(lines: str) -> subprocess.CompletedProcess:
         environment = cluster.environment | {"PATH": f"{sys.prefix}/bin:{cluster.environment['PATH']}"}
-        lines = lines.replace("ARRAY_JOB", done.number)
+        lines = lines.replace("ARRAY_JOB", finished)
         return subprocess.run(
             ["bash", "-euc", lines], cwd=checkout, env=environment, capture_output=True, text=True, timeout=150
         )
