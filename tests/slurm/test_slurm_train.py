@@ -69,13 +69,14 @@ def stories(
 ) -> Iterator[dict[str, Story]]:
     """What mostly waits for Slurm's clocks happens beside the other tests, from the start on."""
     wanted = {item.name for item in request.session.items}
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        started = {}
-        for play in (warned_before_the_time_limit, node_without_power):
-            if f"test_{play.__name__}" in wanted:
-                run_dir = tmp_path_factory.mktemp("story") / "run"
-                started[play.__name__] = pool.submit(play, cluster, train_flags, run_dir), run_dir
-        yield started
+    pool = concurrent.futures.ThreadPoolExecutor(2)
+    started = {}
+    for play in (warned_before_the_time_limit, node_without_power):
+        if f"test_{play.__name__}" in wanted:
+            run_dir = tmp_path_factory.mktemp("story") / "run"
+            started[play.__name__] = pool.submit(play, cluster, train_flags, run_dir), run_dir
+    yield started
+    pool.shutdown(wait=False)  # after pytest -x nobody waits for them; they fail once the cluster is gone
 
 
 def rest(cluster: Cluster) -> str:
