@@ -4,83 +4,113 @@ import atexit
 import contextlib
 import dataclasses
 import difflib
-import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import tyro
 import yaml
 
-from flowers import console
-from flowers.errors import EXIT_FAILED, EXIT_USAGE, FlowersError, PeerError, StoppedError, UsageError
+from flowers import console, flags, help_page, usage
+from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError
 
 Config = TypeVar("Config")
 
-LOG_HELP = """\
-Every job also takes --log MODE: auto (rich on a terminal, else plain), rich, plain (lines without control characters),
-json (one JSON object a line on stdout), quiet (warnings and errors only)."""
 
-
-def run(main: Callable[[Config], int | None], config_type: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
+def run(
+    main: Callable[[Config], int | None],
+    config_type: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    interactive: bool = False,
+) -> NoReturn:
     """Parse the flags, run the job, exit: 0 done, 1 failed, 2 wrong flags, 3 strict, 75 stopped and saved.
 
-    ``--log MODE``, anywhere among the flags, is the screen's and no part of a job's config; see ``flowers.console``.
-    A ``FlowersError`` ends as one line on stderr; anything else is our bug and keeps its traceback.
+    ``--log MODE`` and ``--verbose``, anywhere among the flags, are the screen's and no part of a job's config; see
+    ``flowers.console``. A ``FlowersError`` ends as one line on stderr; anything else is our bug, with its traceback.
+
+    Args:
+        main: the job.
+        config_type: its flags; for a union of classes the first word on the command line chooses one.
+        argv: words in the place of ``sys.argv[1:]``.
+        interactive: somebody reads the output or uses the job now, so it ends with its terminal and with the reader of
+            its output. Any other job runs on when the terminal is closed and when nobody reads its output.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    console.open_streams(essential=interactive)
+    with contextlib.nullcontext() if interactive else _hangup_ignored():
+        code = _outcome(main, config_type, argv)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        leave(code)
+    raise SystemExit(code)
+
+
+def _outcome(main: Callable[[Config], int | None], config_type: type[Config], argv: list[str]) -> int:
+    """The exit code of a job, after its one line on stderr where there is one."""
     try:
-        argv = choose_log(argv)
-        code = main(parse(config_type, argv))
+        code = main(parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")) or 0
+        sys.stdout.flush()
+        return code
     except PeerError as error:
-        code = error.exit_code
+        return error.exit_code
     except StoppedError as stopped:
         console.warn(str(stopped))
-        code = stopped.exit_code
+        return stopped.exit_code
     except FlowersError as error:
         console.error(str(error))
-        code = error.exit_code
+        return error.exit_code
     except RuntimeError as error:
         reason = _explain(error)
         if reason is None:
             raise
         console.error(reason)
-        code = EXIT_FAILED
+        return EXIT_FAILED
     except KeyboardInterrupt:
         console.error("interrupted")
-        code = 130
-    except BrokenPipeError:  # the reader of our output went away, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_FAILED
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        leave(code or 0)
-    raise SystemExit(code or 0)
+        return 130
+    except BrokenPipeError:  # the reader of an interactive job's output has seen enough, as with `| head`
+        return 0
+
+
+@contextlib.contextmanager
+def _hangup_ignored() -> Iterator[None]:
+    """Run on when the terminal is closed, as under nohup."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if earlier is None else earlier)
 
 
 def choose_log(argv: Sequence[str]) -> list[str]:
-    """Show things as the last ``--log`` says.
+    """Show things as ``--log`` and ``--verbose`` say; they may stand anywhere on the command line.
 
     Returns:
         the other words.
 
     Raises:
-        UsageError: no such mode.
+        UsageError: no such mode, or two of them.
     """
     rest: list[str] = []
-    mode, words = "auto", iter(argv)
+    modes, words = [], iter(argv)
     for word in words:
         if word == "--log":
-            mode = next(words, "nothing")
+            modes.append(next(words, "nothing"))
         elif word.startswith("--log="):
-            mode = word.removeprefix("--log=")
-        else:
+            modes.append(word.removeprefix("--log="))
+        elif word != "--verbose":
             rest.append(word)
-    console.show_as(mode if mode in console.LOG_MODES else "auto")
-    if mode not in console.LOG_MODES:
-        raise UsageError(f"--log: got {mode}, expected {', '.join(console.LOG_MODES)}")
+    known = [mode for mode in modes if mode in console.LOG_MODES]
+    console.show_as(known[0] if known else "auto", verbose="--verbose" in argv)
+    if modes != known:
+        raise UsageError(f"--log: got {modes[0]}, expected {', '.join(console.LOG_MODES)}")
+    if len(modes) > 1:
+        raise UsageError("--log is given twice; give it once")
     return rest
 
 
@@ -114,77 +144,105 @@ def is_lost_peer(error: RuntimeError) -> bool:
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
 
 
-def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(config_type: type[Config], argv: Sequence[str] | None = None, job: str = "") -> Config:
     """Build a job's config from flags, over the YAML file that ``--config`` names, over a recipe, over the defaults.
 
-    A config class with a ``preset`` takes ``--recipe NAME``, from the flags or the file, for a set of defaults.
+    A config class with a ``preset`` takes ``--recipe NAME``, from the flags or the file, for a set of defaults. For a
+    union of classes the first word chooses one, by its ``COMMAND``.
+
+    Args:
+        config_type: the config class.
+        argv: words in the place of ``sys.argv[1:]``.
+        job: the head of the job's file, whose lines with "jobs/" are the examples of ``--help``.
 
     Raises:
         UsageError: one line, for a wrong flag, value, or config file.
         SystemExit: after ``--help``.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config_file = _value_of(argv, "--config")
-    if config_file is not None and dataclasses.is_dataclass(config_type):
-        argv = [*flags_from_yaml(config_type, Path(config_file)), *argv]
-    recipe = _value_of(argv, "--recipe")
-    if recipe not in (None, "None") and hasattr(config_type, "preset"):
-        argv = [*_as_flags(config_type.preset(recipe)), *argv]
-    shown = io.StringIO()
+    if {"-h", "--help"} & set(argv):
+        _show_help(job, config_type, argv)
+        sys.stdout.flush()
+        raise SystemExit(0)
+    program = _program()
+    if isinstance(config_type, types.UnionType):
+        commands = _commands(config_type)
+        if not argv or argv[0] not in commands:
+            got = repr(argv[0]) if argv else "no command"
+            raise UsageError(f"got {got}, expected {usage.either(list(commands))}; see {program} --help")
+        program, config_type, argv = f"{program} {argv[0]}", commands[argv[0]], argv[1:]
+    known = {option.name: option for option in flags.options(config_type)}
+    with _naming_help(program):
+        words = flags.given(list(known.values()), argv)
+        values = {name: known[name].read(value, known[name].spelled) for name, value in words.items()}
+    if values.get("config") is not None:
+        values = _of_file(known, values["config"]) | values
+    if values.get("recipe") is not None and hasattr(config_type, "preset"):
+        preset = config_type.preset(values["recipe"])
+        values = {name: known[name].read(value, known[name].spelled) for name, value in preset.items()} | values
+    missing = [option for option in known.values() if option.required and option.name not in values]
+    if missing:
+        raise UsageError(f"{usage.missing(missing)}; see {program} --help")
     try:
-        with contextlib.redirect_stderr(shown):
-            return tyro.cli(config_type, args=argv)
-    except SystemExit as exit_:
-        if exit_.code != EXIT_USAGE:
-            print(LOG_HELP)  # after --help
-            raise
-    except FlowersError:
-        raise
+        return config_type(**values)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    raise UsageError(_one_line(shown.getvalue()))
 
 
-def flags_from_yaml(config_type: type, path: Path) -> list[str]:
-    """Write a YAML mapping of field names to values as the flags that mean the same.
+@contextlib.contextmanager
+def _naming_help(program: str) -> Iterator[None]:
+    """End the message about a wrong word with where the right ones are listed."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{error}{'' if str(error).endswith('?') else ';'} see {program} --help") from None
+
+
+def _of_file(known: dict[str, flags.Option], path: Path) -> dict[str, object]:
+    """The values of a YAML mapping of field names.
 
     Raises:
         UsageError: the file cannot be read, is no mapping, or names an unknown field.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {path}: {reason}; expected a readable YAML file of flag names and values") from None
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: got a {type(values).__name__}, expected a mapping such as `epochs: 20`")
-    known = {field.name for field in dataclasses.fields(config_type)} - {"config"}
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
     values.pop("config", None)
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"--config {path}: unknown setting {name!r}{hint}")
-    switches = {field.name for field in dataclasses.fields(config_type) if field.type in (bool, "bool")}
-    # YAML takes a bare `no` for false; --mixed-precision has a value of that name.
-    return _as_flags(
-        {name: "no" if value is False and name not in switches else value for name, value in values.items()}
-    )
+    return {name: known[name].read(value, f"--config {path}: {known[name].spelled}") for name, value in values.items()}
 
 
-def _as_flags(values: dict[str, object]) -> list[str]:
-    """Field names and plain values, as on a command line."""
-    flags: list[str] = []
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            flags += [flag, *map(str, value)]
-        else:
-            flags.append(f"{flag}={value}")
-    return flags
+def _show_help(job: str, config_type: type, argv: Sequence[str]) -> None:
+    """Print the page of ``--help``."""
+    program = _program()
+    start = f"python jobs/{program}" if program.endswith(".py") else program
+    examples = [re.sub(r"python jobs/\w+\.py", start, line) for line in job.splitlines() if "jobs/" in line]
+    if isinstance(config_type, types.UnionType):
+        commands = _commands(config_type)
+        command = next((word for word in argv if word in commands), None)
+        if command is None:
+            return console.page(help_page.commands_page(commands, start, examples, console.width()))
+        config_type, start = commands[command], f"{start} {command}"
+        examples = [line for line in examples if start in line]
+    return console.page(help_page.job_page(config_type, start, examples, console.width()))
+
+
+def _commands(config_type: types.UnionType) -> dict[str, type]:
+    return {kind.COMMAND: kind for kind in typing.get_args(config_type)}
+
+
+def _program() -> str:
+    """The job's file, "train.py", or its console command, "flowers-train"."""
+    return Path(sys.argv[0]).name
 
 
 def to_plain(config: object) -> dict:
@@ -197,28 +255,3 @@ def to_plain(config: object) -> dict:
 
     fields = dataclasses.fields(config)
     return {field.name: convert(getattr(config, field.name)) for field in fields if field.name != "config"}
-
-
-def _value_of(argv: Sequence[str], flag: str) -> str | None:
-    """The last value given to ``flag``, as `flag value` or `flag=value`."""
-    found = None
-    for index, word in enumerate(argv):
-        if word == flag and index + 1 < len(argv):
-            found = argv[index + 1]
-        elif word.startswith(flag + "="):
-            found = word[len(flag) + 1 :]
-    return found
-
-
-def _one_line(box: str) -> str:
-    """Fold tyro's drawn error box into one line: the problem, then the nearest flag, then where help is."""
-    sections: list[str] = [""]
-    for line in box.splitlines():
-        text = re.sub(r"[╭╮╰╯│]", " ", line).strip()
-        if re.fullmatch(r"─+", text):
-            sections.append("")
-        elif "─" not in text:
-            sections[-1] = f"{sections[-1]} {text}".strip()
-    sections = [re.sub(r"\s+", " ", section) for section in sections if section]
-    sections = [section for section in sections if not section.startswith(("Argument helptext", "For full helptext"))]
-    return "; ".join([*sections, f"see {Path(sys.argv[0]).name} --help"])

@@ -8,8 +8,10 @@ Every job takes ``--log MODE``:
 - ``quiet``: warnings and errors only.
 - ``auto``, the default: rich on a terminal, plain anywhere else (a Slurm log, a pipe).
 
-Results and progress go to stdout, warnings and errors to stderr (but for ``json``). Every JSON object has ``time``
-(ISO 8601, UTC) and ``event``, which settles the other fields::
+Results and progress go to stdout, warnings and errors to stderr (but for ``json``). ``--verbose`` adds details. The
+screen is not the job: what is written to a stream that is closed or full is lost, and the job runs on.
+
+Every JSON object has ``time`` (ISO 8601, UTC) and ``event``, which settles the other fields::
 
     message   text
     warning   text
@@ -25,12 +27,14 @@ Among the figures ``wait`` is the share of the time that a job waited for data. 
 import contextlib
 import datetime
 import hashlib
+import io
 import json
 import math
 import os
 import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,14 +44,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from flowers.errors import OutputError
+
 LOG_MODES = ("auto", "rich", "plain", "json", "quiet")
 LINE_INTERVAL_S = 30.0
 _LOG_FILE_WIDTH = 160
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, bidirectional and other formats, lone surrogates, line ends
 _FORMATS = {"wait": "{:.0%}", "lr": "{:.2g}"}
 _FIRST = ("loss", "top1", "wait")  # a narrow terminal cuts off what comes last
 
 _mode = "auto"
+_verbose = False
 _log_path: Path | None = None
 
 
@@ -66,10 +73,67 @@ def _console(stderr: bool) -> Console:
 _out, _err = _console(stderr=False), _console(stderr=True)
 
 
-def show_as(mode: str) -> None:
-    """Choose one of ``LOG_MODES`` for all that is said from now on."""
-    global _mode, _out, _err
-    _mode = mode
+class _Screen(io.FileIO):
+    """A standard stream whose failures do not reach the job.
+
+    Args:
+        descriptor: 1 or 2.
+        essential: what is written is what the job is for: then failures do reach it.
+    """
+
+    def __init__(self, descriptor: int, essential: bool):
+        super().__init__(descriptor, "w", closefd=False)
+        self._essential = essential
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self._essential:
+                _open_nowhere(self.fileno())  # what is still in buffers would fail again, at the very end
+                if isinstance(error, BrokenPipeError):
+                    raise
+                raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+            return len(data)
+
+
+def open_streams(essential: bool = False) -> None:
+    """Make stdout and stderr safe to write to for the whole job, by all libraries too, where they are those of Python.
+
+    Args:
+        essential: stdout is what the job is for, so an error in writing it is one of the job; see ``_Screen``.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: else the next file that is opened would be taken for it
+            _open_nowhere(descriptor)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):  # somebody captures it
+            continue
+        screen = _Screen(descriptor, essential and name == "stdout")
+        safe = io.TextIOWrapper(
+            io.BufferedWriter(screen),
+            encoding=stream.encoding if stream else "utf-8",
+            errors="backslashreplace",
+            line_buffering=name == "stderr" or screen.isatty(),
+        )
+        setattr(sys, name, safe)
+    show_as(_mode, verbose=_verbose)
+
+
+def _open_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def show_as(mode: str, verbose: bool = False) -> None:
+    """Choose one of ``LOG_MODES``, with or without details, for all that is said from now on."""
+    global _mode, _verbose, _out, _err
+    _mode, _verbose = mode, verbose
     _out, _err = _console(stderr=False), _console(stderr=True)
 
 
@@ -94,6 +158,14 @@ def say(text: str = "") -> None:
     elif _mode != "quiet":
         _out.print(text)
     _log(bare)
+
+
+def verbose(text: str) -> None:
+    """A detail that few want to see: shown with ``--verbose`` and as JSON, and always in the log file."""
+    if _verbose or _mode == "json":
+        say(text)
+    elif is_main_process():
+        _log(Text.from_markup(text).plain)
 
 
 def warn(text: str) -> None:
@@ -137,7 +209,31 @@ def _is_first_to_say(text: str) -> bool:
 
 def plain(text: object) -> str:
     """Foreign text (a file name, a class name), made safe to stand inside ``say``: no markup, no control character."""
-    return escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL))
+    return escape(_visible(str(text)))
+
+
+def _visible(text: str) -> str:
+    """Characters that are not shown, or that change how others are, as \\x1b or \\u202e."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def page(sections: Iterable[tuple[str, str]]) -> None:
+    """What was asked for and nothing else, in any mode: sections of (heading, text), a blank line between them."""
+    for index, (heading, text) in enumerate(sections):
+        lines = [f"[bold]{escape(heading)}[/]"] if heading else []
+        _out.print("\n".join([*([""] if index else []), *lines, escape(text)]))
+
+
+def width() -> int:
+    """Columns to fill with text: those of the terminal, but no more than can be read well."""
+    return max(40, min(_out.width, 100))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -342,4 +438,4 @@ def _log(text: str) -> None:
         contextlib.suppress(OSError),
         open(_log_path, "a", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {_visible(text)}\n")

@@ -17,7 +17,7 @@ def main(config: DemoConfig) -> int:
 
 def cli() -> None:
     """The console command ``flowers-demo``."""
-    run(main, DemoConfig)
+    run(main, DemoConfig, interactive=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main(config: InfoConfig) -> int:
 
 def cli() -> None:
     """The console command ``flowers-info``."""
-    run(main, InfoConfig)
+    run(main, InfoConfig, interactive=True)
 
 
 if __name__ == "__main__":

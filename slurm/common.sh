@@ -45,6 +45,20 @@ read_own_options() {
   flags=("$@")
 }
 
+# Give the job a flag in the place of the user's own: a flag given twice is refused. --data is short for --data-dir.
+set_flag() {
+  local word kept=() value_follows=''
+  for word in "${flags[@]}"; do
+    if [[ $value_follows ]]; then value_follows=''; continue; fi
+    case ${word//_/-} in
+      "$1" | "${1%-dir}") value_follows=1 ;;
+      "$1="* | "${1%-dir}="*) ;;
+      *) kept+=("$word") ;;
+    esac
+  done
+  flags=(${kept[@]+"${kept[@]}"} "$1" "$2")
+}
+
 # Nodes, processes a node, and where they meet. The port follows from the job's number, so that two jobs on a node
 # differ, and lies below the ports that the kernel gives to outgoing connections.
 count_processes() {
@@ -102,7 +116,7 @@ stage_data() {
   say "staging $data to $here"
   on_every_node bash "$root/slurm/stage.sh" "$action" "$data" "$staged" || fail "$data could not be staged, see above"
   trap unstage EXIT
-  flags+=("$data_flag" "$here")
+  set_flag "$data_flag" "$here"
 }
 unstage() { on_every_node bash "$root/slurm/stage.sh" remove "$staged" || true; }
 

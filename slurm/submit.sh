@@ -132,9 +132,9 @@ fi
 find_shared_flags
 merge=(${shared_flags[@]+"${shared_flags[@]}"} "$root/slurm/merge.sbatch" ${flags[@]+"${flags[@]}"})
 ask_slurm "${merge[@]}"  # before the array is in the queue
-for flag in ${flags[@]+"${flags[@]}"}; do
+for index in ${job_flags[@]+"${!job_flags[@]}"}; do
   # A failed photo must fail the last job, not its task: then there would be no last job, and no file.
-  if [[ $flag == --strict ]]; then job_flags+=(--no-strict); fi
+  if [[ ${job_flags[index]} == --strict ]]; then job_flags[index]=--no-strict; fi
 done
 log_name=predict-%A_%a.log
 array=$(submit predict "${chain[@]}" ${sbatch_flags[@]+"${sbatch_flags[@]}"} "$script" ${job_flags[@]+"${job_flags[@]}"})

@@ -91,6 +91,11 @@ def kill_leftovers() -> None:
     _living.clear()
 
 
+def without(flags: Sequence[object], *names: object) -> list[object]:
+    """Flags but for these, each of which has one value."""
+    return [word for at, word in enumerate(flags) if word not in names and (at == 0 or flags[at - 1] not in names)]
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:

@@ -74,7 +74,7 @@ def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
         (["--folder", "x", "--epoch", "3"], ["--epoch", "--epochs"]),
         (["--folder", "x", "--epochs", "many"], ["--epochs", "many"]),
         (["--folder", "x", "--precision", "fp8"], ["--precision", "fp8", "bf16"]),
-        ([], ["--folder", "required"]),
+        ([], ["--folder", "missing", "a path"]),
         (["--folder", "x", "--config", "missing.yaml"], ["missing.yaml", "No such file"]),
     ],
 )

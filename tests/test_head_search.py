@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jobs_in_processes import Job
+from jobs_in_processes import Job, without
 
 from flowers import stopping
 from flowers.cli import parse
@@ -81,7 +81,14 @@ def test_a_try_is_stopped_within_some_steps(sample_set: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(head_search, "train_step", step_and_stop)
     monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
-    flags = ["--data-dir", str(sample_set), "--output-dir", str(tmp_path / "run"), "--tune-head", *FLAGS]
+    flags = [
+        "--data-dir",
+        str(sample_set),
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--tune-head",
+        *without(FLAGS, "--epochs"),
+    ]
     with pytest.raises(StoppedError, match="stopped while tuning the head"):
         train(parse(TrainConfig, [*flags, "--epochs", "50"]))
     assert len(steps) == loop.AGREE_EVERY

@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "files", "console", "machine", "distributed", "stopping", "locks", "cli", "config", "launch"}
+BASE = {
+    "errors", "files", "console", "machine", "distributed", "stopping", "locks", "launch",
+    "cli", "flags", "usage", "help_page", "config",
+}  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     "data": BASE,
@@ -26,7 +29,6 @@ HOMES = {
     "accelerate": {"distributed", "training", "prediction", "api"},
     "rich": {"console"},
     "matplotlib": {"reports"},
-    "tyro": {"cli", "config"},
     "timm": {"models"},
     "openvino": {"engines", "exports"},
     "onnx": {"exports"},

@@ -29,7 +29,7 @@ def test_a_subcommand_chooses_its_config():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "sample, oxford102, check"),
+        ([], "sample, oxford102 or check"),
         (["draw"], "draw"),
         (["sample", "--seeds", "1"], "--seed"),
         (["sample", "--train", "many"], "--train"),

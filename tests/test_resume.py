@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs_in_processes import Job, die
+from jobs_in_processes import Job, die, without
 from safetensors.torch import load_file
 
 from flowers.training.history import History, read_history
@@ -284,7 +284,7 @@ def test_stopped_and_resumed_on_another_number_of_processes(
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_saves_and_exits_75(sample_set: Path, tmp_path: Path, name: str) -> None:
     processes = 2 if name == "SIGTERM" else 1
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "-j", 1, "--save-every", "60m"]
+    flags = [*without(COMMON, "-j"), "--data-dir", sample_set, "--epochs", 500, "-b", 8, "-j", 1, "--save-every", "60m"]
     job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=processes)
     wait_for(tmp_path / "run" / "history.jsonl", job)
     job.signal(getattr(signal, name))
@@ -294,7 +294,8 @@ def test_a_signal_saves_and_exits_75(sample_set: Path, tmp_path: Path, name: str
 
 
 def test_sigterm_to_the_launcher_of_two_processes(sample_set: Path, tmp_path: Path) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 4, "--eval-every", 1, "--save-every", "60m"]
+    flags = [*without(COMMON, "--eval-every"), "--eval-every", 1, "--data-dir", sample_set, "--epochs", 500, "-b", 4]
+    flags += ["--save-every", "60m"]
     command = [sys.executable, "-m", "flowers.launch", "--num-processes", 2, ROOT / "jobs" / "train.py", *flags]
     run = tmp_path / "run"
     history = History(run / "history.jsonl")
@@ -424,8 +425,8 @@ def spoil_an_update(step: int) -> None:
 def test_weights_that_are_not_finite_are_never_saved(
     sample_set: Path, tmp_path: Path, save_every: int, good: str
 ) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--log-interval", 100, "--eval-every", 6]
-    flags += ["--save-every", save_every, "--output-dir", "run"]
+    flags = [*without(COMMON, "--log-interval", "--eval-every"), "--data-dir", sample_set, "--epochs", 50, "-b", 8]
+    flags += ["--log-interval", 100, "--eval-every", 6, "--save-every", save_every, "--output-dir", "run"]
     job = Job("train", flags, folder=tmp_path, before=spoil_an_update, arguments=(6,))
     assert job.wait() == [1], job.output
     (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
@@ -451,8 +452,8 @@ def spoil_a_loss(rank: str, number: int) -> None:
 
 
 def test_of_two_processes_the_one_whose_loss_broke_first_says_so(sample_set: Path, tmp_path: Path) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 4, "--log-interval", 4, "--eval-every", 100]
-    flags += ["--save-every", 100, "--output-dir", "run"]
+    flags = [*without(COMMON, "--log-interval", "--eval-every"), "--data-dir", sample_set, "--epochs", 50, "-b", 4]
+    flags += ["--log-interval", 4, "--eval-every", 100, "--save-every", 100, "--output-dir", "run"]
     job = Job("train", flags, folder=tmp_path, processes=2, before=spoil_a_loss, arguments=("1", 6))
     assert job.wait() == [1, 1], job.output
     (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
@@ -472,7 +473,7 @@ def test_two_jobs_on_one_run_folder(sample_set: Path, tmp_path: Path) -> None:
 
 
 def test_loader_processes_of_a_killed_job_do_not_hold_the_run_folder(sample_set: Path, tmp_path: Path) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run", "-j", 2]
+    flags = [*without(COMMON, "-j"), "--data-dir", sample_set, "--epochs", 500, "-b", 8, "--output-dir", "run", "-j", 2]
     first = Job("train", flags, folder=tmp_path)
     wait_for(tmp_path / "run" / "history.jsonl", first)
     first.kill()
@@ -494,7 +495,7 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_ends_in_one_line_with_the_old_checkpoint_whole(
     sample_set: Path, tmp_path: Path, small_disk: Path
 ) -> None:
-    flags = [*COMMON, "--data-dir", sample_set, "--epochs", 4, "-b", 8, "--save-every", 1]
+    flags = [*without(COMMON, "--eval-every"), "--data-dir", sample_set, "--epochs", 4, "-b", 8, "--save-every", 1]
     flags += ["--output-dir", small_disk / "run", "--eval-every", 1000]
     filler = small_disk / "filler"
     whole = Job("train", [*flags[:-4], "--output-dir", "whole", "--eval-every", 1000], folder=tmp_path)

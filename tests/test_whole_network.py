@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs_in_processes import Job
+from jobs_in_processes import Job, without
 from safetensors.torch import load_file
 
 from flowers.cli import parse
@@ -31,7 +31,9 @@ FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "
 
 
 def train(sample_set: Path, folder: Path, *flags: object) -> tuple[Path, str]:
-    job = Job("train", ("--data-dir", sample_set, "--output-dir", "run", *FLAGS, *flags), folder=folder)
+    job = Job(
+        "train", ("--data-dir", sample_set, "--output-dir", "run", *without(FLAGS, *flags), *flags), folder=folder
+    )
     assert job.wait() == [0], job.output
     return folder / "run", job.output
 
@@ -88,7 +90,7 @@ def test_views_grow_to_their_full_size() -> None:
     ],
 )
 def test_sizes_not_given_have_the_defaults_that_help_says(flags: tuple, sizes: tuple) -> None:
-    config = parse(TrainConfig, ["--data-dir", "x", *FLAGS, *flags])
+    config = parse(TrainConfig, ["--data-dir", "x", *without(FLAGS, *flags), *flags])
     config = with_train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
     assert (config.train_size, config.first_train_size) == sizes
 
@@ -122,7 +124,7 @@ def test_growing_views_train(sample_set: Path, tmp_path: Path, monkeypatch: pyte
 
 def weights_of(sample_set: Path, run_dir: Path, *flags: object) -> dict[str, torch.Tensor]:
     """What a short run in this process ends with."""
-    words = ("--data-dir", sample_set, "--output-dir", run_dir, *TINY, *flags)
+    words = ("--data-dir", sample_set, "--output-dir", run_dir, *without(TINY, *flags), *flags)
     assert main(parse(TrainConfig, [str(word) for word in words])) == 0
     return load_file(run_dir / "last" / "model.safetensors")
 
@@ -233,5 +235,5 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
 )
 def test_what_cannot_be_is_refused(flags: tuple, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_flags(parse(TrainConfig, ["--data-dir", "x", *FLAGS, *flags]))
+        check_flags(parse(TrainConfig, ["--data-dir", "x", *without(FLAGS, *flags), *flags]))
     assert message in str(caught.value)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from flowers.errors import UsageError
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class EvaluateConfig:
 
     checkpoint: Path | None = None
     """Model bundle, or a run folder (its best model)."""
-    data_dir: Annotated[Path | None, arg(aliases=["--data"])] = None
+    data_dir: Annotated[Path | None, Flag("--data")] = None
     """Image-folder root with the split below it, or a list of images."""
     predictions: Path | None = None
     """Instead of the two above: a file that jobs/predict.py wrote, or any such CSV."""
@@ -35,9 +34,9 @@ class EvaluateConfig:
     """Also write a page to look at, report-SPLIT.html, beside the metrics."""
     calibrate: bool = False
     """Fit a temperature on --split valid and store it in the model: its probs change, its answers do not."""
-    batch_size: Annotated[int, arg(aliases=["-b"])] = 32
+    batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and batch."""
-    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    workers: Annotated[int | None, Flag("-j")] = None
     """Loader processes per process; default: the CPUs it may use."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Default: what `accelerate launch` says, else no."""

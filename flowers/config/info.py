@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class InfoConfig:
     It is read as every job reads it, so what is told here also loads.
     """
 
-    path: Positional[Path]
+    path: Annotated[Path, Flag(positional=True, takes="a model folder or an exported file")]
     """Model bundle, checkpoint, run folder (its best model), or exported file (.onnx or .xml)."""
     json: bool = False
     """Print one JSON object instead, for other programs."""

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from flowers.config.paths import accept_strings
 from flowers.errors import UsageError
+from flowers.flags import Flag
 
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
@@ -61,9 +60,9 @@ class PredictConfig:
     """What runs the network (onnxruntime: an exported .onnx); auto takes the fastest that is there and says which."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network."""
-    batch_size: Annotated[int, arg(aliases=["-b"])] = 32
+    batch_size: Annotated[int, Flag("-b")] = 32
     """Images per batch."""
-    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    workers: Annotated[int | None, Flag("-j")] = None
     """Threads that read and decode, per process; default: the CPUs it may use."""
 
     def __post_init__(self) -> None:

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from tyro.conf import arg, subcommand
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Draw the small sample flower set that the quickstart trains on."""
+
+    COMMAND: ClassVar = "sample"
 
     output_dir: Path = Path("data/sample")
     """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or not there."""
@@ -34,6 +36,8 @@ class Oxford102Config:
     Nilsback and Zisserman 2008: 8,189 photos, 102 classes. Reading the label files needs SciPy.
     """
 
+    COMMAND: ClassVar = "oxford102"
+
     output_dir: Path = Path("data/flowers102")
     """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or not there."""
     source_dir: Path | None = None
@@ -51,7 +55,9 @@ class CheckConfig:
     Exit code 0: training would start. 1: it would not, or images cannot be read.
     """
 
-    data_dir: Annotated[Path, arg(aliases=["--data"])]
+    COMMAND: ClassVar = "check"
+
+    data_dir: Annotated[Path, Flag("--data")]
     """Folder with train/ and valid/ (or val/), perhaps test/, each with one folder a class."""
     output: Path | None = None
     """JSON file of all findings."""
@@ -61,12 +67,8 @@ class CheckConfig:
     """Report images whose short side is under this many pixels."""
     huge: int = 50_000_000
     """Report images of more pixels than this."""
-    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    workers: Annotated[int | None, Flag("-j")] = None
     """Threads that read images; default: the CPUs it may use."""
 
 
-PrepareConfig = (
-    Annotated[SampleConfig, subcommand("sample")]
-    | Annotated[Oxford102Config, subcommand("oxford102")]
-    | Annotated[CheckConfig, subcommand("check")]
-)
+PrepareConfig = SampleConfig | Oxford102Config | CheckConfig

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from flowers.config.paths import accept_strings
 from flowers.config.presets import RECIPES, recipe_defaults
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class TrainConfig:
     Runs on one process as it is, and on many under `accelerate launch`.
     """
 
-    data_dir: Annotated[Path, arg(aliases=["--data"])]
+    data_dir: Annotated[Path, Flag("--data")]
     """Folder with train/ and valid/ (or val/), perhaps test/, one folder a class in each; or a list (.csv, .txt)."""
     output_dir: Path | None = None
     """Run folder: config, history, checkpoints, best and last model; default: runs/DATA-MODEL."""
@@ -26,7 +25,7 @@ class TrainConfig:
     recipe: Literal[*RECIPES] | None = None
     """Named set of defaults for these flags; what is given beside it wins. original2018: the blog post's set-up."""
 
-    model: Annotated[str, arg(aliases=["--arch"])] = "efficientnet_lite0"
+    model: Annotated[str, Flag("--arch")] = "efficientnet_lite0"
     """efficientnet_lite0 (1, 2), any torchvision classifier, timm/NAME; NAME+2 adds the features of two more stages."""
     weights: str = "default"
     """default (ImageNet), none (random), a .safetensors or .pth file, a run or model of ours, or torchvision's name."""
@@ -39,7 +38,7 @@ class TrainConfig:
 
     epochs: int | None = None
     """Passes over the training images; default: 50 for a head on cached features, 10 on images, 20 for a network."""
-    batch_size: Annotated[int, arg(aliases=["-b"])] = 32
+    batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and micro-step; the global batch is printed."""
     grad_accum_steps: int = 1
     """Micro-steps whose gradients make one step."""
@@ -112,7 +111,7 @@ class TrainConfig:
     """What to do about images that cannot be read: list all and fail before the first step, or leave them out."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep decoded images, a little larger than the training size, shared by the processes of a machine."""
-    workers: Annotated[int | None, arg(aliases=["-j"])] = None
+    workers: Annotated[int | None, Flag("-j")] = None
     """Loader processes per process; default: the CPUs it may use, divided by the local processes."""
 
     eval_every: int | None = None

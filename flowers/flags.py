@@ -1,0 +1,243 @@
+"""The flags of a config class: one for each field, their values read from words or from YAML.
+
+A config is a frozen dataclass; a field's type says what its flag takes, ``Annotated[..., Flag("-b")]`` adds other names
+for it, and ``GROUPS``, a class variable of first field to title, cuts the flags into the groups of ``--help``.
+"""
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from flowers import usage
+from flowers.errors import UsageError
+
+_WORDS = {int: "a whole number", float: "a number", Path: "a path", str: "a word"}
+_PLACEHOLDERS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
+
+
+class Flag:
+    """What a field's type does not say of its flag; stands in ``Annotated``.
+
+    Args:
+        names: other names, such as "-b".
+        takes: what one value is, in the words of a message ("folder or list"); by default from the type.
+        positional: the value stands alone, without the flag's name.
+    """
+
+    def __init__(self, *names: str, takes: str | None = None, positional: bool = False):
+        self.names, self.takes, self.positional = names, takes, positional
+
+
+class Option(NamedTuple):
+    """One flag.
+
+    Attributes:
+        name: the field.
+        kinds: types that a value may have, each ``int``, ``float``, ``str``, ``Path``, ``bool`` or a ``Literal``.
+        count: how many values: 1, another number, or None for any.
+        optional: None is a value.
+        default: of the field; ``dataclasses.MISSING`` where one has to be given.
+        flag: other names.
+    """
+
+    name: str
+    kinds: tuple
+    count: int | None
+    optional: bool
+    default: object
+    flag: Flag
+
+    @property
+    def spelled(self) -> str:
+        """The flag as it is typed; the placeholder of a positional one."""
+        return self.name.upper() if self.flag.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it takes no value: on as --x, off as --no-x."""
+        return self.kinds == (bool,)
+
+    @property
+    def names(self) -> list[str]:
+        """All spellings: short ones, the flag, other long ones; --no-x of a switch comes last."""
+        short = [name for name in self.flag.names if not name.startswith("--")]
+        long = [name for name in self.flag.names if name.startswith("--")]
+        off = [self.spelled.replace("--", "--no-", 1)] if self.is_switch else []
+        return [*short, self.spelled, *long, *off]
+
+    @property
+    def expected(self) -> str:
+        """What it takes, for a message."""
+        if self.count != 1:
+            number = "any number of" if self.count is None else str(self.count)
+            noun = {int: "whole numbers", float: "numbers"}.get(self.kinds[0], "values")
+            return f"{number} {noun}"
+        if self.flag.takes:
+            return self.flag.takes
+        words = [word for kind in self.kinds for word in (typing.get_args(kind) or (_WORDS[kind],))]
+        return usage.either(words)
+
+    @property
+    def placeholder(self) -> str:
+        """What it takes, for the help; empty for a switch."""
+        if self.is_switch:
+            return ""
+        one = "|".join("|".join(typing.get_args(kind)) or _PLACEHOLDERS[kind] for kind in self.kinds)
+        return f"[{one} ...]" if self.count is None else " ".join([one] * self.count)
+
+    def read(self, value: object, where: str) -> object:
+        """A field's value from the words of a command line, or from plain values of a YAML file.
+
+        Args:
+            value: a word, a list of words, or True or False of a switch; numbers, lists and None from a file.
+            where: where it stands, to begin a message with.
+
+        Raises:
+            UsageError: it is none.
+        """
+        if value is None and self.optional:
+            return None
+        if self.is_switch:
+            if not isinstance(value, bool):
+                raise UsageError(f"{where}: got {value!r}, expected true or false")
+            return value
+        if self.count == 1:
+            return self._read_one(value, where)
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if values == ["None"] and self.optional:
+            return None
+        if self.count not in (None, len(values)):
+            raise UsageError(f"{where}: got {' '.join(map(str, values)) or 'no value'}, expected {self.expected}")
+        return tuple(self._read_one(item, where) for item in values)
+
+    def _read_one(self, value: object, where: str) -> object:
+        word = str(value)
+        if word == "None" and self.optional:
+            return None
+        if value is not None and not isinstance(value, list | tuple | dict):
+            word = "no" if value is False else word  # YAML takes a bare `no` for false
+            choices = {choice for kind in self.kinds for choice in typing.get_args(kind)}
+            if word in choices:
+                return word
+            for kind in self.kinds:
+                if kind in _WORDS:
+                    try:
+                        return kind(word)
+                    except ValueError:
+                        continue
+        one = self._replace(count=1)
+        raise UsageError(f"{where}: got {value!r}, expected {one.expected}")
+
+
+def options(config_type: type) -> list[Option]:
+    """The flags of a config class, in the order of its fields."""
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    return [_option(field, hints[field.name]) for field in dataclasses.fields(config_type)]
+
+
+def _option(field: dataclasses.Field, hint: object) -> Option:
+    flag = Flag()
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, flag = typing.get_args(hint)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    optional = type(None) in kinds
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    count: int | None = 1
+    if typing.get_origin(kinds[0]) is tuple:
+        items = typing.get_args(kinds[0])
+        kinds, count = (items[0],), None if items[-1] is Ellipsis else len(items)
+    assert all(kind in (*_WORDS, bool) or typing.get_origin(kind) is Literal for kind in kinds), field
+    return Option(field.name, kinds, count, optional, field.default, flag)
+
+
+def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
+    """The words of a command line, by the field that they are for.
+
+    Returns:
+        a word, or a list of words where several may stand, or True or False; only of the flags that are there.
+
+    Raises:
+        UsageError: a flag that there is not, one given twice, one without its value, a word too many.
+    """
+    argv = _with_hyphens(argv)
+    names = {name: option for option in known for name in option.names if not option.flag.positional}
+    if wrong := _unknown(argv, names):
+        raise UsageError("; ".join(usage.unknown_flag(word, names) for word in wrong))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in known:
+        settings: dict = {"dest": option.name, "default": argparse.SUPPRESS, "action": _Once}
+        settings |= {"action": "extend"} if option.count is None else {}
+        if option.flag.positional:
+            parser.add_argument(option.name, nargs="?", default=argparse.SUPPRESS)
+        elif option.is_switch:
+            parser.add_argument(*option.names, nargs=0, **settings)
+        else:
+            parser.add_argument(*option.names, nargs=None if option.count == 1 else "*", **settings)
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(_wrong_count(names[error.argument_name.split("/")[0]], error.message)) from None
+    if rest:
+        raise UsageError(_too_many(argv, rest, names))
+    return vars(found)
+
+
+def _wrong_count(option: Option, message: str) -> str:
+    """The message for a flag that argparse refuses."""
+    if option.is_switch and message.startswith("ignored"):
+        return f"{option.spelled} takes no value; on is {option.spelled}, off is {option.names[-1]}"
+    if message.startswith("expected"):
+        hint = f"a value that starts with - is written {option.spelled}=-..."
+        return f"{option.spelled}: got no value, expected {option.expected}; {hint}"
+    return message
+
+
+class _Once(argparse.Action):
+    """Stores what a flag takes, and refuses the flag a second time: which of two values is meant is not known."""
+
+    def __call__(self, _parser, namespace, values, option_string=None):
+        if hasattr(namespace, self.dest):
+            option = "--" + self.dest.replace("_", "-")
+            raise argparse.ArgumentError(self, f"{option} is given twice; give it once")
+        setattr(namespace, self.dest, not option_string.startswith("--no-") if self.nargs == 0 else values)
+
+
+def _with_hyphens(argv: Sequence[str]) -> list[str]:
+    """--data_dir is --data-dir; values stay as they are."""
+
+    def spelled(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
+
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [*map(spelled, argv[:end]), *argv[end:]]
+
+
+def _unknown(argv: Sequence[str], names: dict[str, Option]) -> list[str]:
+    """Words that look like flags, -lr too, and are none."""
+    flags = [word.partition("=")[0] for word in argv if re.match(r"--[A-Za-z]|-[A-Za-z]{2}", word) and " " not in word]
+    return [flag for flag in dict.fromkeys(flags) if flag not in names]
+
+
+def _too_many(argv: Sequence[str], rest: Sequence[str], names: dict[str, Option]) -> str:
+    """The message about words that no flag takes."""
+    index = max(at for at in range(len(argv)) if list(argv[at : at + 1]) == list(rest[:1]))
+    before = [at for at in range(index) if argv[at].partition("=")[0] in names]
+    option = names[argv[before[-1]].partition("=")[0]] if before else None
+    if option is None or option.count != 1:
+        return f"got {rest[0]!r}, which belongs to no flag"
+    if option.is_switch:
+        return f"{option.spelled} takes no value, got {rest[0]!r}; on is {option.spelled}, off is {option.names[-1]}"
+    words = [word for word in argv[before[-1] + 1 : index + len(rest)] if not word.startswith("-")]
+    shown = ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
+    return f"{option.spelled}: got {len(words)} values ({shown}), expected one: {option.expected}"
