@@ -92,7 +92,8 @@ def kill_leftovers() -> None:
 
 
 def without(flags: Sequence[object], *names: object) -> list[object]:
-    """Flags but for these, each of which has one value."""
+    """Flags but for those among the words, each of which has one value."""
+    names = [name for name in names if str(name).startswith("-")]
     return [word for at, word in enumerate(flags) if word not in names and (at == 0 or flags[at - 1] not in names)]
 
 
