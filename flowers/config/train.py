@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flowers.config.paths import accept_strings
 from flowers.config.presets import RECIPES, recipe_defaults
@@ -16,127 +16,161 @@ class TrainConfig:
     Runs on one process as it is, and on many under `accelerate launch`.
     """
 
+    GROUPS: ClassVar = {
+        "data_dir": "data and run folder",
+        "model": "model",
+        "finetune": "what is trained",
+        "epochs": "optimiser",
+        "image_size": "image size and augmentation",
+        "eval_every": "validation and saving",
+        "mixed_precision": "machine",
+    }
+    """First field of each group of flags in --help, and its title."""
+
     data_dir: Annotated[Path, Flag("--data")]
-    """Folder with train/ and valid/ (or val/), perhaps test/, one folder a class in each; or a list (.csv, .txt)."""
+    """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class; or photos
+    directly in class folders; or a list (.csv or .txt)."""
     output_dir: Path | None = None
-    """Run folder: config, history, checkpoints, best and last model; default: runs/DATA-MODEL."""
+    """Run folder for config, history, checkpoints, the best and the last model. Default: runs/DATA-MODEL."""
     config: Path | None = None
-    """YAML file of defaults for these flags; a run's own config.yaml works."""
+    """YAML file with defaults for these flags, such as the config.yaml of an earlier run. Flags on the command line
+    win."""
     recipe: Literal[*RECIPES] | None = None
-    """Named set of defaults for these flags; what is given beside it wins. original2018: the blog post's set-up."""
-
-    model: Annotated[str, Flag("--arch")] = "efficientnet_lite0"
-    """efficientnet_lite0 (1, 2), any torchvision classifier, timm/NAME; NAME+2 adds the features of two more stages."""
-    weights: str = "default"
-    """default (ImageNet), none (random), a .safetensors or .pth file, a run or model of ours, or torchvision's name."""
-    finetune: Literal["head", "full", "staged"] = "head"
-    """head: the backbone stays as it is. full: everything is trained. staged: first the head, then everything."""
-    hidden: int | None = None
-    """Width of one hidden layer in the head; without it the head is linear."""
-    dropout: float = 0.0
-    """Dropout before the head's last layer."""
-
-    epochs: int | None = None
-    """Passes over the training images; default: 50 for a head on cached features, 10 on images, 20 for a network."""
-    batch_size: Annotated[int, Flag("-b")] = 32
-    """Images per process and micro-step; the global batch is printed."""
-    grad_accum_steps: int = 1
-    """Micro-steps whose gradients make one step."""
-    optimizer: Literal["adamw", "adam", "sgd"] | None = None
-    """SGD has Nesterov momentum 0.9; default: adamw for a head, sgd for a network."""
-    lr: float | Literal["auto"] | None = None
-    """Peak learning rate; the default depends on what is trained and is printed. auto: found by a range test."""
-    weight_decay: float | None = None
-    """Not applied to biases and normalisation; default: 0.1 for a head, 0.0001 for a network."""
-    layer_decay: float = 1.0
-    """Share of the learning rate that each block of the backbone has of that of the block above it."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: half a cosine down to zero, or as it is."""
-    warmup_epochs: float = 0.5
-    """Epochs of linear warm-up."""
-    max_grad_norm: float | None = None
-    """Clip the gradient to this norm."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes."""
-    mixup_alpha: float = 0.0
-    """Beta parameter of mixup; 0 is off."""
-    cutmix_alpha: float = 0.0
-    """Beta parameter of CutMix; 0 is off."""
-    mix_off_epochs: int = 0
-    """Epochs at the end without mixup and CutMix."""
-    drop_path: float = 0.0
-    """Stochastic depth: probability of leaving out the last residual branch, less for those below; 0 is off."""
-    freeze_bn: bool = False
-    """With --finetune full or staged: batch norm keeps its statistics; give a tenth of the default --lr, 0.003 say."""
-    patience: int | None = None
-    """Stop when so many epochs in a row have brought no better model."""
-    model_ema_decay: float | None = None
-    """Evaluate and save an exponential moving average of the weights; 0 is off; default: 0.995 for a network."""
+    """Named set of defaults for these flags; flags and --config win. original2018: the settings of the blog post of
+    2018."""
+    val_fraction: float = 0.2
+    """Share of train/ that becomes the validation split where there is no valid/. Drawn per class, fixed by --seed,
+    saved in the run folder."""
+    class_names: Path | None = None
+    """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
+    exists."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """Unreadable images: fail lists all of them before the first step and stops; skip leaves them out."""
     balance: Literal["none", "classes"] = "none"
     """classes: draw every class equally often, whatever its number of images."""
 
-    image_size: int | None = None
-    """Side of the square that the network sees; default: the model's own."""
-    train_size: int | None = None
-    """Side of the square at training; default: for a network 0.8 of that at evaluation: faster, and better."""
-    first_train_size: int | None = None
-    """Side in the first epoch; it grows evenly, to --train-size for the last quarter; default: for a network half, but
-    --train-size where that is given."""
-    resize: int | None = None
-    """Short side before the centre crop at evaluation; default: the model's own, for a network nearer to the crop."""
-    rotation: float = 30.0
-    """Random rotation at training, up to this many degrees either way."""
-    scale: tuple[float, float] | None = None
-    """Random crop at training: share of the picture's area; default: 0.5 1 for a head, 0.25 1 for a network."""
-    hflip: float = 0.5
-    """Probability of a left-right flip at training."""
-    color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation at training."""
-    random_erasing: float = 0.0
-    """Probability of blanking a random rectangle at training."""
-    auto_augment: Literal["none", "trivial"] | None = None
-    """trivial: one random operation of TrivialAugment a view at training; default: for a network."""
-    feature_cache: bool = True
-    """With --finetune head: run the frozen backbone once per view and keep the features."""
-    views: int = 1
-    """Views of each training image in the feature cache: the plain one, then augmented ones."""
-    tune_head: bool = False
-    """With cached features: try learning rates, smoothing, weight decay and a hidden layer, and take the best."""
+    model: Annotated[str, Flag("--arch")] = "efficientnet_lite0"
+    """efficientnet_lite0 (or lite1, lite2), any torchvision classifier, or timm/NAME. NAME+2 adds the features of two
+    more stages."""
+    weights: str = "default"
+    """default (ImageNet), none (random initialisation), a .safetensors or .pth file, a flowers run or model folder, or
+    the name of a torchvision weights entry."""
+    hidden: int | None = None
+    """Width of one hidden layer in the head. Default: no hidden layer, a linear head."""
+    dropout: float = 0.0
+    """Dropout probability before the last layer of the head."""
 
-    val_fraction: float = 0.2
-    """Share of train/ that becomes valid/ when there is no valid/; stratified, seeded, saved."""
-    class_names: Path | None = None
-    """JSON file: class folder to display name; default: cat_to_name.json in the data folder, if there."""
-    on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do about images that cannot be read: list all and fail before the first step, or leave them out."""
-    cache: Literal["none", "ram", "disk"] = "none"
-    """Keep decoded images, a little larger than the training size, shared by the processes of a machine."""
-    workers: Annotated[int | None, Flag("-j")] = None
-    """Loader processes per process; default: the CPUs it may use, divided by the local processes."""
+    finetune: Literal["head", "full", "staged"] = "head"
+    """head: train a new head on a frozen backbone. full: train the whole network. staged: train the head first, then
+    the whole network."""
+    feature_cache: bool = True
+    """With --finetune head: run the frozen backbone once per view and train on the stored features."""
+    views: int = 1
+    """Views of each training image in the feature cache: the plain image first, then augmented ones."""
+    tune_head: bool = False
+    """With cached features: try several learning rates, label smoothing, weight decays and a hidden layer, and keep the
+    best."""
+    freeze_bn: bool = False
+    """Freeze batch-norm statistics (with --finetune full or staged). Use about a tenth of the default learning rate,
+    e.g. --lr 0.003."""
+    drop_path: float = 0.0
+    """Stochastic depth: probability of dropping the last residual block, falling linearly to 0 at the first; 0 disables
+    it."""
+
+    epochs: int | None = None
+    """Passes over the training images. Default: 50 for a head on cached features, 10 for a head on images, 20 for a
+    whole network."""
+    batch_size: Annotated[int, Flag("-b")] = 32
+    """Images per process and micro-step. The global batch is this times the processes and --grad-accum-steps."""
+    grad_accum_steps: int = 1
+    """Micro-steps whose gradients are accumulated into one optimizer step."""
+    optimizer: Literal["adamw", "adam", "sgd"] | None = None
+    """sgd uses Nesterov momentum of 0.9. Default: adamw for a head, sgd for a whole network."""
+    lr: float | Literal["auto"] | None = None
+    """Peak learning rate. auto: chosen by a range test. Default: 0.03 for sgd; for adamw and adam 0.003 (head) or
+    0.0003 (whole network); all at a global batch of 32, scaled with its square root."""
+    weight_decay: float | None = None
+    """Weight decay; not applied to biases and normalisation layers. Default: 0.1 for a head, 0.0001 for a whole
+    network."""
+    layer_decay: float = 1.0
+    """Layer-wise learning-rate decay: each backbone block trains at this fraction of the rate of the block above it."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine down to zero, or constant."""
+    warmup_epochs: float = 0.5
+    """Epochs of linear warm-up."""
+    max_grad_norm: float | None = None
+    """Clip gradients to this norm. Default: no clipping."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread evenly over all classes."""
+    model_ema_decay: float | None = None
+    """Evaluate and save an exponential moving average (EMA) of the weights with this decay; 0 disables it. Default:
+    0.995 for a whole network, 0 for a head."""
+
+    image_size: int | None = None
+    """Side of the square image at evaluation, in pixels. Default: the size that the model was pre-trained with."""
+    train_size: int | None = None
+    """Side of the square image in training. Default: the evaluation size for a head; 0.8 of it for a whole network,
+    which is faster and more accurate."""
+    first_train_size: int | None = None
+    """Training image size in the first epoch. It grows linearly to --train-size over the first three quarters of
+    training. Default: half the evaluation size when the whole network is trained, or --train-size if that is given."""
+    resize: int | None = None
+    """Short side before the centre crop at evaluation. Default: that of the model; closer to the crop when the whole
+    network is trained."""
+    rotation: float = 30.0
+    """Random rotation in training, up to this many degrees in both directions."""
+    scale: tuple[float, float] | None = None
+    """Random crop in training: smallest and largest share of the image area. Default: 0.5 1 for a head, 0.25 1 for a
+    whole network."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation changes in training; 0 disables it."""
+    random_erasing: float = 0.0
+    """Probability of erasing a random rectangle in training."""
+    auto_augment: Literal["none", "trivial"] | None = None
+    """trivial: one random TrivialAugment operation per training view. Default: trivial for a whole network, none for a
+    head."""
+    mixup_alpha: float = 0.0
+    """Beta parameter of mixup; 0 disables it."""
+    cutmix_alpha: float = 0.0
+    """Beta parameter of CutMix; 0 disables it."""
+    mix_off_epochs: int = 0
+    """Number of last epochs without mixup and CutMix."""
 
     eval_every: int | None = None
-    """Also evaluate every so many steps, not only at the end of each epoch."""
+    """Also validate every N steps, not only after each epoch. Default: after each epoch only."""
+    patience: int | None = None
+    """Stop after this many epochs in a row without a better model. Default: train all epochs."""
     save_every: str = "epoch"
-    """Checkpoint each epoch, every N steps (200) or every N minutes (10m)."""
+    """Save a checkpoint each epoch, every N steps (200) or every N minutes (10m)."""
     keep: int = 2
-    """Checkpoints kept; at least two."""
+    """Checkpoints to keep, at least two."""
     resume: str = "auto"
-    """auto: go on with the run in --output-dir if there is one. never: refuse if there is one. Or a checkpoint."""
+    """auto: resume the run in --output-dir if there is one. never: refuse to start if there is one. Or the path of a
+    checkpoint."""
     max_hours: float | None = None
-    """Save and stop with exit code 75 after this many hours."""
-    log_interval: int = 10
-    """Steps between readings of the loss."""
-    log_with: str | None = None
-    """A tracker of Accelerate's: tensorboard, wandb, ..."""
+    """Save and stop with exit code 75 after this many hours; the same command resumes. Default: no limit."""
     report: bool = True
-    """At the end also write a page to look at, report.html."""
+    """Write a self-contained page about the model, report.html, at the end."""
+    log_interval: int = 10
+    """Steps between readings of the training loss."""
+    log_with: str | None = None
+    """Tracker that Accelerate supports: tensorboard, wandb, ... Default: none."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Default: what `accelerate launch` says; else bf16 for whole networks where the device has it, no for heads."""
+    """Arithmetic of the network. Default: what `accelerate launch` was told; else bf16 for a whole network where the
+    device supports it, no for a head."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded images, slightly larger than the training size, in memory or on disk; shared by the processes of a
+    machine."""
+    workers: Annotated[int | None, Flag("-j")] = None
+    """Loader processes per training process; 0 loads in the process itself. Default: the available CPUs divided by the
+    local processes."""
     seed: int = 0
-    """Fixes order, augmentation, head initialisation and dropout."""
+    """Seed of data order, augmentation, head initialisation and dropout."""
 
     @staticmethod
     def preset(recipe: str) -> dict[str, object]:
