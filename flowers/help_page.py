@@ -95,7 +95,8 @@ def _default(option: Option, text: str) -> str:
         return ""
     if value is True:
         return "Default: on."
-    return f"Default: {' '.join(map(str, value)) if isinstance(value, tuple) else value}."
+    values = value if isinstance(value, tuple) else (value,)
+    return f"Default: {' '.join(f'{one:g}' if isinstance(one, float) else str(one) for one in values)}."
 
 
 def _row(left: str, text: str, width: int) -> str:

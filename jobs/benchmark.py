@@ -2,6 +2,7 @@
 
 python jobs/benchmark.py --checkpoint runs/train/best --input photos
 python jobs/benchmark.py --checkpoint runs/train/best --input photos --engines torch compile --output speeds.json
+python jobs/benchmark.py --checkpoint runs/train --input photos --batch-sizes 8 64 --workers 4 8
 """
 
 from flowers.cli import run

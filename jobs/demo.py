@@ -1,6 +1,7 @@
-"""Open a page to play with: drop a photo, see the five best names and which pixels mattered.
+"""Serve a page in the browser: drop a photo, see the five best classes and which pixels mattered.
 
 python jobs/demo.py --checkpoint runs/train
+python jobs/demo.py --checkpoint flowers.onnx
 python jobs/demo.py --checkpoint runs/train --examples photos --port 8000
 """
 

@@ -1,6 +1,7 @@
-"""Measure a trained model on one split: loss, top1, top5, every image counted once.
+"""Measure a trained model on one split: loss, top1 and top5 over every image once.
 
 python jobs/evaluate.py --checkpoint runs/a --data-dir data/sample --split test
+python jobs/evaluate.py --checkpoint runs/a --data-dir data/sample --split valid --calibrate
 python jobs/evaluate.py --predictions predictions.csv --labels labels.csv
 """
 

@@ -1,6 +1,7 @@
-"""Say what a bundle, a checkpoint or a run folder is: model, classes, accuracy, how made, size, hash.
+"""Describe a model, checkpoint or run folder: network, classes, accuracy, how it was made, size, hash.
 
 python jobs/info.py runs/train
+python jobs/info.py flowers.onnx
 python jobs/info.py runs/train/checkpoints/step-00000320 --json
 """
 

@@ -1,7 +1,8 @@
-"""Classify every photo of a folder into a CSV: one row a file, on any number of processes.
+"""Classify every photo of a folder into a CSV with one row per file, on any number of processes.
 
 python jobs/predict.py --checkpoint runs/train/best --input photos --output predictions.csv --topk 5
-accelerate launch --config_file launch/cpu_multi.yaml --num_processes 2 jobs/predict.py --checkpoint C --input D
+python jobs/predict.py --checkpoint runs/train --input photos --copy-to sorted --report
+flowers-launch --num-processes 2 jobs/predict.py --checkpoint runs/train --input photos.tar
 """
 
 from flowers.cli import run

@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained classifier on photos in class folders.
 
 python jobs/train.py --data-dir data/sample
-accelerate launch --config_file launch/cpu_multi.yaml --num_processes 2 jobs/train.py --data-dir data/sample
 python jobs/train.py --data-dir data/flowers102 --model densenet121 --finetune full --mixed-precision bf16
+flowers-launch --num-processes 2 jobs/train.py --data-dir data/flowers102 --output-dir runs/flowers
 """
 
 from flowers.cli import run

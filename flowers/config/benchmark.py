@@ -2,39 +2,47 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from flowers.errors import UsageError
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Find out how this machine predicts fastest: which engine, precision, batch size and number of workers.
+    """Find the fastest engine, precision, batch size and number of workers for prediction on this machine.
 
-    Every engine that can run here is tried on photos of the input; then the best ones in the whole pipeline, from
-    files to rows. Nothing is kept but the figures. It takes about a minute; start it while nothing else runs.
+    Times every engine that can run here on photos of the input, then the best ones in the whole pipeline from files to
+    rows. It takes about a minute; run it while the machine is otherwise idle.
     """
 
-    checkpoint: Path
-    """Model bundle, or a run folder (its best model)."""
-    input: Path
-    """Photos such as those to be predicted: folder, list file or .tar."""
-    output: Path | None = None
-    """All figures as JSON."""
-    config: Path | None = None
-    """YAML file of defaults for these flags."""
+    GROUPS: ClassVar = {
+        "checkpoint": "model and photos",
+        "engines": "what is tried",
+    }
+    """First field of each group of flags in --help, and its title."""
 
+    checkpoint: Annotated[Path, Flag(takes="a model folder or run folder")]
+    """Model folder, or a run folder (its best model)."""
+    input: Annotated[Path, Flag(takes="a folder, list or .tar archive")]
+    """Photos like those to predict: folder, list file or .tar archive."""
     images: int = 256
-    """Photos to take from the input, the first ones; they are used again and again."""
+    """Photos to take from the input, the first ones; they are used repeatedly."""
+    output: Path | None = None
+    """JSON file of all figures. Default: none."""
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
+
     engines: tuple[str, ...] = ()
-    """Engines to try, as in jobs/predict.py; default: all but compile, which takes a minute to start."""
+    """Engines to try, as in jobs/predict.py. Default: all but compile, which takes a minute to start."""
     precisions: tuple[str, ...] = ()
-    """Precisions to try; default: all that an engine has here."""
+    """Precisions to try. Default: all that each engine has here."""
     batch_sizes: tuple[int, ...] = (8, 32, 128)
     """Batch sizes to try."""
     workers: tuple[int, ...] = ()
-    """Numbers of reading and decoding threads to try; default: half the CPUs, as many, and twice as many."""
+    """Numbers of reading and decoding threads to try. Default: half the available CPUs, all, and twice as many."""
     seconds: float = 2.0
-    """Time for each measurement."""
+    """Seconds per measurement."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):

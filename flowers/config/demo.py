@@ -2,40 +2,46 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from flowers.errors import UsageError
+from flowers.flags import Flag
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Open a page to play with: drop a photo, see the five best names and which pixels mattered.
+    """Serve a page in the browser: drop a photo, see the five best classes and which pixels mattered.
 
-    It listens on this machine only, unless --host says otherwise, and fetches and sends nothing. Ctrl-C ends it.
+    It listens on this machine only unless --host says otherwise, and loads nothing from the network. Ctrl-C ends it.
     """
 
-    checkpoint: Path
-    """Model bundle, a run folder (its best model), or what jobs/export.py wrote (.onnx or .xml)."""
+    GROUPS: ClassVar = {
+        "checkpoint": "model",
+        "examples": "page",
+    }
+    """First field of each group of flags in --help, and its title."""
+
+    checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
+    """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
     config: Path | None = None
-    """YAML file of defaults for these flags."""
+    """YAML file with defaults for these flags. Flags on the command line win."""
     class_names: Path | None = None
-    """JSON of class folder to display name; default: the names in the model."""
-    examples: Path | None = None
-    """Folder of photos to offer on the page; the first eight in it."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets everyone in who can reach this machine."""
-    port: int | None = None
-    """Port to listen on, 0 for any free one; default: the first free one from 7860."""
-    max_upload: float = 20.0
-    """Largest file that is taken, in MB."""
-    max_waiting: int = 32
-    """Photos that may wait for their turn; more are turned away until it is less."""
-
+    """JSON file that maps class folders to display names. Default: the names in the model."""
     engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"
-    """What runs the network (onnxruntime: an exported .onnx); auto takes the fastest that is there and says which."""
+    """What runs the network (onnxruntime: an exported .onnx). auto: the fastest engine that is installed."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network."""
+
+    examples: Path | None = None
+    """Folder of photos to offer on the page; the first eight are shown. Default: none."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets in everyone who can reach this machine."""
+    port: int | None = None
+    """Port to listen on, 0 for any free one. Default: the first free one from 7860."""
+    max_upload: float = 20.0
+    """Largest upload, in MB."""
+    max_waiting: int = 32
+    """Photos that may wait in the queue; further ones are refused until it is shorter."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 <= self.port <= 65535:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flowers.errors import UsageError
 from flowers.flags import Flag
@@ -10,36 +10,46 @@ from flowers.flags import Flag
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a trained model on one split: loss, top1, top5, every image counted once.
+    """Measure a trained model on one split: loss, top1 and top5 over every image once.
 
-    Or score a predictions file, without the model.
+    With --predictions it scores a file of predictions instead, without the model.
     """
 
-    checkpoint: Path | None = None
-    """Model bundle, or a run folder (its best model)."""
-    data_dir: Annotated[Path | None, Flag("--data")] = None
-    """Image-folder root with the split below it, or a list of images."""
-    predictions: Path | None = None
-    """Instead of the two above: a file that jobs/predict.py wrote, or any such CSV."""
-    labels: Path | None = None
-    """With --predictions: CSV with path,class; default: a file's class is the folder it lies in."""
-    config: Path | None = None
-    """YAML file of defaults for these flags."""
+    GROUPS: ClassVar = {
+        "checkpoint": "a model on images",
+        "predictions": "a predictions file",
+        "output": "results",
+        "config": "machine",
+    }
+    """First field of each group of flags in --help, and its title."""
 
+    checkpoint: Annotated[Path | None, Flag(takes="a model folder or run folder")] = None
+    """Model folder, or a run folder (its best model)."""
+    data_dir: Annotated[Path | None, Flag("--data", takes="a folder or list of images")] = None
+    """Image folder with the split below it, or a list of images."""
     split: str = "test"
-    """Folder of the split; val and valid mean the same."""
-    output: Path | None = None
-    """JSON file of the metrics; default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
-    report: bool = True
-    """Also write a page to look at, report-SPLIT.html, beside the metrics."""
+    """Split to measure; val and valid mean the same."""
     calibrate: bool = False
-    """Fit a temperature on --split valid and store it in the model: its probs change, its answers do not."""
+    """Fit a temperature on --split valid and store it in the model. Probabilities change, answers do not."""
+
+    predictions: Path | None = None
+    """Instead of a model: a file that jobs/predict.py wrote, or another CSV with path and class."""
+    labels: Path | None = None
+    """With --predictions: CSV with path,class. Default: the class of a file is the folder that it lies in."""
+
+    output: Path | None = None
+    """JSON file of metrics. Default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
+    report: bool = True
+    """Write an HTML page, report-SPLIT.html, beside the metrics."""
+
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and batch."""
     workers: Annotated[int | None, Flag("-j")] = None
-    """Loader processes per process; default: the CPUs it may use."""
+    """Loader processes per process. Default: the available CPUs."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Default: what `accelerate launch` says, else no."""
+    """Arithmetic of the network. Default: what `accelerate launch` was told, else no."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flowers.errors import UsageError
 
@@ -16,51 +16,58 @@ OF_AN_EXPORT = {
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a trained model as one file for ONNX Runtime, OpenVINO or torch.export, once it has shown on real photos
-    that it answers as the model does.
+    """Export a trained model for ONNX Runtime, OpenVINO or torch.export. The file is kept only if it gives the same
+    answers as the model on real photos.
 
-    The file takes RGB pixels from 0 to 255 in any number of images and gives probabilities: normalisation and softmax
-    are inside, as are class names and preprocessing.
+    The exported file takes a batch of RGB images with pixels from 0 to 255 and returns probabilities; it contains
+    normalisation, softmax, class names and preprocessing.
 
-    Or, the other way, make a model bundle of another trainer's weights (--from-state-dict).
+    With --from-state-dict it does the reverse: it makes a model folder of another trainer's weights.
     """
 
-    output: Path
-    """The file; how it was checked goes beside it into NAME.json. With --from-state-dict: the bundle's folder."""
-    checkpoint: Path | None = None
-    """Model bundle, or a run folder (its best model)."""
-    format: Literal["onnx", "openvino", "torch-export"] | None = None
-    """What to write: .onnx, .xml with .bin, or .pt2."""
-    config: Path | None = None
-    """YAML file of defaults for these flags."""
+    GROUPS: ClassVar = {
+        "output": "export",
+        "check_images": "check on photos",
+        "from_state_dict": "import instead",
+    }
+    """First field of each group of flags in --help, and its title."""
 
+    output: Path
+    """File to write; NAME.json beside it tells how it was checked. With --from-state-dict: the model folder to
+    write."""
+    checkpoint: Path | None = None
+    """Model folder, or a run folder (its best model)."""
+    format: Literal["onnx", "openvino", "torch-export"] | None = None
+    """onnx writes .onnx, openvino writes .xml and .bin, torch-export writes .pt2."""
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
     precision: Literal["float32", "fp16", "int8"] = "float32"
     """fp16 halves the file; int8 quarters it and is calibrated on photos (not for torch-export)."""
     input_type: Literal["uint8", "float32"] = "uint8"
-    """Type of the pixels; both from 0 to 255."""
+    """Type of the input pixels; both range from 0 to 255."""
     layout: Literal["NHWC", "NCHW"] = "NHWC"
-    """Order of the input's dimensions: images, height, width, channels as pictures are decoded, or channels first."""
+    """Input dimensions: NHWC as images are decoded, or NCHW with channels first."""
 
     check_images: Path | None = None
-    """Folder of photos to compare on, best in class folders; default: the valid split of the run."""
+    """Folder of photos to compare on, best in class folders. Default: the validation split of the run."""
     check_count: int = 2000
-    """Compare on so many of them at most, taken evenly."""
+    """Largest number of photos to compare on, sampled evenly."""
     min_agreement: float | None = None
-    """Share of photos whose best class must stay; below it nothing is written. Default: 0.995, int8 0.98."""
+    """Share of photos that must keep their best class; below it nothing is written. Default: 0.995, for int8 0.98."""
     calibration_images: Path | None = None
-    """int8: folder of photos that show the range of values; default: the train split of the run."""
+    """int8: folder of photos to calibrate value ranges on. Default: the training split of the run."""
     calibration_count: int = 300
-    """int8: take so many of them at most, taken evenly."""
+    """int8: largest number of photos to calibrate on, sampled evenly."""
 
     from_state_dict: Path | None = None
-    """Instead of --checkpoint and --format: a .pth or .safetensors file of tensors by torchvision's or timm's names."""
+    """Instead of --checkpoint and --format: .pth or .safetensors file with tensors named as in torchvision or timm."""
     model: str | None = None
-    """--from-state-dict: the network, by a name that training takes; timm/NAME for timm's."""
+    """With --from-state-dict: the network, by a name that jobs/train.py takes, such as resnet18 or timm/NAME."""
     classes: Path | None = None
-    """--from-state-dict: text file with a class a line in the order of the outputs, or JSON: [names], {name: index},
+    """With --from-state-dict: text file with one class per line in output order, or JSON: [names], {name: index},
     {folder: display name}."""
     image_size: int | None = None
-    """--from-state-dict: side of the images that it was trained on; default: the model's own."""
+    """With --from-state-dict: side of the images that it was trained on. Default: the model's own."""
 
     def __post_init__(self) -> None:
         if self.from_state_dict is not None:

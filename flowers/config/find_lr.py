@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from flowers.config.train import TrainConfig
 from flowers.errors import UsageError
@@ -9,19 +10,21 @@ from flowers.errors import UsageError
 
 @dataclass(frozen=True)
 class FindLrConfig(TrainConfig):
-    """Look for a learning rate: train some steps at growing rates and see how the loss answers. Nothing is kept of it.
+    """Learning-rate range test: train some steps at growing rates and watch the loss. No model is kept.
 
-    Takes all flags of jobs/train.py, so that what is tested is what will be trained; `--lr auto` there does the same.
+    Takes all flags of jobs/train.py, so that it tests what will be trained; `--lr auto` there runs the same test.
     """
+
+    GROUPS: ClassVar = TrainConfig.GROUPS | {"steps": "range test"}
 
     steps: int = 100
     """Steps of the test; more give a smoother curve."""
     min_lr: float | None = None
-    """Rate of the first step; default: a three-hundredth of --lr, or of its default."""
+    """Learning rate of the first step. Default: a three-hundredth of --lr or of its default."""
     max_lr: float | None = None
-    """Rate of the last step; default: three hundred times --lr, or its default."""
+    """Learning rate of the last step. Default: three hundred times --lr or its default."""
     output: Path | None = None
-    """Picture of the curve, .png; the figures go beside it into a .json. Default: lr_finder.png in the run folder."""
+    """PNG file of the curve; a .json beside it holds the figures. Default: lr_finder.png in the run folder."""
 
     def __post_init__(self) -> None:
         if self.steps < 10:

@@ -9,12 +9,12 @@ from flowers.flags import Flag
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Say what a model is: network, classes, accuracy, how it was made, size, hash.
+    """Describe a model: network, classes, accuracy, how it was made, size, hash.
 
-    It is read as every job reads it, so what is told here also loads.
+    The model is loaded as every other job loads it, so one that is described here is whole.
     """
 
     path: Annotated[Path, Flag(positional=True, takes="a model folder or an exported file")]
-    """Model bundle, checkpoint, run folder (its best model), or exported file (.onnx or .xml)."""
+    """Model folder, checkpoint, run folder (its best model), or exported file (.onnx or .xml)."""
     json: bool = False
-    """Print one JSON object instead, for other programs."""
+    """Print one JSON object, for other programs."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flowers.config.paths import accept_strings
 from flowers.errors import UsageError
@@ -14,56 +14,70 @@ OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify every photo of a folder, a list or tar archives: one row each, whatever happens on the way.
+    """Classify every photo of a folder, list or tar archive. The result has exactly one row per file.
 
-    Start the same command again after a crash or a stop: it does what is missing. Once all is done it says so.
+    After a crash or a stop, run the same command again: it does only what is missing.
     """
 
-    checkpoint: Path
-    """Model bundle, a run folder (its best model), or what jobs/export.py wrote (.onnx or .xml)."""
-    input: Path
-    """Folder (with all below it), list file (one path a line, or CSV with path), .tar, or one image."""
-    output: Path = Path("predictions.csv")
-    """.csv, .csv.gz, .jsonl or .parquet; what was done goes beside it into a .json."""
-    config: Path | None = None
-    """YAML file of defaults for these flags."""
+    GROUPS: ClassVar = {
+        "checkpoint": "model and photos",
+        "output": "results",
+        "report": "also written",
+        "shard": "array jobs",
+        "engine": "machine",
+    }
+    """First field of each group of flags in --help, and its title."""
 
-    topk: int = 5
-    """Guesses a row, best first."""
-    min_prob: float = 0.0
-    """Below this best probability a row is called unsure."""
-    tta: Literal["none", "flip"] = "none"
-    """flip: mean over the photo and its mirror image; takes twice the time."""
+    checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
+    """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
+    input: Annotated[Path, Flag(takes="a folder, list, .tar archive or image")]
+    """Folder with all below it, list file (one path per line, or a CSV with a path column), .tar archive, or one
+    image."""
     ext: tuple[str, ...] = ()
-    """Take files with these endings for photos (--ext jpg png; --ext '' takes all); default: those of all images."""
+    """File extensions to treat as photos (--ext jpg png; --ext '' accepts every file). Default: the extensions of all
+    image formats."""
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
+
+    output: Path = Path("predictions.csv")
+    """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made."""
+    topk: int = 5
+    """Guesses per row, best first."""
+    min_prob: float = 0.0
+    """Mark a row as unsure if its best probability is below this."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip: average over the photo and its mirror image, which takes twice the time."""
     strict: bool = False
-    """Exit with 3 when any file failed; without it a failed file is just its row."""
+    """Exit with code 3 if any file failed. Without it a failed file only has status error in its row."""
+    overwrite: bool = False
+    """Replace an output, or unfinished work, that was made from other files, flags or another model."""
+
     report: bool = False
-    """Also write a page to look at beside the output: counts, a gallery with the least certain first, errors."""
+    """Write an HTML page beside the output: counts, a gallery with the least certain photos first, errors."""
     embeddings: Path | None = None
-    """Also write the features of every file: a .npy, float32, in the rows' order, NaN where a file failed."""
+    """Write the feature vector of every file to this .npy file: float32, in the order of the rows, NaN where a file
+    failed."""
     copy_to: Path | None = None
-    """Copy the photos into one folder a class below this one."""
+    """Copy each photo into a folder of its class below this folder."""
     link_to: Path | None = None
-    """As --copy-to, with symbolic links."""
+    """Like --copy-to, with symbolic links."""
 
     shard: str | None = None
-    """I/N: do every N-th shard from shard I on (0 to N-1), as one task of an array; the last task joins them."""
+    """I/N: do every N-th shard starting at shard I (0 to N-1), as one task of an array job. The last task joins all
+    shards."""
     merge: bool = False
-    """Only join the shards that the tasks of an array have done."""
-    overwrite: bool = False
-    """Replace an output, or unfinished work, that was made from other files, flags or model."""
+    """Only join the shards that the tasks of an array job have done."""
     shard_size: int | None = None
-    """Files a shard, the unit of restart; default: about 64 shards, of up to 64 batches."""
+    """Files per shard, the unit of restart. Default: about 64 shards, of up to 64 batches each."""
 
     engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"
-    """What runs the network (onnxruntime: an exported .onnx); auto takes the fastest that is there and says which."""
+    """What runs the network (onnxruntime: an exported .onnx). auto: the fastest engine that is installed."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network."""
+    """Arithmetic of the network. auto: chosen for the engine, and printed."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per batch."""
     workers: Annotated[int | None, Flag("-j")] = None
-    """Threads that read and decode, per process; default: the CPUs it may use."""
+    """Threads per process that read and decode photos. Default: the available CPUs."""
 
     def __post_init__(self) -> None:
         accept_strings(self)

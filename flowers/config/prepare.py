@@ -14,19 +14,19 @@ class SampleConfig:
     COMMAND: ClassVar = "sample"
 
     output_dir: Path = Path("data/sample")
-    """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or not there."""
+    """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or missing."""
     species: int = 12
     """Number of classes, 2 to 16."""
     train: int = 40
-    """Images a class in train/."""
+    """Images per class in train/."""
     valid: int = 10
-    """Images a class in valid/; 0 leaves the split out."""
+    """Images per class in valid/; 0 leaves the split out."""
     test: int = 20
-    """Images a class in test/; 0 leaves the split out."""
+    """Images per class in test/; 0 leaves the split out."""
     image_size: int = 256
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     seed: int = 0
-    """The same seed draws the same pictures."""
+    """The same seed draws the same images."""
 
 
 @dataclass(frozen=True)
@@ -39,36 +39,36 @@ class Oxford102Config:
     COMMAND: ClassVar = "oxford102"
 
     output_dir: Path = Path("data/flowers102")
-    """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or not there."""
+    """Folder for train/, valid/, test/ and cat_to_name.json; must be empty or missing."""
     source_dir: Path | None = None
-    """Folder that holds 102flowers.tgz, imagelabels.mat and setid.mat; without it they are downloaded."""
+    """Folder that holds 102flowers.tgz, imagelabels.mat and setid.mat. Default: download them."""
     download_dir: Path = Path("data/downloads")
-    """Where downloads are kept, and found again."""
+    """Folder that keeps downloads for the next time."""
     split_file: Path | None = None
-    """CSV with a header path,split: another split than the official 1,020 / 1,020 / 6,149."""
+    """CSV with the header path,split. Default: the official split of 1,020 / 1,020 / 6,149 images."""
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Look for what spoils a training run: unreadable, double, tiny, odd images, missing classes.
+    """Check a data set before training: unreadable, duplicate, tiny or odd images, missing classes.
 
-    Exit code 0: training would start. 1: it would not, or images cannot be read.
+    Exit code 0: training can start. 1: it cannot, or some images are unreadable.
     """
 
     COMMAND: ClassVar = "check"
 
     data_dir: Annotated[Path, Flag("--data")]
-    """Folder with train/ and valid/ (or val/), perhaps test/, each with one folder a class."""
+    """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class."""
     output: Path | None = None
-    """JSON file of all findings."""
+    """JSON file of all findings. Default: none."""
     near: int = 6
-    """Bits of 64 in which the fingerprints of near-duplicates may differ, 0 to 7."""
+    """Bits of 64 by which the fingerprints of near-duplicates may differ, 0 to 7."""
     tiny: int = 64
-    """Report images whose short side is under this many pixels."""
+    """Report images whose short side has fewer pixels than this."""
     huge: int = 50_000_000
-    """Report images of more pixels than this."""
+    """Report images with more pixels than this."""
     workers: Annotated[int | None, Flag("-j")] = None
-    """Threads that read images; default: the CPUs it may use."""
+    """Threads that read images. Default: the available CPUs."""
 
 
 PrepareConfig = SampleConfig | Oxford102Config | CheckConfig

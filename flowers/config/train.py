@@ -13,7 +13,7 @@ from flowers.flags import Flag
 class TrainConfig:
     """Fine-tune a pre-trained image classifier on photos in class folders.
 
-    Runs on one process as it is, and on many under `accelerate launch`.
+    Runs on one process as shown, and on several under flowers-launch or `accelerate launch`.
     """
 
     GROUPS: ClassVar = {
@@ -27,7 +27,7 @@ class TrainConfig:
     }
     """First field of each group of flags in --help, and its title."""
 
-    data_dir: Annotated[Path, Flag("--data")]
+    data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
     """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class; or photos
     directly in class folders; or a list (.csv or .txt)."""
     output_dir: Path | None = None
