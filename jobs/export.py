@@ -15,10 +15,13 @@ def main(config: ExportConfig) -> int:
     if config.from_state_dict is not None:
         from flowers.cli import to_plain
         from flowers.models.state_dicts import import_state_dict
+        from flowers.models.trained_view import TrainedView
 
-        how = to_plain(config)
+        view = TrainedView(
+            config.image_size, config.mean, config.std, config.resize, config.crop_pct, config.interpolation
+        )
         return import_state_dict(
-            config.from_state_dict, config.model, config.classes, config.output, config.image_size, how
+            config.from_state_dict, config.model, config.classes, config.output, view, to_plain(config)
         )
     from flowers.exports.export import export
 

@@ -18,8 +18,12 @@ from torch import nn
 from torchvision import models
 
 from flowers.errors import ModelError
-from flowers.models import pretrained, weights
+from flowers.models import downloads, pretrained
 from flowers.models.backbones import build_backbone, check_name, model_names, skip_random_init
+from flowers.models.translations import translator
+from flowers.models.weight_files import read_states
+from flowers.models.weight_match import find_match
+from flowers.models.weights import fit_weights
 
 SMALL = "shufflenet_v2_x0_5"
 
@@ -240,9 +244,13 @@ def test_a_file_of_another_network_is_refused_in_one_line(name: str, small_state
 @pytest.mark.parametrize("prefix", ["", "network."])
 def test_names_inside_a_bundle_keep_what_is_the_networks_own(prefix: str, tmp_path: Path) -> None:
     """Only of NAME+2 all tensors are in ``network.``; in timm's VOLO some are."""
-    names = ("network.0.weight", "norm.weight")
-    save_file({f"backbone.{prefix}{name}": torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
-    assert set(weights.read_weights(tmp_path)) == set(names)
+    network = nn.ModuleDict({"network": nn.Linear(1, 1), "norm": nn.Linear(1, 1)})
+    save_file(
+        {f"backbone.{prefix}{n}": torch.ones_like(v) for n, v in network.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
+    match = find_match(network, read_states(tmp_path), lambda state: state, "test", ())
+    assert set(match.tensors) == set(network.state_dict())
 
 
 class Evil:
@@ -283,7 +291,7 @@ def test_no_weights_in_it(content: bytes | None, message: str, suffix: str, tmp_
 
 def test_no_tensors_in_it(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": [1, 2]}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=r"holds no tensors by name: got keys \['epoch', 'model'\]"):
+    with pytest.raises(ModelError, match=r"holds no tensors by name: got 2 keys, \['epoch', 'model'\]"):
         build_backbone("efficientnet_lite0", str(tmp_path / "weights.pth"))
 
 
@@ -304,7 +312,7 @@ def test_old_names_of_densenet() -> None:
     new = network.state_dict()
     old = {name.replace("norm1", "norm.1").replace("conv2", "conv.2"): value for name, value in new.items()}
     assert set(old) != set(new)
-    assert set(pretrained._from_old_torchvision_names(old, network)) == set(new)
+    assert set(translator(network)(old)) == set(new)
 
 
 def test_old_names_and_another_size_of_vit() -> None:
@@ -315,7 +323,7 @@ def test_old_names_and_another_size_of_vit() -> None:
     old = {name.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for name, v in new.items()}
     assert set(old) != set(new)
     network = vit(32)
-    weights.fit_weights(network, pretrained._from_old_torchvision_names(old, network), "test")
+    fit_weights(network, translator(network)(old), "test")
     assert network.encoder.pos_embedding.shape == (1, 1 + 4, 8)
 
 
@@ -350,12 +358,36 @@ def test_no_connection_says_where_the_file_goes(
         assert timeout <= 10
         raise urllib.error.URLError("no net here")
 
+    def no_hub(*args: object, etag_timeout: float) -> None:
+        assert etag_timeout <= 10
+        raise OSError("no net here")
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(weights.urllib.request, "urlopen", no_net)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_hub)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", no_net)
     with pytest.raises(ModelError) as caught:
         build_backbone(name)
     for part in ("no net here", address, str(tmp_path / "hub" / "checkpoints"), "--weights PATH"):
         assert part in str(caught.value)
+
+
+def test_every_default_tag_of_timm_has_a_source_that_timm_itself_takes() -> None:
+    """custom_load marks the authors' .npz at the URL; a hub repository has the same under timm's names."""
+    import timm
+
+    without = []
+    for name in timm.list_models(pretrained=True, include_tags=False):
+        config = timm.get_pretrained_cfg(name).to_dict()
+        source = pretrained.timm_source(config)
+        if source is None:
+            without.append(name)
+        else:
+            repository, file = source
+            assert (repository, file) == (config.get("hf_hub_id"), "model.safetensors") or file.startswith("https://")
+    assert without == []
+    assert pretrained.timm_source(timm.get_pretrained_cfg("vit_small_patch16_224").to_dict()) is not None
+    assert pretrained.timm_source({"custom_load": True, "url": "https://a/b.npz"}) is None
+    assert pretrained.timm_source({}) is None
 
 
 def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +428,7 @@ def test_only_one_of_many_downloads(server: tuple[str, list[str]], tmp_path: Pat
     address, requests = server
     got: list[Path] = []
     url = f"{address}/net-84d89877.pth"  # the beginning of the content's SHA-256
-    threads = [threading.Thread(target=lambda: got.append(weights.fetch(url, tmp_path))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(downloads.fetch(url, tmp_path))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -414,5 +446,5 @@ def test_another_file_than_expected_is_not_kept(
     name: str, message: str, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        weights.fetch(f"{server[0]}/{name}", tmp_path)
+        downloads.fetch(f"{server[0]}/{name}", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

@@ -14,6 +14,7 @@ from torchvision.models import get_model
 from flowers.errors import FlowersError
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.models.state_dicts import bundle_from_state_dict, import_state_dict, read_class_list
+from flowers.models.trained_view import TrainedView
 
 NAMES = ["rose", "tulip", "lily"]
 
@@ -28,7 +29,7 @@ def names(tmp_path: Path) -> Path:
 def same_answers(network: nn.Module, file: Path, model: str, names: Path, size: int) -> None:
     """The bundle, through its files, against the network that the state dict is of."""
     folder = file.parent / "bundle"
-    save_bundle(bundle_from_state_dict(file, model, names, size, {"a": 1}), folder)
+    save_bundle(bundle_from_state_dict(file, model, names, TrainedView(size), {"a": 1}), folder)
     bundle = load_bundle(folder)
     assert bundle.classes.folders == tuple(NAMES)
     assert bundle.made["config"] == {"a": 1}
@@ -105,14 +106,14 @@ def test_wrappers_and_containers(how: str, suffix: str, tiny: nn.Module, names: 
     same_answers(tiny, file, "shufflenet_v2_x0_5", names, 32)
 
 
-def test_which_of_several_is_taken_is_said(
+def test_the_average_is_taken_of_several_is_taken_is_said(
     tiny: nn.Module, names: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     state = tiny.state_dict()
-    content = {"state_dict_ema": {name: value * 0 for name, value in state.items()}, "state_dict": state}
+    content = {"state_dict": {name: value * 0 for name, value in state.items()}, "state_dict_ema": state}
     torch.save(content, tmp_path / "model.pth.tar")
     same_answers(tiny, tmp_path / "model.pth.tar", "shufflenet_v2_x0_5", names, 32)
-    assert "holds state_dict, state_dict_ema: state_dict is taken" in " ".join(capsys.readouterr().err.split())
+    assert "holds state_dict_ema, state_dict; state_dict_ema is taken" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("layers", [("fc1", "fc2"), ("0", "3"), ("z", "a")])
@@ -155,7 +156,10 @@ REFUSED: dict[str, tuple[Callable[[dict], object], str]] = {
     "a tensor too many": (put(extra=torch.zeros(1)), r"head is of another kind: got .*extra \[1\]"),
     "another shape": (put(**{"conv1.0.weight": torch.zeros(1)}), r"1 of another shape: conv1.0.weight \[1\] instead"),
     "another model": (lambda _: get_model("squeezenet1_1").state_dict(), "missing: .*unexpected: "),
-    "no head": (without("fc."), "has no head: expected a last layer from 1024 features"),
+    "no head": (
+        without("fc."),
+        r"has no head, so only training takes it \(--weights\); expected a last layer from 1024 features",
+    ),
     "a head of convolutions": (put(**{"fc.weight": torch.zeros(3, 1024, 1, 1)}), r"got fc.weight \[3, 1024, 1, 1\]"),
     "a head for other features": (put(**{"fc.weight": torch.zeros(3, 9)}), "from the 1024 features"),
     "three layers": (put(**{f"fc.{i}.weight": torch.zeros(1024, 1024) for i in "12"}), "head is of another kind"),
@@ -178,7 +182,7 @@ def test_refused_with_the_reason(
     monkeypatch.chdir(tmp_path)
     torch.save(change(tiny.state_dict()), tmp_path / "model.pth")
     with pytest.raises(FlowersError, match=message) as caught:
-        bundle_from_state_dict(tmp_path / "model.pth", "shufflenet_v2_x0_5", names, 32)
+        bundle_from_state_dict(tmp_path / "model.pth", "shufflenet_v2_x0_5", names, TrainedView(32))
     assert "\n" not in str(caught.value)
     assert not Path("was-here").exists()
 
@@ -215,7 +219,9 @@ def test_the_job_writes_a_bundle_and_nothing_over_other_files(
         ("c.json", '["b", "a"]', [("b", "b"), ("a", "a")]),
         ("c.json", '{"b": 1, "a": 0, "c": 2}', [("a", "a"), ("b", "b"), ("c", "c")]),
         ("c.json", '{"2": "two", "10": "ten"}', [("10", "ten"), ("2", "two")]),
-        ("c.json", '{"0": "zero", "1": "one"}', [("0", "zero"), ("1", "one")]),
+        ("c.json", '{"0": "zero", "1": "one"}', [("zero", "zero"), ("one", "one")]),
+        ("c.json", json.dumps({"id2label": {str(i): f"n{i}" for i in range(11)}}), [(f"n{i}",) * 2 for i in range(11)]),
+        ("c.json", '{"architecture": "resnet18", "label_names": ["b", "a"]}', [("b", "b"), ("a", "a")]),
     ],
 )
 def test_class_lists(name: str, text: str, expected: list, tmp_path: Path) -> None:

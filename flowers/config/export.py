@@ -12,6 +12,7 @@ OF_AN_EXPORT = {
     "precision", "input_type", "layout", "check_images", "check_count", "min_agreement", "calibration_images",
     "calibration_count",
 }  # fmt: skip
+OF_AN_IMPORT = ("model", "classes", "image_size", "mean", "std", "resize", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,34 @@ class ExportConfig:
     """int8: largest number of photos to calibrate on, sampled evenly."""
 
     from_state_dict: Path | None = None
-    """Instead of --checkpoint and --format: .pth or .safetensors file with tensors named as in torchvision or timm."""
+    """Instead of --checkpoint and --format: .pth or .safetensors file with tensors named as in torchvision or timm, the
+    .index.json of a sharded one, or a folder with one of these."""
     model: str | None = None
     """With --from-state-dict: the network, by a name that jobs/train.py takes, such as resnet18 or timm/NAME."""
     classes: Path | None = None
     """With --from-state-dict: text file with one class per line in output order, or JSON: [names], {name: index},
-    {folder: display name}."""
+    {folder: display name}, or a config.json with id2label or label_names."""
     image_size: int | None = None
-    """With --from-state-dict: side of the images that it was trained on. Default: the model's own."""
+    """With --from-state-dict: side of the images that it was trained on. Default for this and the following flags: the
+    values in a config.json beside the weights (timm's or Hugging Face's), otherwise the model's own."""
+    mean: tuple[float, float, float] | None = None
+    """With --from-state-dict: mean of red, green and blue used in its training, for pixels from 0 to 1."""
+    std: tuple[float, float, float] | None = None
+    """With --from-state-dict: standard deviation of red, green and blue used in its training."""
+    resize: int | None = None
+    """With --from-state-dict: short side in pixels before the centre crop."""
+    crop_pct: float | None = None
+    """With --from-state-dict, instead of --resize: the crop as a share of the short side."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """With --from-state-dict: interpolation used for resizing."""
 
     def __post_init__(self) -> None:
         if self.from_state_dict is not None:
             self._check_import()
             return
-        for flag, value in (("model", self.model), ("classes", self.classes), ("image-size", self.image_size)):
-            if value is not None:
-                raise UsageError(f"--{flag} belongs to --from-state-dict")
+        for name in OF_AN_IMPORT:
+            if getattr(self, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} belongs to --from-state-dict")
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --checkpoint C --format F, or --from-state-dict FILE")
@@ -103,8 +116,13 @@ class ExportConfig:
         for flag, value in (("model", self.model), ("classes", self.classes)):
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --from-state-dict FILE --model NAME --classes FILE")
-        if self.image_size is not None and self.image_size < 1:
-            raise UsageError(f"--image-size: got {self.image_size}, expected at least 1")
+        for flag, value in (("image-size", self.image_size), ("resize", self.resize)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag}: got {value}, expected at least 1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UsageError(f"--crop-pct: got {self.crop_pct}, expected a share above 0, up to 1")
+        if self.crop_pct is not None and self.resize is not None:
+            raise UsageError("--resize and --crop-pct say the same; give one of them")
 
     def threshold(self) -> float:
         """The share of photos whose best class must stay."""

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from flowers.data.augment import Preprocessing
+from flowers.data.paths import readable
 from flowers.errors import ModelError
 from flowers.models import pretrained
 from flowers.models.stages import split_name, with_stages
-from flowers.models.weights import fit_weights
+from flowers.models.translations import translator
+from flowers.models.weight_files import read_states
+from flowers.models.weight_match import Match, find_match
+from flowers.models.weights import fill
 
 
 class Backbone(NamedTuple):
@@ -53,18 +58,43 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
         ModelError: an unknown model, weights that do not fit or cannot be had.
     """
     check_name(name)
-    base, stages = split_name(name)
+    base, _ = split_name(name)
     if weights == "none":
         backbone = _build(base, weights, image_size).backbone
     else:
         with skip_random_init():
             backbone, head_names = _build(base, weights, image_size)
-        state, where = pretrained.find(base, weights, backbone.network)
-        fit_weights(backbone.network, state, where, ignore=head_names)
-    if stages:
-        network, num_features = with_stages(backbone.network, stages, backbone.preprocessing.crop, name)
-        backbone = backbone._replace(network=network, num_features=num_features)
-    return backbone
+        path, where = pretrained.find(base, weights, backbone.network)
+        droppable = (*head_names, "pre_logits.")
+        match = find_match(backbone.network, read_states(path), translator(backbone.network), where, droppable)
+        fill(backbone.network, match.tensors)
+    return _with_stages(backbone, name)
+
+
+def build_from_file(name: str, file: Path, image_size: int | None = None) -> tuple[Backbone, Match]:
+    """Build a network with the weights of a file, for one who also wants the classifier that is in it.
+
+    Returns:
+        The network without its classifier, filled; and the match, whose other tensors are the classifier's.
+
+    Raises:
+        ModelError: as ``build_backbone``.
+    """
+    check_name(name)
+    with skip_random_init():
+        backbone, _ = _build(split_name(name)[0], "none", image_size)
+    match = find_match(backbone.network, read_states(file), translator(backbone.network), readable(file), None)
+    fill(backbone.network, match.tensors)
+    return _with_stages(backbone, name), match
+
+
+def _with_stages(backbone: Backbone, name: str) -> Backbone:
+    """Add the last stages where the name asks for them."""
+    _, stages = split_name(name)
+    if not stages:
+        return backbone
+    network, num_features = with_stages(backbone.network, stages, backbone.preprocessing.crop, name)
+    return backbone._replace(network=network, num_features=num_features)
 
 
 def model_names(timm: bool = False) -> list[str]:

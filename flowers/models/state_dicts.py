@@ -1,38 +1,44 @@
-"""From other trainers: a plain state dict and a list of classes become a bundle.
+"""Import from other trainers: a state dict and a list of classes become a bundle.
 
 The state dict is a .safetensors or .pth file of tensors by the names that torchvision or timm give them, or a
 checkpoint that has one under ``state_dict``, ``model`` or the like. Its head may be one linear layer, or two: those
 are taken to have a ReLU between them, since tensors do not say.
 
 The classes, in the order of the network's outputs, are a text file with one a line (a tab and a display name may
-follow), or JSON: a list of names, or ``{"name": index}``, or ``{"folder": "display name"}`` sorted by folder, as
-torchvision's ImageFolder does.
+follow), or JSON: a list of names, ``{"name": index}``, ``{"0": "name", ...}`` (id2label), a config.json with such
+values as ``id2label`` or ``label_names``, or ``{"folder": "display name"}`` sorted by folder, as torchvision's
+ImageFolder does.
 """
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers import console
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.errors import DataError, ModelError, OutputError
-from flowers.models.backbones import build_backbone, skip_random_init
+from flowers.models.backbones import build_from_file
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, how_made, save_bundle
 from flowers.models.heads import HeadSpec
-from flowers.models.weights import WEIGHTS_FILE, fit_weights, read_state_dict
+from flowers.models.trained_view import TrainedView, read_view
+from flowers.models.weight_match import TRAINING_ONLY, Match
+from flowers.models.weights import WEIGHTS_FILE
 
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # of inception_v3 and googlenet; they only served the training
+BATCH_NORM_EPS = 1e-5
+"""Default of torch.nn.BatchNorm1d; files do not hold it."""
 
 
 def import_state_dict(
-    file: Path, model: str, classes: Path, output: Path, image_size: int | None = None, config: Mapping | None = None
+    file: Path, model: str, classes: Path, output: Path, view: TrainedView | None = None, config: Mapping | None = None
 ) -> int:
-    """The job: make a bundle of a state dict, write it, say what it is.
+    """Make a bundle of a state dict, write it, and describe it.
 
     Returns:
         0.
@@ -43,16 +49,18 @@ def import_state_dict(
     """
     if output.is_dir() and not {path.name for path in output.iterdir()} <= {DESCRIPTION_FILE, WEIGHTS_FILE}:
         raise OutputError(f"--output {readable(output)}: holds other files than a bundle's; give a new folder")
-    bundle = bundle_from_state_dict(file, model, classes, image_size, config)
+    bundle = bundle_from_state_dict(file, model, classes, view, config)
     save_bundle(bundle, output)
-    view = bundle.preprocessing
+    seen = bundle.preprocessing
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (seen.mean, seen.std))
     console.facts(
         f"{model}: {readable(file)}",
         [
             ("head", "linear" if bundle.head.hidden is None else f"hidden layer of {bundle.head.hidden}"),
             ("classes", f"{len(bundle.classes)}: {some(list(bundle.classes.labels))}"),
-            ("images", f"short side to {view.resize}, centre {view.crop} x {view.crop}, {view.interpolation}; mean "
-             f"{', '.join(f'{value:.3f}' for value in view.mean)}: was it trained so?"),
+            ("images", f"short side to {seen.resize}, centre {seen.crop} x {seen.crop}, {seen.interpolation}"),
+            ("scaled by", f"mean {mean}; std {std}"),
+            ("if it was trained otherwise", "--image-size, --mean, --std, --resize or --crop-pct, --interpolation"),
         ],
     )  # fmt: skip
     data = ("--data-dir", "DATA", "--split", "valid")
@@ -61,16 +69,16 @@ def import_state_dict(
 
 
 def bundle_from_state_dict(
-    file: Path, model: str, classes: Path, image_size: int | None = None, config: Mapping | None = None
+    file: Path, model: str, classes: Path, view: TrainedView | None = None, config: Mapping | None = None
 ) -> Bundle:
     """Make a bundle of a state dict; nothing of the file is run.
 
     Args:
-        file: the state dict.
+        file: the state dict, or a folder with one.
         model: the network's name, as ``--model`` of training takes it.
-        classes: what its outputs mean; see the head of this module.
-        image_size: side of the square that it was trained on; default: that of the model's ImageNet weights, whose
-            mean and deviation of pixels are taken in any case.
+        classes: the meaning of its outputs; see the head of this module.
+        view: how it saw its images; what that leaves open is read from a config.json beside the weights, else it is
+            that of the model's ImageNet weights.
         config: kept in the bundle as how it was made.
 
     Raises:
@@ -80,20 +88,11 @@ def bundle_from_state_dict(
     """
     index = read_class_list(classes)
     where = readable(file)
-    with skip_random_init():
-        network, num_features, preprocessing = build_backbone(model, "none", image_size)
-    state = read_state_dict(file)
-    names = network.state_dict().keys()
-    if any(name.startswith("backbone.") for name in state) and not any(name.startswith("backbone.") for name in names):
-        state = {name.removeprefix("backbone."): value for name, value in state.items()}
-    odd = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if odd:
-        raise ModelError(f"{where}: holds numbers that are not finite, in {some(odd)}")
-    own = {name: value for name, value in state.items() if name in names}
-    rest = {name: value for name, value in state.items() if name not in names and not name.startswith(AUXILIARY)}
-    layers = find_head(rest, num_features)
-    is_whole = all(name in own or name.endswith("num_batches_tracked") for name in names)
-    fit_weights(network, own if is_whole or layers else {**own, **rest}, where)
+    view = (view or TrainedView()).over(read_view(file))
+    (network, num_features, preprocessing), match = build_from_file(model, file, view.image_size)
+    if match.resampled:
+        raise ModelError(f"{where}: {_why_resampled(network, match, preprocessing.crop)}")
+    layers, rest = _layers(match, num_features)
     if layers is None:
         raise ModelError(f"{where}: {_why_no_head(rest, num_features, model)}")
     num_classes = len(layers[-1][0])
@@ -105,13 +104,71 @@ def bundle_from_state_dict(
     tensors = {f"backbone.{name}": value for name, value in network.state_dict().items()}
     for name, (weight, bias) in zip(("head.hidden", "head.output")[-len(layers) :], layers, strict=True):
         tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
+    odd = [
+        name
+        for name, value in (match.tensors | rest).items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if odd:
+        raise ModelError(f"{where}: holds numbers that are not finite, in {some(odd)}")
     made = {**how_made(config), "from": f"state dict {file.name}"}
     head = HeadSpec(num_classes, num_features, hidden)
-    return Bundle(model, head, index, preprocessing, {}, made, tensors)
+    return Bundle(model, head, index, view.preprocessing(preprocessing), {}, made, tensors)
+
+
+def _layers(match: Match, num_features: int) -> tuple[list[tuple[Tensor, Tensor]] | None, dict[str, Tensor]]:
+    """The head's linear layers, and the tensors that they were looked for among.
+
+    Under the backbone's prefix it makes a whole classifier with it, and other parts of the file do not matter. Without
+    one there, everything outside the prefix must be the head.
+    """
+    inside, outside = (
+        {name: value for name, value in tensors.items() if not name.startswith(TRAINING_ONLY)}
+        for tensors in (match.inside, match.outside)
+    )
+    rest = fold_norms(inside or outside)
+    return find_head(rest, num_features), rest
+
+
+def fold_norms(rest: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fold each batch norm of a head into the linear layer before it; the outputs stay the same.
+
+    Only in a Sequential, whose numbers tell that nothing stands between the two: "fc.1." behind "fc.0.".
+    """
+    rest = dict(rest)
+    for name in [name.removesuffix("running_mean") for name in rest if name.endswith("running_mean")]:
+        place = re.fullmatch(r"(.*\.|)(\d+)\.", name)
+        before = f"{place[1]}{int(place[2]) - 1}." if place else ""
+        parts = [rest.get(name + part) for part in ("running_mean", "running_var", "weight", "bias")]
+        weight = rest.get(f"{before}weight")
+        if weight is None or weight.ndim != 2 or any(part is None or part.shape != weight.shape[:1] for part in parts):
+            continue
+        mean, variance, scale, shift = (part.float() for part in parts)
+        factor = scale / (variance + BATCH_NORM_EPS).sqrt()
+        bias = rest.get(f"{before}bias", torch.zeros(len(weight)))
+        for part in ("running_mean", "running_var", "weight", "bias", "num_batches_tracked"):
+            rest.pop(name + part, None)
+        rest |= {f"{before}weight": weight.float() * factor[:, None], f"{before}bias": (bias - mean) * factor + shift}
+    return rest
+
+
+def _why_resampled(network: nn.Module, match: Match, crop: int) -> str:
+    """Name the image size that the position embeddings are for, where it follows from their number."""
+    name, theirs = next(iter(match.resampled.items()))
+    message = f"{name} is for images of another size than {crop} x {crop} pixels"
+    ours = list(network.state_dict()[name].shape)
+    for extra in (0, 1, 2):  # tokens that are no part of the image
+        sides = [math.isqrt(shape[1] - extra) for shape in (theirs, ours) if len(shape) == 3 and shape[1] > extra]
+        if len(sides) == 2 and [side**2 + extra for side in sides] == [theirs[1], ours[1]]:
+            return f"{message}: give --image-size {crop * sides[0] // sides[1]}"
+    return f"{message}: give the --image-size that it was trained at"
 
 
 def find_head(rest: Mapping[str, Tensor], num_features: int) -> list[tuple[Tensor, Tensor]] | None:
-    """The linear layers among tensors that are not the backbone's, first to last.
+    """Find the linear layers of a head, first to last.
+
+    Args:
+        rest: the tensors that are not the backbone's.
 
     Returns:
         weight [out, in] and bias [out] of one or two layers; None if the tensors are no such head.
@@ -119,6 +176,8 @@ def find_head(rest: Mapping[str, Tensor], num_features: int) -> list[tuple[Tenso
     weights = {name.removesuffix("weight"): value for name, value in rest.items() if name.endswith("weight")}
     biases = {name.removesuffix("bias"): value for name, value in rest.items() if name.endswith("bias")}
     if len(weights) + len(biases) != len(rest) or not biases.keys() <= weights.keys() or not 1 <= len(weights) <= 2:
+        return None
+    if any(name.startswith("pre_logits") for name in rest):  # the original ViT's, with tanh behind it
         return None
     if any(value.ndim != 2 or not value.is_floating_point() for value in weights.values()):
         return None
@@ -138,8 +197,13 @@ def find_head(rest: Mapping[str, Tensor], num_features: int) -> list[tuple[Tenso
 
 def _why_no_head(rest: Mapping[str, Tensor], num_features: int, model: str) -> str:
     if not rest:
-        return f"has no head: expected a last layer from {num_features} features to the classes beside {model}'s own"
+        return (
+            f"has no head, so only training takes it (--weights); expected a last layer from {num_features} features "
+            f"to the classes beside {model}'s own"
+        )
     shapes = some([f"{name} {list(value.shape)}" for name, value in rest.items()])
+    if any(name.endswith("running_mean") for name in rest):
+        shapes += ", a batch norm among them"
     return (
         f"the head is of another kind: got {shapes}; expected weight and bias of one linear layer, or of two, from "
         f"the {num_features} features of {model}"
@@ -147,7 +211,7 @@ def _why_no_head(rest: Mapping[str, Tensor], num_features: int, model: str) -> s
 
 
 def read_class_list(path: Path) -> ClassIndex:
-    """What a network's outputs mean; see the head of this module.
+    """Read the meaning of a network's outputs; see the head of this module.
 
     Raises:
         DataError: the file cannot be read, or is no list of different names.
@@ -181,6 +245,9 @@ def _pairs(values: object, where: str) -> list[tuple[str, str]]:
     Raises:
         DataError: it is none of the forms that are known, or its order is not clear.
     """
+    if isinstance(values, dict) and isinstance(values.get("id2label", values.get("label_names")), dict | list):
+        named = values.get("id2label", values.get("label_names"))  # the config.json of Hugging Face or of timm
+        values = named if isinstance(named, list) else [named[key] for key in sorted(named, key=_number)]
     if isinstance(values, list) and all(isinstance(name, str) for name in values):
         return [(name, name) for name in values]
     if isinstance(values, dict) and all(type(index) is int for index in values.values()):
@@ -188,11 +255,19 @@ def _pairs(values: object, where: str) -> list[tuple[str, str]]:
             return [(name, name) for name in sorted(values, key=values.get)]
         raise DataError(f"--classes {where}: the indices are not 0 to {len(values) - 1}, each once")
     if isinstance(values, dict) and all(isinstance(label, str) and label for label in values.values()):
-        by_number = sorted(values, key=lambda name: (len(name), name))
-        if set(values) == {str(index) for index in range(len(values))} and by_number != sorted(values):
+        by_number = sorted(values, key=_number)
+        is_numbered = by_number == [str(index) for index in range(len(values))]
+        if is_numbered and by_number == sorted(values):
+            return [(values[name], values[name]) for name in by_number]
+        if is_numbered:
             raise DataError(
                 f"--classes {where}: are 0 to {len(values) - 1} indices, or folders in the order of their names (0, 1, "
                 "10, ...)? Write a list of the names in index order instead"
             )
         return [(name, values[name]) for name in sorted(values)]
     raise DataError(f'--classes {where}: expected a list of names, {{"name": index}} or {{"folder": "display name"}}')
+
+
+def _number(text: str) -> tuple[int, str]:
+    """Sort key of numbers that are text; other text comes by its length."""
+    return (int(text), text) if text.isdecimal() else (len(text), text)

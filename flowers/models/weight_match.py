@@ -1,0 +1,144 @@
+"""Tensors of a file matched to a network by name and shape: all of them, exactly, or the file is refused."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from flowers import console
+from flowers.data.paths import some
+from flowers.errors import ModelError
+from flowers.models.weight_files import AVERAGED
+from flowers.models.weights import describe, misfits
+
+TRAINING_ONLY = (
+    "AuxLogits.", "aux1.", "aux2.", "decoder", "mask_token", "criterion.", "loss", "queue", "n_averaged",
+)  # fmt: skip
+"""Beginnings of names that no prediction needs: auxiliary classifiers, MAE's decoder, MoCo's queue, losses."""
+_DEPTH = 4
+
+Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+class Match(NamedTuple):
+    """What of a file belongs to a network.
+
+    Attributes:
+        tensors: by the network's names; step counters of batch norm may be missing (old files lack them).
+        inside: what else has the same prefix, without it: a classifier, or nothing.
+        outside: what has not.
+        source: keys and prefix under which they stand, for messages; "" for a plain state dict.
+        resampled: tensors that were resampled to another image size, with their shapes in the file.
+    """
+
+    tensors: dict[str, Tensor]
+    inside: dict[str, Tensor]
+    outside: dict[str, Tensor]
+    source: str
+    resampled: dict[str, list[int]]
+
+
+class _Candidate(NamedTuple):
+    """One mapping of a file under one prefix, in the file's names or translated, and in how far it fits."""
+
+    match: Match
+    fitted: int
+    problems: dict[str, list[str]]
+
+
+def find_match(
+    network: nn.Module, states: Mapping[str, Mapping[str, Tensor]], translate: Translate, where: str,
+    droppable: tuple[str, ...] | None,
+) -> Match:  # fmt: skip
+    """Find the mapping and the common prefix under which every tensor of a network stands in its shape.
+
+    Of several the first average is taken, else the first; a message says which.
+
+    Args:
+        states: mappings of names to tensors by where they stand, averages first.
+        translate: from names of the original authors, or of old versions, to the network's.
+        where: the file, for messages.
+        droppable: beginnings of names that may be left over under the prefix, the original's classifier; None if all
+            may, since the caller looks at them.
+
+    Raises:
+        ModelError: none fits; the nearest one is described: how many tensors fitted, and examples of the others.
+    """
+    candidates: list[_Candidate] = []
+    problem = None
+    for key, state in states.items():
+        for prefix in _prefixes(state, len(network.state_dict())):
+            try:
+                candidates += _candidates(network, state, key, prefix, translate, droppable)
+            except ModelError as error:
+                problem = error
+    fitting = [item for item in candidates if not any(item.problems.values())]
+    if not fitting:
+        if problem is not None:
+            raise ModelError(f"{where}: {problem}")
+        raise ModelError(f"{where}: the tensors do not fit the model: {_misfit(network, candidates)}")
+    sources = list(dict.fromkeys(item.match.source for item in fitting))
+    taken = min(fitting, key=lambda item: AVERAGED.search(item.match.source) is None).match
+    if len(sources) > 1:
+        console.warn(f"{where}: holds {', '.join(map(_named, sources))}; {_named(taken.source)} is taken")
+    elif "*" in taken.source:
+        console.say(f"{where}: takes the tensors {taken.source}")
+    if taken.resampled:
+        console.say(f"{where}: {some(list(taken.resampled))} resampled to the image size")
+    return taken
+
+
+def _named(source: str) -> str:
+    return source or "the file itself"
+
+
+def _prefixes(state: Mapping[str, Tensor], expected: int) -> Iterator[str]:
+    """Common prefixes of enough names to be a whole network of so many tensors, averages and short ones first."""
+    counts: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        counts.update(".".join(parts[:depth]) + "." for depth in range(1, min(_DEPTH, len(parts) - 1) + 1))
+    enough = [prefix for prefix, count in counts.items() if count >= max(1, expected // 4)]
+    yield from ["", *sorted(enough, key=lambda prefix: (AVERAGED.search(prefix) is None, prefix.count(".")))]
+
+
+def _candidates(
+    network: nn.Module, state: Mapping[str, Tensor], key: str, prefix: str, translate: Translate,
+    droppable: tuple[str, ...] | None,
+) -> Iterator[_Candidate]:  # fmt: skip
+    """A mapping under a prefix: in its own names, and translated where those do not fit."""
+    inside = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    outside = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    source = (f"{key}." if key else "") + f"{prefix}*" if prefix else key
+    plain = _candidate(network, Match({}, inside, outside, source, {}), droppable)
+    yield plain
+    if plain.problems["missing"] or plain.problems["of another shape"]:
+        translated = translate(dict(inside))
+        item = _candidate(network, Match({}, translated, outside, source, {}), droppable)
+        resampled = {
+            name: list(inside[name].shape)
+            for name, value in item.match.tensors.items()
+            if "pos" in name and name in inside and inside[name].numel() != value.numel()
+        }
+        yield item._replace(match=item.match._replace(resampled=resampled))
+
+
+def _candidate(network: nn.Module, match: Match, droppable: tuple[str, ...] | None) -> _Candidate:
+    own, given = network.state_dict(), match.inside
+    problems = misfits(own, given)
+    spared = [""] if droppable is None else [*droppable, *TRAINING_ONLY]
+    problems["unexpected"] = [name for name in problems["unexpected"] if not name.startswith(tuple(spared))]
+    tensors = {name: value for name, value in given.items() if name in own}
+    rest = {name: value for name, value in given.items() if name not in own}
+    fitted = len(tensors) - len(problems["of another shape"])
+    return _Candidate(match._replace(tensors=tensors, inside=rest), fitted, problems)
+
+
+def _misfit(network: nn.Module, candidates: list[_Candidate]) -> str:
+    """Describe the candidate that fits best."""
+    best = max(candidates, key=lambda item: item.fitted)
+    unexpected = best.problems["unexpected"] or list(best.match.inside)
+    part = f" ({best.match.source})" if best.match.source else ""
+    total = len(network.state_dict())
+    return f"{best.fitted} of {total} tensors fit{part}; {describe({**best.problems, 'unexpected': unexpected})}"
