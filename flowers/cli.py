@@ -73,8 +73,6 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of an interactive job's output has seen enough, as with `| head`
-        return 0
 
 
 @contextlib.contextmanager

@@ -91,8 +91,8 @@ class _Screen(io.FileIO):
         except OSError as error:
             if self._essential:
                 _open_nowhere(self.fileno())  # what is still in buffers would fail again, at the very end
-                if isinstance(error, BrokenPipeError):
-                    raise
+                if isinstance(error, BrokenPipeError):  # the reader has seen enough, as with `| head`
+                    raise SystemExit(0) from None
                 raise OutputError(f"cannot write to stdout: {error.strerror}") from None
             return len(data)
 

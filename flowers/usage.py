@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Sequence
 
-_OTHER_NAMES: dict[str, tuple[str, ...]] = {
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # timm, torchvision, transformers, ultralytics, mae: the flag of the same meaning here, the first that a job has
     "--learning-rate": ("--lr",),
     "--base-lr": ("--lr",),
@@ -130,8 +130,8 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 def unknown_flag(word: str, known: Collection[str]) -> str:
     """Say that there is no such flag and which was meant: the same in other letters, another tool's, or the nearest."""
     name = "--" + word.lstrip("-").lower()
-    meant = name if name in known else next((flag for flag in _OTHER_NAMES.get(name, ()) if flag in known), None)
-    if meant is not None and name in _OTHER_NAMES and meant != name:
+    meant = name if name in known else next((flag for flag in OTHER_NAMES.get(name, ()) if flag in known), None)
+    if meant is not None and name in OTHER_NAMES and meant != name:
         return f"{word}: no such flag; here it is {meant}"
     near = [meant] if meant else difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"{word}: no such flag" + (f"; did you mean {near[0]}?" if near else "")
