@@ -133,6 +133,8 @@ def unknown_flag(word: str, known: Collection[str]) -> str:
     meant = name if name in known else next((flag for flag in OTHER_NAMES.get(name, ()) if flag in known), None)
     if meant is not None and name in OTHER_NAMES and meant != name:
         return f"{word}: no such flag; here it is {meant}"
+    if meant is None and name in OTHER_NAMES:
+        return f"{word}: no such flag"
     near = [meant] if meant else difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"{word}: no such flag" + (f"; did you mean {near[0]}?" if near else "")
 
