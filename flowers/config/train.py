@@ -184,3 +184,8 @@ class TrainConfig:
     def run_dir(self) -> Path:
         """The run folder; ``runs/DATA-MODEL`` by default, so that another data set or model gets one of its own."""
         return self.output_dir or Path("runs") / f"{self.data_dir.resolve().stem}-{Path(self.model).name}"
+
+    @property
+    def uses_features(self) -> bool:
+        """True if the frozen backbone runs once per view and the head trains on the cached features."""
+        return self.finetune == "head" and self.feature_cache

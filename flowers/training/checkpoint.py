@@ -1,8 +1,8 @@
-"""Checkpoints: whole or not there, the newest sound one found again, a wrong one refused by name.
+"""Checkpoints: written whole or not at all; the newest sound one is loaded, one that does not fit is refused by name.
 
 A checkpoint is a folder ``checkpoints/step-00000123`` in the run folder: a model bundle, ``optimizer.pt`` (tensors
 only, read with ``weights_only=True``) and ``state.json``, which also holds size and SHA-256 of the other files, so
-that a file cut short is noticed before it is believed.
+that a damaged file is detected before it is used.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 @dataclass
 class Progress:
-    """How far training has come. ``step_in_epoch`` updates of ``epoch`` are done, ``step`` in all."""
+    """How far training has come: ``step_in_epoch`` updates of ``epoch`` are done, ``step`` in all."""
 
     step: int = 0
     epoch: int = 0
@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: ``tensors`` holds the states of optimizer, and of scaler and average where there are."""
+    """A checkpoint as read: ``tensors`` holds the states of optimizer, scaler and weight average (if in use)."""
 
     path: Path
     progress: Progress
@@ -132,10 +132,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmetic: str) -> None:
-    """Refuse to go on with a run that was another one.
+    """Refuse to resume a run with other settings or data.
 
     Args:
-        batch_arithmetic: how the global batch comes about now.
+        batch_arithmetic: the factors of the present global batch.
 
     Raises:
         CheckpointError: the first thing that differs, by name, with both values.
@@ -150,7 +150,7 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
         elif name in ("train images", "valid images", "classes"):
             hint = "the data changed since"
         else:
-            hint = "go on with the old value"
+            hint = "resume with the old value"
         raise CheckpointError(
             f"{checkpoint.path} cannot be resumed: {name} was {before}, is now {now}; {hint}, "
             "or start a new run with another --output-dir"

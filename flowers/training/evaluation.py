@@ -1,31 +1,77 @@
-"""One evaluation job: a trained model, a split, its figures as a table, a JSON file and a page."""
+"""Evaluation of a network on a split, the evaluation job, and the reports of training and evaluation."""
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
+from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples, load_split
-from flowers.errors import DataError
+from flowers.data.loaders import Batch
+from flowers.datasets.check import check_splits
+from flowers.datasets.check_report import findings
+from flowers.errors import DataError, FlowersError
 from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, fit_temperature
-from flowers.reports.metrics import LogitTable, Metrics
+from flowers.reports.metrics import LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
-from flowers.training.batches import AUTOCAST, eval_loader
-from flowers.training.loop import evaluate
-from flowers.training.reporting import can_report, data_findings, device_name, or_warn
+from flowers.reports.photos import training_views
+from flowers.training.batches import AUTOCAST, eval_loader, to_device
+from flowers.training.stage import Stage
+
+MAX_LOGITS = 250_000_000
+"""A larger table of logits (1 GB) is not gathered for a report."""
+MAX_CHECKED = 10_000
+"""For more images the report leaves the data check to ``prepare.py check``; these take about 15 s."""
+
+
+@torch.inference_mode()
+def evaluate(
+    accelerator: Accelerator,
+    network: nn.Module,
+    inputs: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    num_images: int,
+    meter: console.Meter | None = None,
+    logits: LogitTable | None = None,
+) -> Metrics:
+    """Measure a network on a split, every image exactly once over all ranks.
+
+    Args:
+        inputs: gives the network's input for a batch.
+        batches: this rank's share; rows of weight 0 only pad the shape.
+        num_images: of the whole split.
+        meter: shows the progress of all ranks.
+        logits: filled with the logits of this rank's images.
+
+    Raises:
+        TrainingError: an image was missed or counted twice.
+    """
+    network.eval()
+    tally = Tally(num_images, accelerator.device)
+    for batch in to_device(iter(batches), accelerator.device):
+        scores = network(inputs(batch))
+        tally.update(batch.indices, batch.weights, scores, batch.targets)
+        if logits is not None:
+            logits.update(batch.indices, batch.weights, scores)
+        if meter is not None:
+            meter.advance(len(batch.targets) * accelerator.num_processes)
+    return tally.result(accelerator.reduce)
 
 
 def evaluate_bundle(config: EvaluateConfig) -> int:
-    """Measure a model on a split with the training loop's own evaluation; on request make its probs calibrated.
+    """Measure a saved model with the evaluation used in training; with --calibrate, fit its temperature.
 
     Returns:
         0.
@@ -45,7 +91,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     metrics, answers = measure(config, accelerator, bundle, samples, keep_logits=reports or config.calibrate)
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:
-        bundle, answers = calibrate(accelerator, bundle, answers)
+        bundle, answers = calibrate(bundle, answers)
         metrics = answers.metrics
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics)
@@ -65,8 +111,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         is_valid = config.split in ("valid", "val")
         with or_warn():
             results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
-            findings = data_findings(bundle.classes, splits)
-            background = Background(results, run_folder(bundle), splits, findings, facts=facts)
+            found = data_findings(bundle.classes, splits)
+            background = Background(results, run_folder(bundle), splits, found, facts=facts)
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")
@@ -77,41 +123,38 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
 def measure(
     config: EvaluateConfig, accelerator: Accelerator, bundle: Bundle, samples: Samples, keep_logits: bool
 ) -> tuple[Metrics, Answers | None]:
-    """Run the model over the split, every image once; all ranks get the same."""
+    """Run the model over the split, every image once; all ranks get the same result."""
     classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
     network = accelerator.prepare_model(classifier, evaluation_mode=True)
     table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
+
+    def inputs(batch: Batch) -> Tensor:
+        return bundle.preprocessing.normalize(batch.images, dtype)
+
     with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(
-            accelerator,
-            network,
-            lambda batch: bundle.preprocessing.normalize(batch.images, dtype),
-            loader,
-            len(samples),
-            lambda count: meter.advance(count * accelerator.num_processes),
-            table,
-        )
+        metrics = evaluate(accelerator, network, inputs, loader, len(samples), meter, table)
     if table is None:
         return metrics, None
-    return metrics, Answers(config.split, samples, bundle.classes, table.result(accelerator.reduce, accelerator.device))
+    logits = table.result(accelerator.reduce, accelerator.device)
+    return metrics, Answers(config.split, samples, bundle.classes, logits)
 
 
-def calibrate(accelerator: Accelerator, bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
-    """Fit a temperature, store it in the model's folder, and say what it did.
+def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
+    """Fit a temperature, store it in the model's folder, and print its effect.
 
     Returns:
-        The model and its answers as they are now.
+        The calibrated model and its answers.
 
     Raises:
-        DataError: none fits best, since every answer is right, say.
+        DataError: no temperature fits best, for example because every answer is correct.
     """
     temperature = fit_temperature(answers.logits, answers.targets)
     if temperature is None:
         raise DataError(
-            f"--calibrate: {int(answers.hits.sum())} of {len(answers.hits)} answers are right, which no temperature "
-            "fits best; nothing was stored. Calibrate on more images, some of them hard ones"
+            f"--calibrate: cannot fit a temperature: {int(answers.hits.sum())} of {len(answers.hits)} answers are "
+            "correct. Nothing was stored; calibrate on more, and harder, images"
         )
     calibrated = with_temperature(bundle, temperature)
     after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
@@ -125,17 +168,68 @@ def calibrate(accelerator: Accelerator, bundle: Bundle, answers: Answers) -> tup
 
 
 def run_folder(bundle: Bundle) -> Path | None:
-    """The folder of the run that made a model, where it still lies in one."""
+    """The folder of the run that made a model, if the model still lies in it."""
     return next(
         (folder for folder in (bundle.folder, bundle.folder.parent) if (folder / "history.jsonl").exists()), None
     )
 
 
 def drawn_split(bundle: Bundle) -> Path | None:
-    """The split that a run without valid/ drew for itself, where the model still lies in the run's folder.
+    """The split that a run without valid/ drew for itself, if the model still lies in the run's folder.
 
     It may lie as deep as checkpoints/step-00000123/, or head/best/ of a staged run.
     """
     folder = bundle.folder.resolve()
     files = (above / "split.json" for above in (folder, *folder.parents[:2]))
     return next((file for file in files if file.exists()), None)
+
+
+def can_report(images: int, classes: int) -> bool:
+    """Return False, and say why, if the table of logits would be too large for a report."""
+    if images * classes <= MAX_LOGITS:
+        return True
+    console.warn(f"no report: {images:,} images of {classes:,} classes are too many for one page")
+    return False
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """Number of processes, device and precision."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{accelerator.num_processes} x {name}, precision {accelerator.mixed_precision}"
+
+
+def data_findings(classes: ClassIndex, splits: Mapping[str, Samples]) -> list[list[object]] | None:
+    """The findings of the data check; None if it would take too long at the end of another job."""
+    if sum(map(len, splits.values())) > MAX_CHECKED:
+        return None
+    return findings(check_splits(classes, splits))
+
+
+def write_training_report(
+    stage: Stage, best: Bundle, results: Mapping[str, Mapping[str, float]], shown: Answers, valid: Answers
+) -> None:
+    """Write ``report.html`` of the best model into the run folder.
+
+    Args:
+        results: figures by split, as in metrics.json.
+        shown: what the details are about.
+        valid: answers on the validation split.
+    """
+    config, data = stage.config, stage.data
+    drawn = range(1, config.views) if config.uses_features else range(config.epochs)  # cached view 0 is plain
+    views = training_views(data.train, stage.augmentation, config.seed, drawn) if drawn else ()
+    facts = [("device", device_name(stage.accelerator)), ("data", data.train.root)]
+    found = data_findings(data.classes, data.splits)
+    background = Background(results, stage.run_dir, data.splits, found, views, facts)
+    write_model_report(stage.run_dir / "report.html", best, shown, background, valid)
+
+
+@contextlib.contextmanager
+def or_warn() -> Iterator[None]:
+    """Turn any error inside the block into a one-line warning: a failed report must not fail the run."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, FlowersError) else f"{type(error).__name__}: {error}"
+        console.warn(f"no report: {' '.join(reason.split())}")

@@ -1,50 +1,271 @@
-"""Batches of cached features, which train a head in seconds, in the order that images would come in."""
+"""Cached features: a frozen backbone runs once per view, and the head trains on its features in seconds.
 
+The images are cut into pieces, which the ranks share; rank 0 joins the pieces into one ``.npy`` per split in the run
+folder, which all ranks map. A resumed run finds that file, or the pieces that an earlier start finished, and does not
+run the backbone over them again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from flowers import console
+from flowers.data.folders import Samples
+from flowers.data.loader_processes import default_workers
+from flowers.data.loaders import ViewLoader
+from flowers.data.order import Draw, eval_batches
+from flowers.data.scan import file_stamps
 from flowers.data.loaders import Batch
-from flowers.data.order import Order, eval_batches
+from flowers.distributed import from_main
+from flowers.engines.engine import Engine, build_engine
+from flowers.errors import ProcessError, StoppedError
+from flowers.files import make_folder, write_atomically
+from flowers.models.weights import add_tensors
+from flowers.stopping import agree_to_stop
+from flowers.training.flags import images_digest
+from flowers.training.stage import Stage
+
+ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
+IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
+MANY_PIECES = 64  # of a small set, so that all ranks have work
+LARGEST_PIECE = 1024  # images of one view: a stop waits for a piece, a kill loses one
 
 
 class FeatureBatches:
-    """Training batches of cached features, in the order that images would come in.
+    """Batches of cached features, for the head alone, in the order in which images would come.
 
     Args:
-        features: float32 [N, views, D]; a sample's view changes from epoch to epoch, in turn.
-        targets: int64 [N].
-        order: which sample comes when.
-        rank: of this process.
+        features: by split, float32 [N, views, D]; a training sample's view changes in turn from epoch to epoch.
     """
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, order: Order, rank: int):
-        self._order, self._rank = order, rank
+    def __init__(self, stage: Stage, features: dict[str, np.ndarray]):
         self._features = features
-        self._targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64))
+        self._targets = {name: np.asarray(samples.targets, np.int64) for name, samples in stage.data.splits.items()}
+        self._order, self._batch_size = stage.order, stage.config.batch_size
+        self._rank, self._world_size = stage.accelerator.process_index, stage.accelerator.num_processes
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's micro-batches of an epoch; ``images`` holds features [B, D]."""
-        views = self._features.shape[1]
+        """The micro-batches of a training epoch; ``images`` holds features [B, D]."""
         for draws in self._order.micro_batches(epoch, self._rank, start_step):
-            rows = np.array([draw.index for draw in draws])
-            indices = torch.from_numpy(rows)
-            features = torch.from_numpy(self._features[rows, (rows + epoch) % views])
-            weights = torch.tensor([draw.weight for draw in draws])
-            yield Batch(features, self._targets[indices], weights, indices)
+            yield self._batch("train", draws, epoch)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The features [B, D]."""
+        return batch.images
+
+    def evaluation(self, split: str) -> list[Batch]:
+        """The evaluation batches of a split, in memory."""
+        num_images = len(self._targets[split])
+        batches = eval_batches(num_images, self._batch_size, self._rank, self._world_size)
+        return [self._batch(split, draws) for draws in batches]
+
+    def _batch(self, split: str, draws: list[Draw], epoch: int | None = None) -> Batch:
+        features = self._features[split]
+        rows = np.array([draw.index for draw in draws])
+        views = 0 if epoch is None else (rows + epoch) % features.shape[1]
+        weights = torch.tensor([draw.weight for draw in draws])
+        targets = torch.from_numpy(self._targets[split][rows])
+        return Batch(torch.from_numpy(features[rows, views]), targets, weights, torch.from_numpy(rows))
 
 
-class EvalFeatures:
-    """One rank's evaluation batches of cached features, each sample once over all ranks."""
+def cache_features(stage: Stage) -> FeatureBatches:
+    """Run the backbone over all splits with the fastest engine available, or map the files of an earlier start.
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, batch_size: int, rank: int, world_size: int):
-        self._batches = []
-        for draws in eval_batches(len(targets), batch_size, rank, world_size):
-            rows = np.array([draw.index for draw in draws])
-            weights = torch.tensor([draw.weight for draw in draws])
-            labels = torch.from_numpy(np.asarray(targets)[rows].astype(np.int64))
-            self._batches.append(Batch(torch.from_numpy(features[rows, 0]), labels, weights, torch.from_numpy(rows)))
+    All splits are read now, so that an unreadable image of test/ is found before hours of training.
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._batches)
+    Raises:
+        DataError: an image cannot be read.
+        StoppedError: a rank was asked to stop; finished pieces are kept.
+    """
+    config, model, folder = stage.config, stage.model, stage.run_dir / "features"
+    engine = build_engine(
+        model.classifier.backbone,
+        model.preprocessing,
+        precision=ENGINE_PRECISION[config.mixed_precision],
+        batch_size=config.batch_size,
+        device=stage.accelerator.device,
+    )
+    console.say(f"features by {engine.description}")
+    # Everything that features depend on. The tensors themselves, not their source: a seed or a file may change. The
+    # sizes of the images too: one may have been replaced since an earlier start. (Not times: copies have their own.)
+    backbone = hashlib.sha256(config.model.encode())
+    add_tensors(backbone, model.classifier.backbone.state_dict())
+    key = {"backbone": backbone.hexdigest(), "engine": engine.name, "precision": engine.precision}
+    key["preprocessing"] = model.preprocessing.to_dict()
+
+    def features_of(name: str, samples: Samples) -> np.ndarray:
+        views = config.views if name == "train" else 1
+        drawn = "plain" if views == 1 else f"{views} of {stage.augmentation}, seed {config.seed}"
+        own = {**key, "views": drawn, "images": images_digest(samples)}
+        if stage.accelerator.is_main_process:  # only its key is compared and written
+            sizes = file_stamps(samples.full_path, len(samples))[:, 0]
+            own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
+        workers = default_workers(config.workers)
+        images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
+        return extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
+
+    return FeatureBatches(stage, {name: features_of(name, samples) for name, samples in stage.data.splits.items()})
+
+
+class Piece(NamedTuple):
+    """Neighbouring images in one view, whose features one rank computes and writes, all or nothing.
+
+    Attributes:
+        view: 0 is evaluation's, others are drawn.
+        first: place of the first image.
+        end: place behind the last one.
+    """
+
+    view: int
+    first: int
+    end: int
+
+    @property
+    def file_name(self) -> str:
+        """Of its features, float32 [end - first, D]."""
+        return f"{self.view}-{self.first}-{self.end}.npy"
+
+    def batches(self, batch_size: int) -> Iterator[list[Draw]]:
+        """Its images in batches of one shape; the gaps are filled with draws of weight 0."""
+        for first in range(self.first, self.end, batch_size):
+            places = range(first, first + batch_size)
+            yield [Draw(min(place, self.end - 1), self.view, place, float(place < self.end)) for place in places]
+
+
+def pieces_of(num_images: int, views: int, batch_size: int) -> list[Piece]:
+    """All pieces, of whole batches, the same for any number of processes."""
+    size = batch_size * max(1, min(num_images // MANY_PIECES, LARGEST_PIECE) // batch_size)
+    firsts = range(0, num_images, size)
+    return [Piece(view, first, min(first + size, num_images)) for first in firsts for view in range(views)]
+
+
+def extract_features(stage: Stage, engine: Engine, images: ViewLoader, views: int, path: Path, key: dict) -> np.ndarray:
+    """Run the backbone over every view of all images, or map the file of an earlier start.
+
+    A stopped or killed start leaves its finished pieces for a start with any number of processes.
+
+    Args:
+        engine: computes the features of uint8 images.
+        views: of each image.
+        path: the .npy file to write.
+        key: everything that the features depend on; a file with another key is not used.
+
+    Returns:
+        float32 [N, views, D], memory-mapped.
+
+    Raises:
+        StoppedError: a rank was asked to stop.
+        ProcessError: a file of another process is not visible here.
+    """
+    if not _are_there(path, key):
+        folder = path.with_suffix(".parts")
+        from_main(lambda: _settle(folder, key))
+        pieces = pieces_of(len(images), views, engine.batch_size)
+        # Listed, not looked up one by one: NFS caches for a while that a file does not exist.
+        there = set(from_main(lambda: os.listdir(folder)))
+        missing = [piece for piece in pieces if piece.file_name not in there]
+        _compute(stage, engine, images, missing, path)
+        stage.accelerator.wait_for_everyone()
+        from_main(lambda: _join(pieces, folder, path, key))
+    return np.load(path, mmap_mode="r")
+
+
+def _are_there(path: Path, key: dict) -> bool:
+    """True if an earlier start left these features; rank 0 decides, as views of a network file system may differ."""
+    return from_main(lambda: path.exists() and _read_key(path.with_suffix(".json")) == key)
+
+
+def _settle(folder: Path, key: dict) -> None:
+    """Keep the pieces of an earlier start if they are of the same features."""
+    if _read_key(folder / "key.json") != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        _write_key(folder / "key.json", key)
+
+
+def _compute(stage: Stage, engine: Engine, images: ViewLoader, missing: list[Piece], path: Path) -> None:
+    """Compute this rank's share of the missing pieces; after each piece all ranks agree to continue or stop."""
+    accelerator, stop, folder, title = stage.accelerator, stage.stop, path.with_suffix(".parts"), path.stem
+    world_size, size = accelerator.num_processes, engine.batch_size
+    mine = missing[accelerator.process_index :: world_size]
+    rounds = -(-len(missing) // world_size)
+    stops = False
+    waiting: deque = deque()
+    features: list[np.ndarray] = []
+
+    def take() -> None:
+        piece, left, handle = waiting.popleft()
+        features.append(handle.result().features[:left])
+        if left <= size:
+            with write_atomically(folder / piece.file_name, "wb") as file:
+                np.save(file, np.concatenate(features))
+            features.clear()
+        meter.advance(min(left, size) * world_size)
+
+    draws = (batch for piece in mine for batch in piece.batches(size))
+    total = sum(piece.end - piece.first for piece in missing)
+    with console.progress(f"features of {title}", total) as meter, contextlib.closing(images.load(draws)) as batches:
+        for number in range(rounds):
+            for piece in mine[number : number + 1]:
+                for left in range(piece.end - piece.first, 0, -size):
+                    waiting.append((piece, left, engine.submit(next(batches).images.numpy())))
+                    if len(waiting) > IN_FLIGHT:
+                        take()
+            stops = number + 1 < rounds and agree_to_stop(accelerator, stop)
+            if stops:
+                break
+        while waiting:
+            take()
+    if stops:
+        reason = stop.reason() or "another process was asked"
+        raise StoppedError(
+            f"stopped before the features of {title}/ were complete ({reason}); finished parts are kept; run the same "
+            "command to resume"
+        )
+
+
+def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:
+    """Write all pieces as one array, then its key, whose presence marks the array as complete.
+
+    Raises:
+        ProcessError: a piece of another process is not visible here.
+    """
+    path.with_suffix(".json").unlink(missing_ok=True)
+    views = 1 + max(piece.view for piece in pieces)
+    with write_atomically(path, "wb") as file:
+        for first in range(0, len(pieces), views):
+            images = np.stack([_read(folder / piece.file_name) for piece in pieces[first : first + views]], axis=1)
+            if first == 0:
+                header = np.lib.format.header_data_from_array_1_0(images)
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (pieces[-1].end, *images.shape[1:])})
+            file.write(images.tobytes())
+    _write_key(path.with_suffix(".json"), key)
+    shutil.rmtree(folder)
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except OSError as error:
+        raise ProcessError(
+            f"{path}: cannot be read ({error.strerror}): the run folder must be one that all machines share"
+        ) from None
+
+
+def _read_key(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_key(path: Path, key: dict) -> None:
+    with write_atomically(path) as file:
+        json.dump(key, file)

@@ -1,64 +1,73 @@
-"""Losses and weights that are not finite: noticed before anything is kept of them, and told with what led there.
+"""Losses and weights that are not finite: detected before anything is saved, and reported with the step and images.
 
-A loss says what the weights were before its step. So the weights are looked at too before they are evaluated or
-saved: an update may have spoilt them though every loss so far was finite.
+A loss only shows the weights before its own step. So the weights are checked too before they are evaluated or saved:
+the last update may have broken them though every loss so far was finite.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowers.distributed import rows_of_ranks
-from flowers.errors import PeerError, TrainingError
 from flowers.training.checkpoint import list_checkpoints
-from flowers.training.state import Run
 
 ADVICE = "try a lower --lr, --max-grad-norm 1, or --mixed-precision no, with another --output-dir"
 
 
-def check_finite(run: Run, losses: list[float], weights: bool) -> None:
-    """Stop where training broke down; all ranks call this at the same step.
+class MicroStep(NamedTuple):
+    """A micro-batch whose loss still lies on the device.
+
+    Attributes:
+        step: its update, from 0.
+        sums: [3] loss, hits and images of this rank.
+        indices: [B] of its images in the training set.
+    """
+
+    step: int
+    sums: Tensor
+    indices: Tensor
+
+
+class Breakdown(NamedTuple):
+    """The first loss or update of a rank that is not finite; ``step`` is infinite where all are."""
+
+    step: float = math.inf
+    what: str = ""
+    images: Sequence[Tensor] = ()
+
+
+def find_breakdown(
+    micro_steps: Sequence[MicroStep], losses: Sequence[float], network: nn.Module | None, last_step: int
+) -> Breakdown:
+    """Look for the first loss that is not finite, then at the weights.
 
     Args:
-        run: its ``unread`` holds the micro-batches since the last look.
-        losses: of these micro-batches.
-        weights: whether to look at the weights too.
-
-    Raises:
-        TrainingError: on the rank whose images came first to a loss or an update that is not finite.
-        PeerError: on the other ranks then.
+        losses: of the micro-steps.
+        network: whose weights to check; None checks losses only.
+        last_step: the last update, from 0.
     """
-    bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
-    last = run.unread[-1][0] if run.unread else run.progress.step - 1
-    if bad is not None:
-        step, _, indices = run.unread[bad]
-        found, what = step, f"the loss is not finite at step {step + 1}{_on(run, [indices])}"
-    elif weights and not weights_are_finite(run):
-        indices = [indices for step, _, indices in run.unread if step == last]
-        found, what = last + 0.5, f"the weights are not finite after step {last + 1}{_on(run, indices)}"
-    else:
-        found, what = math.inf, ""
-    (first,) = min(rows_of_ranks(run.accelerator, [found]))
-    if math.isfinite(first):
-        raise TrainingError(f"{what}; {last_good(run)}; {ADVICE}") if found == first else PeerError
+    for micro_step, loss in zip(micro_steps, losses, strict=True):
+        if not math.isfinite(loss):
+            what = f"the loss is not finite at step {micro_step.step + 1}"
+            return Breakdown(micro_step.step, what, [micro_step.indices])
+    if network is None or weights_are_finite(network):
+        return Breakdown()
+    images = [micro_step.indices for micro_step in micro_steps if micro_step.step == last_step]
+    return Breakdown(last_step + 0.5, f"the weights are not finite after step {last_step + 1}", images)
 
 
-def weights_are_finite(run: Run) -> bool:
-    """Whether every parameter and buffer of this rank is."""
-    tensors = itertools.chain(run.network.parameters(), run.network.buffers())
+def weights_are_finite(network: nn.Module) -> bool:
+    """True if every parameter and buffer of this rank is finite."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
     largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point() and t.numel()], math.inf)
     return bool(torch.stack(largest).isfinite().all())
 
 
-def last_good(run: Run) -> str:
-    """Where the last state lies that was sound."""
-    found = list_checkpoints(run.history.path.parent)
+def last_good(run_dir: Path) -> str:
+    """Name the newest checkpoint, for an error message: every saved one is sound."""
+    found = list_checkpoints(run_dir)
     return f"the last good checkpoint is {found[0]}" if found else "no checkpoint was saved yet"
-
-
-def _on(run: Run, indices: list[Tensor]) -> str:
-    """The images of micro-batches, by path."""
-    paths = [run.train_paths[index] for batch in indices for index in batch.tolist()]
-    return f" on {', '.join(paths)}" if paths else ""

@@ -1,4 +1,4 @@
-"""The arithmetic of a run, from the flags and the data: what is checked, counted and defaulted before any step."""
+"""The flags of a run: which values are refused, how the others are resolved, and which ones a resume may change."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,13 @@ import numpy as np
 from flowers.config.presets import check_model
 from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders, Samples
-from flowers.data.order import Order
 from flowers.errors import UsageError
-from flowers.training.state import Plan
+from flowers.training.checkpoint import Checkpoint
+from flowers.training.model import Model, train_sizes
 
-# What a resume may change: flags that do not alter what is computed, and those that are checked by their effect.
+TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
+"""Settings that ``--tune-head`` searches, in this order."""
+# A resume may change these: they do not alter what is computed, or their effect is checked instead.
 FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "batch_size", "grad_accum_steps", "class_names",
     "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep", "resume", "max_hours",
@@ -79,24 +81,27 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
     if config.image_size and config.resize and config.resize < config.image_size:
         raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
-    if uses_features(config) and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):
+    if config.uses_features and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):
         raise UsageError("--mixup-alpha and --cutmix-alpha mix images, features are cached: add --no-feature-cache")
-    if uses_features(config) and config.cache != "none":
+    if config.uses_features and config.cache != "none":
         raise UsageError(
             f"--cache {config.cache} keeps decoded images, but with cached features each is decoded once: leave it "
             "out, or add --no-feature-cache"
         )
-    if config.views > 1 and not uses_features(config):
+    if config.views > 1 and not config.uses_features:
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
-    if config.tune_head and not (uses_features(config) or config.finetune == "staged"):
+    if config.tune_head and not (config.uses_features or config.finetune == "staged"):
         raise UsageError("--tune-head tries heads on cached features: use it with --finetune head or staged")
     if config.tune_head and config.lr == "auto" and config.finetune == "head":
         raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
-    if uses_features(config) and config.views == 1:
+    if config.uses_features and config.views == 1:
         given = [name for name, plain in OF_DRAWN_VIEWS.items() if getattr(config, name) not in plain]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{flags}: of one plain view the features are cached: add --views K or --no-feature-cache")
+            raise UsageError(
+                f"{flags}: no effect, as features are cached from a single unaugmented view; add --views K or "
+                "--no-feature-cache"
+            )
     sizes = (config.first_train_size, config.train_size)
     if None not in sizes and sizes[0] > sizes[1]:
         raise UsageError(f"--first-train-size: got {sizes[0]}, expected at most --train-size {sizes[1]}")
@@ -104,70 +109,32 @@ def check_flags(config: TrainConfig) -> None:
     check_model(config.recipe, config.model)
 
 
-def uses_features(config: TrainConfig) -> bool:
-    """Whether the frozen backbone runs once and the head trains on its features."""
-    return config.finetune == "head" and config.feature_cache
+def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpoint | None) -> TrainConfig:
+    """Fill in every default that depends on the stage, the model or the global batch.
 
+    The default learning rate grows with the square root of the global batch, as suits Adam (Granziol et al. 2022,
+    arXiv:2006.09092). It also replaces ``auto``, as the centre of the search. A resumed run gets the settings that were
+    searched for when it began.
 
-def with_defaults(config: TrainConfig) -> TrainConfig:
-    """Fill in the flags whose defaults depend on what is trained: a head, or a whole network."""
-    defaults = HEAD_DEFAULTS if config.finetune == "head" else WHOLE_DEFAULTS
-    if config.finetune == "head" and not config.feature_cache:
-        defaults = {**defaults, "epochs": EPOCHS_OF_A_HEAD_ON_IMAGES}
-    return dataclasses.replace(
-        config, **{name: value for name, value in defaults.items() if getattr(config, name) is None}
-    )
-
-
-def with_default_lr(config: TrainConfig, global_batch_size: int) -> TrainConfig:
-    """Fill in the learning rate, for a config that has its other defaults.
-
-    The default grows with the square root of the global batch, as suits Adam (Granziol et al. 2022,
-    arXiv:2006.09092); one that the user gives is taken as it is. In the place of ``auto`` stands the default, about
-    which it will be searched.
+    Raises:
+        UsageError: sizes of training views that the network does not take, or that shrink.
     """
-    if isinstance(config.lr, float | int):
-        return config
-    peak = PEAK_LR["head" if config.finetune == "head" else "whole"][config.optimizer]
-    return dataclasses.replace(config, lr=float(f"{peak * (global_batch_size / 32) ** 0.5:.3g}"))
-
-
-def build_plan(config: TrainConfig, order: Order, num_classes: int) -> Plan:
-    """Steps, warm-up and learning rates of a run, from a config whose defaults are resolved."""
-    steps_per_epoch = order.steps_per_epoch
-    return Plan(
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch // 2),
-        peak_lr=config.lr,
-        schedule=config.schedule,
-        num_classes=num_classes,
-        grad_accum_steps=config.grad_accum_steps,
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        mix_epochs=config.epochs - config.mix_off_epochs,
-        patience=config.patience,
-        max_grad_norm=config.max_grad_norm,
-        eval_every=config.eval_every,
-        log_interval=config.log_interval,
-        seed=config.seed,
-    )
-
-
-def view_sizes(config: TrainConfig, size: int) -> list[int]:
-    """Side of the training views, epoch by epoch, in steps of 16 pixels; ``size`` is that of the last ones.
-
-    Small views are a fast and strong augmentation to begin with; the last quarter of the epochs, or the last of a few,
-    sees the full size.
-
-    Source: Tan and Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
-    """
-    first = config.first_train_size or size
-    growing = max(1, min(round(0.75 * config.epochs), config.epochs - 1))
-    share = [min(1.0, epoch / growing) for epoch in range(config.epochs)]
-    steps = [max(first, 16 * round((first + (size - first) * done) / 16)) for done in share]
-    return [size if done == 1 else min(size, step) for done, step in zip(share, steps, strict=True)]
+    whole = config.finetune != "head"
+    defaults = dict(WHOLE_DEFAULTS if whole else HEAD_DEFAULTS)
+    if not (whole or config.feature_cache):
+        defaults["epochs"] = EPOCHS_OF_A_HEAD_ON_IMAGES
+    found = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    optimizer = found.get("optimizer", config.optimizer)
+    last, first = train_sizes(config, model.classifier.backbone, model.preprocessing.crop)
+    found |= {"train_size": last, "first_train_size": first}
+    if not isinstance(config.lr, float | int):
+        global_batch_size = config.batch_size * world_size * config.grad_accum_steps
+        peak = PEAK_LR["whole" if whole else "head"][optimizer]
+        found["lr"] = float(f"{peak * (global_batch_size / 32) ** 0.5:.3g}")
+    if resumed is not None:
+        searched = TUNED if config.tune_head and config.uses_features else ("lr",) if config.lr == "auto" else ()
+        found |= {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
+    return dataclasses.replace(config, **found)
 
 
 def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float | None]:
@@ -190,7 +157,7 @@ def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float
 
 
 def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int, precision: str) -> dict:
-    """All that must be the same for a run to be gone on with, by the name that a refusal shows.
+    """Everything that must match for a run to be resumed, keyed by the name shown in the error message.
 
     Args:
         precision: what is computed in; where no flag says, the machine and its launcher settle it.

@@ -1,30 +1,29 @@
-"""``--tune-head``: settings of a head on cached features, found by trying, as a try takes seconds.
+"""``--tune-head``: a search for the settings of a head on cached features, where a trial takes seconds.
 
-Coordinate search: one setting after the other, the values beside the best so far are tried and the best is kept. Every
-try is a whole training with the run's own steps, judged on the validation split at its end; so the figures of that
-split flatter the winner a little, and a test split is the judge.
+Coordinate search: for one setting after the other, the values beside the best so far are tried and the best is kept.
+Every trial is a whole training with the run's own steps, judged on the validation split at its end; so that split
+favours the winner a little, and only a test split judges it fairly.
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError
 from flowers.files import write_atomically
-from flowers.training.loop import AGREE_EVERY, evaluate, steps_of, train_step, vote
-from flowers.training.state import Run
-
-TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
+from flowers.training.batches import Batches
+from flowers.training.flags import TUNED
+from flowers.training.model import new_head
+from flowers.training.stage import Stage
+from flowers.training.trainer import AGREE_EVERY, Trainer
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One try: the settings, and what they reached on the validation split."""
+    """The settings of a trial, and their result on the validation split."""
 
     lr: float
     label_smoothing: float
@@ -46,55 +45,55 @@ def neighbours(name: str, config: TrainConfig, in_features: int) -> list[float |
     return [value for value in values if value != present]
 
 
-def tune_head(
-    config: TrainConfig, in_features: int, build_run: Callable[[TrainConfig], Run], output: Path
-) -> TrainConfig:
-    """Search, tell what was tried and write it down.
-
-    Args:
-        config: with its defaults resolved; the search begins there.
-        in_features: width of the features.
-        build_run: a fresh run of a head by a config.
-        output: JSON file for the trials, in the order in which they were made.
+def tune_head(stage: Stage, batches: Batches) -> Stage:
+    """Search from the stage's own settings, print the trials and write them to tuning.json.
 
     Returns:
-        The config with the settings that were best, by top1, then by loss.
+        The stage with the settings that were best, by top1, then by loss, and a head that starts anew.
 
     Raises:
         StoppedError: on request; the same command begins the search anew.
     """
+    in_features = stage.model.head.in_features
     trials: list[Trial] = []
 
-    def attempt(candidate: TrainConfig) -> tuple[float, float]:
-        trial = _try(candidate, build_run(candidate))
-        trials.append(trial)
-        return trial.top1, -trial.loss
+    def attempt(candidate: Stage) -> tuple[float, float]:
+        trials.append(_try(candidate, batches))
+        return trials[-1].top1, -trials[-1].loss
 
-    best = attempt(config)
+    best = attempt(with_head(stage))
     for name in TUNED:
-        for value in neighbours(name, config, in_features):
-            candidate = dataclasses.replace(config, **{name: value})
+        for value in neighbours(name, stage.config, in_features):
+            candidate = with_head(stage, **{name: value})
             score = attempt(candidate)
             if score > best:
-                best, config = score, candidate
+                best, stage = score, candidate
     rows = [(*(getattr(trial, name) for name in TUNED), f"{trial.top1:.4f}", f"{trial.loss:.4f}") for trial in trials]
     console.table("tried for the head", (*TUNED, "valid top1", "valid loss"), rows)
-    if console.is_main_process():
-        with write_atomically(output) as file:
+    if stage.accelerator.is_main_process:
+        with write_atomically(stage.run_dir / "tuning.json") as file:
             json.dump([asdict(trial) for trial in trials], file, indent=1)
-    return config
+    return with_head(stage)
 
 
-def _try(config: TrainConfig, run: Run) -> Trial:
-    """Train a head from the start to the end and measure it; nothing is written."""
-    for micro_batches, real_images in itertools.islice(steps_of(run), run.plan.total_steps):
-        train_step(run, micro_batches, real_images)
-        run.unread.clear()
-        run.progress.step += 1
-        if run.progress.step % AGREE_EVERY == 0 and vote(run)[0]:
-            raise StoppedError("stopped while tuning the head: the same command starts the search again")
-    with run.averaged():
-        metrics = evaluate(run.accelerator, run.network, run.inputs, run.valid, run.valid_images)
-    run.accelerator.free_memory()
-    settings = {name: getattr(config, name) for name in TUNED}
+def with_head(stage: Stage, **settings: float | int | None) -> Stage:
+    """The stage with some other settings and a new head in its classifier."""
+    stage, model = stage.with_settings(**settings), stage.model
+    spec, model.classifier.head = new_head(stage.config, model.head.num_classes, model.head.in_features)
+    return dataclasses.replace(stage, model=dataclasses.replace(model, head=spec))
+
+
+def _try(stage: Stage, batches: Batches) -> Trial:
+    """Train a head from start to end and measure it; nothing is written."""
+    trainer = Trainer(stage, batches)
+    for micro_batches, real_images in itertools.islice(trainer.trial_steps(), stage.total_steps):
+        trainer.step(micro_batches, real_images)
+        trainer.unread.clear()
+        trainer.progress.step += 1
+        if trainer.progress.step % AGREE_EVERY == 0 and trainer.vote()[0]:
+            raise StoppedError("stopped while tuning the head; run the same command to search again")
+    with trainer.averaged():
+        metrics = trainer.evaluate("valid")
+    stage.accelerator.free_memory()
+    settings = {name: getattr(stage.config, name) for name in TUNED}
     return Trial(**settings, top1=metrics.top1, loss=metrics.loss)

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: results in ``history.jsonl``, speeds in ``timing.jsonl``.
+"""Records of a run while it trains: results in ``history.jsonl``, speeds in ``timing.jsonl``.
 
 Results and speeds are kept apart so that two runs which did the same have the same history, byte for byte,
 whatever the machine's speed and however often one of them was interrupted.
@@ -41,7 +41,7 @@ class History:
             raise explain_os_error(error, self.path) from error
 
     def cut(self, size_bytes: int) -> None:
-        """Drop what was written after a checkpoint: those steps come again."""
+        """Drop the lines written after a checkpoint, whose steps will be repeated."""
         if self.size_bytes > size_bytes:
             os.truncate(self.path, size_bytes)
 

@@ -1,32 +1,32 @@
-"""Learning-rate range test: train a few steps with a rate that grows from step to step, and look at the loss.
+"""Learning-rate range test: train some steps with a rate that grows from step to step, and read the loss.
 
-The steps are those of training itself (``loop.train_step``), on its first images and views, so one process and N with
-the same global batch draw the same curve, whatever is trained: a head on features or on images, or all layers.
-Afterwards weights, batch-norm statistics, optimizer, loss scale and random states are what they were, bit for bit.
+The steps are those of training (``Trainer.step``) on its first images and views, so one process and N with the same
+global batch draw the same curve for a head on features, a head on images and a whole network. Afterwards weights,
+batch-norm statistics, optimizer, loss scale and random states are restored bit for bit.
 
 Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 """
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from flowers import console
-from flowers.distributed import rows_of_ranks
+from flowers.distributed import from_main, rows_of_ranks
 from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
 from flowers.reports.plots import draw_lr_curve
 from flowers.training.checkpoint import Progress
-from flowers.training.loop import steps_of, train_step
-from flowers.training.state import Plan, Run
+from flowers.training.trainer import Trainer
 
 STEPS = 100
 SPAN = 300.0  # the range goes from the default rate / SPAN to the default rate * SPAN
@@ -66,47 +66,71 @@ class LrCurve:
 
 
 @dataclass(frozen=True)
-class RangePlan(Plan):
-    """A run's plan but for its rates, which grow by the same factor at each step."""
+class GrowingRate:
+    """A schedule that multiplies the rate by the same factor at each of its steps, from ``low`` to ``high``."""
 
-    low: float = 0.0
-    high: float = 0.0
-    steps: int = STEPS
+    low: float
+    high: float
+    steps: int
 
     def lr(self, step: int) -> float:
         """Rate of an update: ``low`` at the first, ``high`` at the last."""
         return self.low * (self.high / self.low) ** (step / max(1, self.steps - 1))
 
 
-def range_test(run: Run, low: float, high: float, steps: int = STEPS) -> LrCurve:
-    """Draw the curve of a run that has not begun; on all ranks the same one.
+def search_lr(
+    trainer: Trainer,
+    low: float | None = None,
+    high: float | None = None,
+    steps: int = STEPS,
+    output: Path | None = None,
+) -> LrCurve:
+    """Run a range test about the default rate and write its curve.
+
+    Args:
+        low: first rate; default: the configured one / SPAN.
+        high: last rate; default: the configured one * SPAN.
+        output: of the picture; default: lr_finder.png in the run folder.
+
+    Raises:
+        StoppedError: on request, agreed by all ranks; nothing is kept.
+        FlowersError: a file cannot be written.
+    """
+    config, images = trainer.config, trainer.stage.order.global_batch_size
+    default = config.lr
+    curve = range_test(trainer, low or default / SPAN, high or default * SPAN, steps)
+    output = output or trainer.stage.run_dir / "lr_finder.png"
+    title = f"{config.model}, --finetune {config.finetune}, {config.optimizer}, {images} images a step"
+    from_main(lambda: write_curve(curve, output, title, default))
+    return curve
+
+
+def range_test(trainer: Trainer, low: float, high: float, steps: int) -> LrCurve:
+    """Measure the curve, the same on all ranks, before the first step of training.
 
     Args:
         low: rate of the first step.
         high: rate of the last step, if the loss does not diverge before.
 
     Raises:
-        StoppedError: on request, agreed by all ranks; nothing is kept.
+        StoppedError: on request, agreed by all ranks.
     """
-    plan = RangePlan(**{**vars(run.plan), "low": low, "high": high, "steps": steps})
     rates: list[float] = []
     losses: list[float] = []
     images: list[int] = []
-    with untouched(run), console.progress("learning rates", steps, "steps") as meter:
-        trial = replace(run, plan=plan, progress=Progress(), average=None, unread=[], sums=[0.0, 0.0, 0.0])
-        batches = steps_of(trial)
-        for step in range(steps):
-            micro_batches, real = next(batches)
-            train_step(trial, micro_batches, real)
-            loss = _mean_loss(trial, real)
-            rates.append(plan.lr(step))
-            losses.append(loss)
-            images.append(real)
-            meter.advance(1, lr=f"{rates[-1]:.2g}", loss=loss)
-            if not math.isfinite(loss) or loss > DIVERGED * min(smooth(rates, losses, images)):
-                break
-            trial.progress.step += 1
-        batches.close()
+    with restored(trainer), console.progress("learning rates", steps, "steps") as meter:
+        trainer.schedule, trainer.average = GrowingRate(low, high, steps), None
+        with contextlib.closing(trainer.trial_steps()) as batches:
+            for micro_batches, real in itertools.islice(batches, steps):
+                trainer.step(micro_batches, real)
+                loss = _mean_loss(trainer, real)
+                rates.append(trainer.schedule.lr(trainer.progress.step))
+                losses.append(loss)
+                images.append(real)
+                meter.advance(1, lr=f"{rates[-1]:.2g}", loss=loss)
+                if not math.isfinite(loss) or loss > DIVERGED * min(smooth(rates, losses, images)):
+                    break
+                trainer.progress.step += 1
     return read_curve(rates, losses, images)
 
 
@@ -176,15 +200,17 @@ def write_curve(curve: LrCurve, path: Path, title: str, default_lr: float) -> No
 
 
 @contextlib.contextmanager
-def untouched(run: Run) -> Iterator[None]:
-    """After the block the run is as before it: tensors, optimizer, loss scale, modes and random states."""
-    tensors = [*run.network.parameters(), *run.network.buffers()]
+def restored(trainer: Trainer) -> Iterator[None]:
+    """Restore the trainer after the block: tensors, optimizer, loss scale, modes, schedule, random states."""
+    network, optimizer, scaler = trainer.network, trainer.optimizer, trainer.accelerator.scaler
+    tensors = [*network.parameters(), *network.buffers()]
     copies = [tensor.detach().clone() for tensor in tensors]
-    optimizer, scaler = copy.deepcopy(run.optimizer.state_dict()), run.accelerator.scaler
+    state = copy.deepcopy(optimizer.state_dict())
     scale = copy.deepcopy(scaler.state_dict()) if scaler is not None else None
-    was_training = run.network.training
+    was_training = network.training
+    schedule, average = trainer.schedule, trainer.average
     python, numpy = random.getstate(), np.random.get_state()
-    device = run.accelerator.device
+    device = trainer.accelerator.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
@@ -192,25 +218,27 @@ def untouched(run: Run) -> Iterator[None]:
         with torch.no_grad():
             for tensor, kept in zip(tensors, copies, strict=True):
                 tensor.copy_(kept)
-        run.optimizer.zero_grad(set_to_none=True)
-        run.optimizer.load_state_dict(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.load_state_dict(state)
         if scaler is not None:
             scaler.load_state_dict(scale)
-        run.network.train(was_training)
+        network.train(was_training)
+        trainer.schedule, trainer.average, trainer.progress = schedule, average, Progress()
+        trainer.unread.clear()
         random.setstate(python)
         np.random.set_state(numpy)
 
 
-def _mean_loss(run: Run, real: int) -> float:
+def _mean_loss(trainer: Trainer, real: int) -> float:
     """Loss of the last step over all ranks.
 
     Raises:
         StoppedError: any rank was asked to stop.
     """
-    own = sum(row[0].cpu().double().item() for _, row, _ in run.unread)
-    run.unread.clear()
-    rows = rows_of_ranks(run.accelerator, [own, float(run.stop.reason() is not None)])
+    own = sum(sums[0].cpu().double().item() for _, sums, _ in trainer.unread)
+    trainer.unread.clear()
+    rows = rows_of_ranks(trainer.accelerator, [own, float(trainer.stage.stop.reason() is not None)])
     loss, stops = (sum(column) for column in zip(*rows, strict=True))
     if stops:
-        raise StoppedError("stopped while looking for a learning rate: the same command starts the search again")
+        raise StoppedError("stopped during the learning-rate search; run the same command to search again")
     return loss / real

@@ -1,23 +1,18 @@
-"""What turns gradients into a good model: the optimizer, the schedule, losses, mixing, the weight average.
-
-Everything here is a pure function of its arguments or keeps its whole state in ``state_dict``, so that a resumed
-run and a run on another number of processes do the same.
-"""
+"""The optimizer, its parameter groups (weight decay, layer-wise learning-rate decay), and the EMA of the weights."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowers.models.heads import Classifier
 
 
 def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD with Nesterov momentum 0.9; one fused kernel per step where the device has it.
 
-    The learning rate is set at every step by the loop, from ``learning_rate``.
+    The trainer sets the learning rate at every step.
     """
     fused = device.type in ("cuda", "cpu") and all(p.is_floating_point() for g in groups for p in g["params"])
     kinds = {
@@ -27,89 +22,71 @@ def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torc
     }
     optimizer = kinds[name]()
     if name == "sgd":
-        # Fused, it takes whatever lay in memory for its momentum where fp16's loss scale skips the very first step.
+        # Fused SGD starts from uninitialised momentum where fp16's loss scale skips the very first step.
         for parameter in (parameter for group in groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
-    """Learning rate of the update number ``step`` (the first is 0): linear warm-up, then half a cosine to zero.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Split trainable parameters by depth, and into those with and without weight decay.
 
-    Or, of a schedule that is "constant", the peak from there on.
-
-    A function of the update count alone, so one process and eight follow the same curve.
-
-    Source: Loshchilov and Hutter 2017, "SGDR", arXiv:1608.03983 (the cosine, without restarts).
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
-        return peak
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def step_seed(*key: int) -> int:
-    """A seed for torch's generators from (seed, step, micro_step, rank), well mixed, below 2**63."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """Sum of the cross-entropies of the images that count.
-
-    A sum, not a mean: the caller divides by the images of the whole step, so that micro-steps, ranks and a short
-    last step all weigh every image the same.
+    Biases and the scales of normalisation layers (all of one dimension) are not decayed. A group's ``lr_scale`` is
+    its share of the learning rate: 1 for the head, ``layer_decay`` for the block below it, its square for the next.
 
     Args:
-        logits: [B, num_classes].
-        targets: [B] int64 class indices, or [B, num_classes] float probabilities after mixing.
-        weights: [B] float, 0 for images that only fill up the batch.
+        model: a Classifier, or a head alone.
+
+    Source: no decay of biases: He et al. 2019, "Bag of Tricks", arXiv:1812.01187, section 3.1; learning rates by
+    depth: Howard and Ruder 2018, ULMFiT, arXiv:1801.06146, section 3.2.
     """
-    return (F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing) * weights).sum()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for depth, block in enumerate(reversed(blocks(model))):
+        for parameter in block:
+            if parameter.requires_grad:
+                groups.setdefault((layer_decay**depth, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
-def mix(
-    images: Tensor,
-    targets: Tensor,
-    num_classes: int,
-    *,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    key: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
-    """Blend every image with its mirror in the batch: mixup, CutMix, or a coin's choice where both are on.
+def blocks(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of a network by block, from the images to the head, for any architecture.
 
-    Args:
-        images: [B, 3, H, W] float.
-        targets: [B] int64.
-        key: what the random draw depends on; the same key gives the same blend.
-
-    Returns:
-        images [B, 3, H, W] and targets [B, num_classes] as probabilities.
-
-    Source: mixup, Zhang et al. 2018, arXiv:1710.09412; CutMix, Yun et al. 2019, arXiv:1905.04899.
+    Containers are opened, and so is a module that holds most of the network; anything else is one block (a residual
+    block, an encoder layer). A module without a matrix, such as a normalisation, belongs to the block before it;
+    parameters that several blocks share (as in timm's CoaT) belong to the first of them.
     """
-    rng = np.random.default_rng(key)
-    use_cutmix = cutmix_alpha > 0 and (mixup_alpha <= 0 or rng.random() < 0.5)
-    alpha = cutmix_alpha if use_cutmix else mixup_alpha
-    keep = float(rng.beta(alpha, alpha))
-    if use_cutmix:
-        height, width = images.shape[-2:]
-        cut_h, cut_w = round(height * math.sqrt(1 - keep)), round(width * math.sqrt(1 - keep))
-        top, left = int(rng.integers(0, height - cut_h + 1)), int(rng.integers(0, width - cut_w + 1))
-        box = (..., slice(top, top + cut_h), slice(left, left + cut_w))
-        mixed = images.clone()
-        mixed[box] = images.flip(0)[box]
-        keep = 1 - cut_h * cut_w / (height * width)
+    backbone = model.backbone if isinstance(model, Classifier) else nn.Identity()
+    head = model.head if isinstance(model, Classifier) else model
+    most = sum(parameter.numel() for parameter in backbone.parameters()) / 2
+    found: list[list[nn.Parameter]] = []
+    placed: set[nn.Parameter] = set()
+    for everything in [*_opened(backbone, most), list(head.parameters())]:
+        parameters = [parameter for parameter in everything if parameter not in placed]
+        placed.update(parameters)
+        if not parameters:
+            continue
+        if found and all(parameter.ndim <= 1 for parameter in parameters):
+            found[-1].extend(parameters)
+        else:
+            found.append(parameters)
+    return found
+
+
+def _opened(module: nn.Module, most: float) -> Iterator[list[nn.Parameter]]:
+    parameters = list(module.parameters())
+    if isinstance(module, nn.Sequential | nn.ModuleList) or sum(parameter.numel() for parameter in parameters) > most:
+        yield list(module.parameters(recurse=False))  # class tokens, position embeddings
+        for child in module.children():
+            yield from _opened(child, most)
     else:
-        mixed = images.lerp(images.flip(0), 1 - keep)
-    one_hot = F.one_hot(targets, num_classes).to(images.dtype)
-    return mixed, one_hot.lerp(one_hot.flip(0), 1 - keep)
+        yield parameters
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights and buffers; the average is evaluated and saved.
+    """Exponential moving average (EMA) of a model's weights and buffers, for evaluation and the saved models.
 
     The decay grows from 0.1 to its final value, so that the random first weights are soon forgotten:
     ``min(decay, (1 + step) / (10 + step))``.
@@ -137,7 +114,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights."""
+        """Give the model the averaged weights inside the block."""
         own = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         self._model.load_state_dict(self._average)
         try:
@@ -150,6 +127,6 @@ class WeightAverage:
         return self._average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averaged tensors that ``state_dict`` gave."""
+        """Take over averaged tensors from ``state_dict``."""
         for name, tensor in self._average.items():
             tensor.copy_(state[name])

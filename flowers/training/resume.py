@@ -1,6 +1,5 @@
-"""Going on with a run: which checkpoint, the same on all ranks, and the run put back to where it was taken."""
+"""Resuming a run: find the checkpoint, the same on all ranks, and restore the trainer from it."""
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -14,15 +13,14 @@ from flowers.errors import CheckpointError, ModelError
 from flowers.files import old_name, write_atomically
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.training.checkpoint import Checkpoint, Progress, list_checkpoints, load_checkpoint, newest_checkpoint
-from flowers.training.flags import uses_features
-from flowers.training.head_search import TUNED
-from flowers.training.state import Run
+from flowers.training.history import History
+from flowers.training.trainer import Trainer
 
 
 def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint that ``--resume`` means, if any.
+    """Find the checkpoint that ``--resume`` asks for, if any.
 
-    A path says where a run begins. Started again, it goes on with what it has saved itself since.
+    A path says where a run begins; started again, the run resumes from its own newer checkpoints.
 
     Raises:
         CheckpointError: ``never``, and there is a run; or a path that holds no sound checkpoint, or an older one of
@@ -38,7 +36,7 @@ def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
     path = Path(config.resume)
     is_own = path.resolve().is_relative_to(run_dir.resolve())
     if not is_own and (own := newest_checkpoint(run_dir)) is not None:
-        console.warn(f"{run_dir} has checkpoints of its own: going on from {own.path.name}, not from --resume {path}")
+        console.warn(f"{run_dir} has checkpoints of its own: resuming from {own.path.name}, not from --resume {path}")
         return own
     found = newest_checkpoint(path) if (path / "checkpoints").is_dir() else load_checkpoint(path)
     if found is None:
@@ -52,7 +50,7 @@ def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
 
 
 def agree_on_checkpoint(config: TrainConfig, accelerator: Accelerator) -> Checkpoint | None:
-    """What rank 0 finds; the other ranks load that one, whatever they see on a file system that lags behind.
+    """Load the checkpoint that rank 0 finds; other ranks may still see an older listing on a network file system.
 
     Raises:
         CheckpointError: as ``find_checkpoint``, on rank 0.
@@ -68,36 +66,30 @@ def agree_on_checkpoint(config: TrainConfig, accelerator: Accelerator) -> Checkp
     return found[0] if accelerator.is_main_process or path is None else load_checkpoint(path)
 
 
-def as_begun(config: TrainConfig, resumed: Checkpoint) -> TrainConfig:
-    """The config with what was searched for when the run began, in the place of the request to search."""
-    searched = TUNED if config.tune_head and uses_features(config) else ("lr",) if config.lr == "auto" else ()
-    found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
-    return dataclasses.replace(config, **found)
-
-
-def restore(run: Run, resumed: Checkpoint) -> None:
-    """Put a run back to where its checkpoint was taken; the weights are in the network already."""
-    accelerator, run_dir = run.accelerator, run.history.path.parent
-    run.progress = resumed.progress
-    run.optimizer.load_state_dict(resumed.tensors["optimizer"])
+def restore(trainer: Trainer, resumed: Checkpoint) -> None:
+    """Restore a trainer to where its checkpoint was taken; the weights are in the network already."""
+    accelerator, run_dir, progress = trainer.accelerator, trainer.stage.run_dir, resumed.progress
+    trainer.progress = progress
+    trainer.optimizer.load_state_dict(resumed.tensors["optimizer"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(resumed.tensors["scaler"])
-    if run.average is not None:
-        run.average.load_state_dict(resumed.tensors["average"])
-    sums, rank = resumed.progress.rank_sums, accelerator.process_index
+    if trainer.average is not None:
+        trainer.average.load_state_dict(resumed.tensors["average"])
+    sums, rank = progress.rank_sums, accelerator.process_index
     if len(sums) == accelerator.num_processes:
-        run.sums = sums[rank]
+        trainer.sums = sums[rank]
     elif rank == 0:  # another number of processes: only the total matters
-        run.sums = [sum(column) for column in zip(*sums, strict=True)]
+        trainer.sums = [sum(column) for column in zip(*sums, strict=True)]
     if accelerator.is_main_process:
         set_damaged_aside(run_dir, resumed)
-        take_history(run, resumed)
-    take_best(run, resumed)
-    console.say(f"resumed from {resumed.path.name}: {run.progress.step} of {run.plan.total_steps} steps are done")
+        take_history(trainer.history, resumed)
+    take_best(run_dir, resumed)
+    total_steps = trainer.stage.total_steps
+    console.say(f"resumed from {resumed.path.name}: {progress.step} of {total_steps} steps are done")
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
-    """Rename newer checkpoints that could not be read: they must not count among those that are kept."""
+    """Rename newer checkpoints that could not be read, so that they do not count towards ``--keep``."""
     if not is_own(run_dir, resumed):
         return
     for path in list_checkpoints(run_dir):
@@ -107,18 +99,18 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
             os.rename(path, aside)
 
 
-def take_history(run: Run, resumed: Checkpoint) -> None:
-    """The lines up to the checkpoint; those of a run in another folder are copied."""
-    own, other = run.history.path, resumed.path.parent.parent / "history.jsonl"
-    if not is_own(own.parent, resumed):
-        with write_atomically(own, "wb") as file:
+def take_history(history: History, resumed: Checkpoint) -> None:
+    """Cut the history to the checkpoint; that of a run in another folder is copied first."""
+    if not is_own(history.path.parent, resumed):
+        other = resumed.path.parent.parent / history.path.name
+        with write_atomically(history.path, "wb") as file:
             file.write(other.read_bytes() if other.exists() else b"")
-    run.history.cut(resumed.progress.history_bytes)
+    history.cut(resumed.progress.history_bytes)
 
 
-def take_best(run: Run, resumed: Checkpoint) -> None:
-    """See to it that ``best/`` is there: that of the run in another folder, or else the next model will be the best."""
-    progress, best = run.progress, run.history.path.parent / "best"
+def take_best(run_dir: Path, resumed: Checkpoint) -> None:
+    """Make sure that ``best/`` exists: copy it from the other run folder, or else let the next model be the best."""
+    progress, best = resumed.progress, run_dir / "best"
 
     def take() -> bool:
         if progress.best_step is None or best.exists() or old_name(best).exists():
@@ -128,7 +120,7 @@ def take_best(run: Run, resumed: Checkpoint) -> None:
         except ModelError:
             return False
         known = (bundle.metrics.get("valid_top1"), bundle.metrics.get("valid_loss"))
-        if known != (progress.best_top1, progress.best_loss):  # that run has gone on since
+        if known != (progress.best_top1, progress.best_loss):  # that run has continued since
             return False
         save_bundle(bundle, best)
         return True
@@ -140,5 +132,5 @@ def take_best(run: Run, resumed: Checkpoint) -> None:
 
 
 def is_own(run_dir: Path, resumed: Checkpoint) -> bool:
-    """Whether a checkpoint is the run's own, not that of a run in another folder."""
+    """True if a checkpoint belongs to this run folder, not to another."""
     return resumed.path.parent.parent.resolve() == run_dir.resolve()

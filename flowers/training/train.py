@@ -1,35 +1,57 @@
-"""One training job: from flags to a run folder with a model in it, started afresh or gone on with."""
+"""The training job, from flags to a run folder with a model in it: what happens, in the order in which it happens."""
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 
+import yaml
 from accelerate import Accelerator
 
 from flowers import console, distributed
+from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders, load_image_folders
-from flowers.errors import StoppedError
-from flowers.files import make_folder
+from flowers.engines.torch_engine import check_compiler
+from flowers.errors import DataError, StoppedError
+from flowers.files import make_folder, write_atomically
+from flowers.models.bundle import Bundle, load_bundle
+from flowers.reports.answers import Answers
+from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
-from flowers.training import checkpoint as checkpoints
-from flowers.training.checkpoint import lock_run
-from flowers.training.flags import check_flags
-from flowers.training.job import Job
-from flowers.training.resume import agree_on_checkpoint
-from flowers.training.setup import HEAD_STAGE, settle_bad_images, settle_splits
+from flowers.training.bad_images import handle_bad_images, listing_bad_images
+from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
+from flowers.training.checkpoint import Checkpoint, check_fingerprint, list_checkpoints, lock_run, remove_leftovers
+from flowers.training.evaluation import can_report, or_warn, write_training_report
+from flowers.training.features import cache_features
+from flowers.training.flags import check_flags, fingerprint, resolve
+from flowers.training.head_search import tune_head
+from flowers.training.lr_search import search_lr
+from flowers.training.model import HEAD_STAGE, build_model
+from flowers.training.resume import agree_on_checkpoint, restore
+from flowers.training.stage import Stage
+from flowers.training.trainer import Trainer
 
 WAIT_S = 2 * 3600.0
 """How long ranks wait for one: it may join the features of millions of images, or read more slowly than the others.
 
-On GPUs torch's own limit is ten minutes. A rank that is dead is noticed by the launcher, at once.
+On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at once.
 """
 LAST_STAGE_FLAGS = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
     "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
     "train_size", "first_train_size", "eval_every", "scale", "auto_augment",
 }  # fmt: skip
-"""Of a staged run these are about its last stage; its head is trained with the defaults."""
+"""In a staged run these apply to the last stage; its head is trained with the defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """An open run folder: the processes, the data as found on disk, and the request to stop."""
+
+    accelerator: Accelerator
+    data: ImageFolders
+    stop: StopRequest
 
 
 def train(config: TrainConfig) -> int:
@@ -39,23 +61,25 @@ def train(config: TrainConfig) -> int:
         0; a stop on request is raised, after saving.
 
     Raises:
-        FlowersError: anything that the user can mend, in one line.
+        FlowersError: anything that the user can fix, in one line.
     """
     check_flags(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
-    with opened(config) as (accelerator, data, stop):
-        if config.finetune == "staged" and agree_on_checkpoint(config, accelerator) is None:
-            train_head_stage(config, accelerator, data, stop)
-        Job(config, accelerator, data, stop).train()
+    with open_run(config) as session:
+        resumed = agree_on_checkpoint(config, session.accelerator)
+        if config.finetune == "staged" and resumed is None:
+            train_head_stage(config, session)
+        if train_stage(config, session, resumed):
+            say_done(config, session.data.test is not None)
     return 0
 
 
 @contextlib.contextmanager
-def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, StopRequest]]:
-    """Inside the block the run folder is ours, the processes are one group, and signals ask to stop.
+def open_run(config: TrainConfig) -> Iterator[Session]:
+    """Hold the run folder inside the block, with the data listed, the processes connected and signals caught.
 
     Raises:
-        FlowersError: the folder is in use or cannot be written, the data or the launch is not as it should be.
+        FlowersError: the folder is in use or cannot be written; the data or the launch is wrong.
     """
     run_dir = config.output_dir
     with contextlib.ExitStack() as stack:
@@ -63,7 +87,7 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
             make_folder(run_dir)
             stack.enter_context(lock_run(run_dir))
             for folder in (run_dir, run_dir / HEAD_STAGE):
-                checkpoints.remove_leftovers(folder)
+                remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
         data = load_image_folders(
             config.data_dir,
@@ -71,8 +95,8 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
             val_fraction=config.val_fraction,
             seed=config.seed,
             split_file=run_dir / "split.json",
-            # Of a start that failed before its first checkpoint, on a broken image say, which is removed by now.
-            anew=not (checkpoints.list_checkpoints(run_dir) or checkpoints.list_checkpoints(run_dir / HEAD_STAGE)),
+            # A start that failed before its first checkpoint, on a broken image say, may have left a split.
+            anew=not (list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE)),
         )
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = distributed.start(
@@ -82,28 +106,186 @@ def opened(config: TrainConfig) -> Iterator[tuple[Accelerator, ImageFolders, Sto
             timeout_s=WAIT_S,
             default_precision="no" if config.finetune == "head" else None,
         )
-        data = settle_splits(data)
+        if not data.valid:
+            raise DataError("there are no validation images: add valid/, or let --val-fraction draw some of train/")
         try:
-            yield accelerator, data, stop
+            yield Session(accelerator, data, stop)
         except StoppedError:  # on all ranks alike; after any other error the ranks are no longer in step
             accelerator.end_training()
             raise
         accelerator.end_training()
 
 
-def train_head_stage(config: TrainConfig, accelerator: Accelerator, data: ImageFolders, stop: StopRequest) -> None:
-    """What a staged run begins with, unless it is done already.
+def train_head_stage(config: TrainConfig, session: Session) -> None:
+    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own.
 
-    The images are looked at before it: the head itself would not find that one of test/ is broken.
+    All images are checked before it: the head itself would not find a broken one of test/.
     """
-    data = settle_bad_images(config, accelerator, data, None)
-    Job(head_stage(config), accelerator, dataclasses.replace(data, test=None), stop).train(last_stage=False)
-    accelerator.free_memory()
-
-
-def head_stage(config: TrainConfig) -> TrainConfig:
-    """The first stage of a staged run: the head on cached features, in a folder of its own, by its own defaults."""
+    data = handle_bad_images(config, session.accelerator, session.data, None)
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
-    folder = config.output_dir / HEAD_STAGE
-    config = dataclasses.replace(config, finetune="head", output_dir=folder, log_with=None, report=False)
-    return dataclasses.replace(config, resume="auto", **own)
+    own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
+    config = dataclasses.replace(config, resume="auto", log_with=None, report=False, **own)
+    session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
+    train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
+    session.accelerator.free_memory()
+
+
+def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> bool:
+    """Train one stage: the only one, or the head or the whole network of a staged run.
+
+    Returns:
+        False if an earlier start finished it.
+
+    Raises:
+        StoppedError: on request, after saving.
+    """
+    stage = prepare_stage(config, session, resumed)
+    if is_finished(stage, resumed):
+        console.say(f"{console.plain(stage.run_dir)} is finished already; its model is in best/")
+        return False
+    searches_lr = config.lr == "auto" and resumed is None
+    save_config(stage)
+    stage.describe(searches_lr)
+    try:
+        batches = build_batches(stage)
+        if config.tune_head and config.uses_features and resumed is None:
+            stage = tune_head(stage, batches)
+            save_config(stage)
+        trainer = Trainer(stage, batches)
+        if resumed is not None:
+            restore(trainer, resumed)
+        elif session.accelerator.is_main_process:
+            trainer.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
+        if searches_lr:
+            trainer.take_lr(search_lr(trainer).suggestion or stage.config.lr)
+            save_config(trainer.stage)
+        start_tracker(trainer.stage)
+        trainer.fit()
+    except StoppedError:
+        if session.accelerator.is_main_process:
+            session.stop.clear()
+        raise
+    finish(trainer)
+    return True
+
+
+def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> Stage:
+    """Build or load the model, resolve the flags, decode the cache, check the images.
+
+    Raises:
+        FlowersError: flags, model, images or checkpoint do not fit.
+    """
+    accelerator, data = session.accelerator, session.data
+    if config.compile and accelerator.device.type == "cpu":
+        check_compiler("--compile", "leave it out")
+    model = build_model(config, data.classes, resumed)
+    config = resolve(config, model, accelerator.num_processes, resumed)
+    augmentation = build_augmentation(config, model.preprocessing)
+    cache = build_cache(config, data, augmentation)
+    data = handle_bad_images(config, accelerator, data, cache)
+    order = build_order(config, data, accelerator.num_processes)
+    found = fingerprint(config, data, order.global_batch_size, accelerator.mixed_precision)
+    if resumed is not None:
+        check_fingerprint(resumed, found, order.batch_arithmetic)
+    return Stage(config, accelerator, session.stop, data, model, order, augmentation, cache, found)
+
+
+def build_batches(stage: Stage) -> Batches:
+    """Loaders of images; or features, computed now if an earlier start did not."""
+    if not stage.config.uses_features:
+        return ImageBatches(stage)
+    with listing_bad_images(stage.config, stage.data):
+        return cache_features(stage)
+
+
+def is_finished(stage: Stage, resumed: Checkpoint | None) -> bool:
+    """True if an earlier start came to the end and wrote the final figures and the report, if one can be made."""
+    if resumed is None or not resumed.progress.finished:
+        return False
+    has_figures, has_report = distributed.from_main(
+        lambda: [(stage.run_dir / name).exists() for name in ("metrics.json", "report.html")]
+    )
+    # A start that was killed while it wrote the report has the figures alone.
+    return has_figures and (has_report or not wants_report(stage))
+
+
+def wants_report(stage: Stage) -> bool:
+    """True if a report is asked for and can be made."""
+    images = max(len(samples) for name, samples in stage.data.splits.items() if name != "train")
+    return stage.config.report and can_report(images, len(stage.data.classes))
+
+
+def save_config(stage: Stage) -> None:
+    """Write the resolved flags into the run folder."""
+    if stage.accelerator.is_main_process:
+        with write_atomically(stage.run_dir / "config.yaml") as file:
+            yaml.safe_dump(to_plain(stage.config), file, sort_keys=False, allow_unicode=True)
+
+
+def start_tracker(stage: Stage) -> None:
+    """Start ``--log-with``, once a run, not once a trial."""
+    if stage.config.log_with is not None:
+        flags = vars(stage.config).items()
+        plain = {name: value if isinstance(value, (int, float)) else str(value) for name, value in flags}
+        stage.accelerator.init_trackers("flowers", config=plain)
+
+
+def finish(trainer: Trainer) -> None:
+    """Write the last model, measure the best one on the test split, write the final figures and the report."""
+    stage, run_dir = trainer.stage, trainer.stage.run_dir
+    with trainer.averaged():
+        if trainer.last_metrics is None:  # an earlier start was killed between its last step and here
+            trainer.last_metrics = trainer.evaluate("valid")
+        trainer.save_bundle("last", trainer.last_metrics)
+    best = load_bundle(run_dir / "best")
+    stage.model.classifier.load_state_dict(best.state_dict)
+    results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
+    reports, test, test_logits = wants_report(stage), stage.data.test, None
+    if test is not None:
+        test_logits = LogitTable(len(test), len(stage.data.classes)) if reports else None
+        results["test"] = trainer.evaluate("test", test_logits).to_dict()
+    if stage.accelerator.is_main_process:
+        with write_atomically(run_dir / "metrics.json") as file:
+            json.dump({"best_step": trainer.progress.best_step, **results}, file, indent=1)
+    rows = [
+        (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
+        for split, values in results.items()
+    ]
+    console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
+    if reports:
+        # Alone, a process survives any error here; one of several must not leave the others waiting.
+        with or_warn() if stage.accelerator.num_processes == 1 else contextlib.nullcontext():
+            report(trainer, best, results, test_logits)
+
+
+def report(trainer: Trainer, best: Bundle, results: dict[str, dict], test_logits: LogitTable | None) -> None:
+    """Write the report on the best model: its details are of the test split if there is one, else of valid."""
+    stage, accelerator, data = trainer.stage, trainer.accelerator, trainer.stage.data
+    valid_logits = LogitTable(len(data.valid), len(data.classes))
+    trainer.evaluate("valid", valid_logits)
+    answers = []
+    for split, table in (("valid", valid_logits), ("test", test_logits)):
+        if table is not None:
+            logits = table.result(accelerator.reduce, accelerator.device)
+            answers.append(Answers(split, data.splits[split], data.classes, logits))
+    if accelerator.is_main_process:
+        with or_warn():
+            write_training_report(stage, best, results, answers[-1], answers[0])
+
+
+def say_done(config: TrainConfig, has_test: bool) -> None:
+    """Print where the results are and what to do next."""
+    run_dir = config.output_dir
+    best, page = run_dir / "best", run_dir / "report.html"
+    written = [("best model", best), ("figures", run_dir / "metrics.json")]
+    if config.report and page.exists():
+        written.append(("to look at", page))
+    split = ("--split", "test" if has_test else "valid")
+    console.done(
+        "trained",
+        [*written, ("all of the run", run_dir)],
+        [
+            console.job_command("evaluate", "--checkpoint", best, "--data-dir", config.data_dir, *split),
+            console.job_command("predict", "--checkpoint", best, "--input", "PHOTOS", "--output", "predictions.csv"),
+        ],
+    )

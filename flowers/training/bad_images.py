@@ -1,0 +1,92 @@
+"""Images that cannot be read: all found before the first step, then refused or left out."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from flowers import console
+from flowers.config.train import TrainConfig
+from flowers.data.folders import ImageFolders, Samples
+from flowers.data.image_cache import ImageCache
+from flowers.data.loader_processes import default_workers
+from flowers.data.loaders import find_bad_images
+from flowers.data.paths import readable, some
+from flowers.errors import DataError
+
+SHOWN = 20
+BadImages = dict[str, list[tuple[str, str]]]
+"""By split: paths and reasons."""
+
+
+def handle_bad_images(
+    config: TrainConfig, accelerator: Accelerator, data: ImageFolders, cache: ImageCache | None
+) -> ImageFolders:
+    """Decode every image before the first step, each rank its share; refuse those that fail, or leave them out.
+
+    With cached features every image is read before the first step anyway, so only leaving out needs this pass; with an
+    image cache the training images have been decoded already.
+
+    Raises:
+        DataError: some cannot be read, and ``--on-bad-image`` is fail; or a class or a split has no others.
+    """
+    if config.on_bad_image == "fail" and config.uses_features:
+        return data
+    splits = data.splits
+    bad = {
+        name: cache.bad if cache is not None and name == "train" else _find_bad(config, accelerator, split)
+        for name, split in splits.items()
+    }
+    if not any(bad.values()):
+        return data
+    if config.on_bad_image == "fail":
+        raise _refusal(bad)
+    console.warn(f"leaving out {sum(map(len, bad.values()))} images that cannot be read: {_listed(bad)}")
+    kept = {name: _without(splits[name], found) for name, found in bad.items()}
+    gone = [f"{name}/" for name, split in kept.items() if not len(split) and name != "train"]
+    counts = np.bincount(kept["train"].targets, minlength=len(data.classes))
+    gone += [f"train/ of class {readable(data.classes.folders[index])}" for index in np.flatnonzero(counts == 0)]
+    if gone:
+        raise DataError(f"no image that can be read is left in {some(gone)}; mend some, or remove the class or split")
+    return dataclasses.replace(data, **kept)
+
+
+@contextlib.contextmanager
+def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None]:
+    """If the block fails on an unreadable image, check the remaining images and report every bad one.
+
+    Raises:
+        DataError: all of them.
+    """
+    try:
+        yield
+    except DataError:
+        workers = default_workers(config.workers)
+        bad = {name: find_bad_images(split, workers) for name, split in data.splits.items()}
+        if any(bad.values()):
+            raise _refusal(bad) from None
+        raise
+
+
+def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> list[tuple[str, str]]:
+    share = samples.take(range(accelerator.process_index, len(samples), accelerator.num_processes))
+    return sorted(gather_object(find_bad_images(share, default_workers(config.workers))))
+
+
+def _without(samples: Samples, bad: list[tuple[str, str]]) -> Samples:
+    paths = {path for path, _ in bad}
+    return samples.take(index for index, path in enumerate(samples.paths) if path not in paths)
+
+
+def _refusal(bad: BadImages) -> DataError:
+    count = sum(map(len, bad.values()))
+    return DataError(f"{count} images cannot be read: {_listed(bad)}; mend or remove them, or --on-bad-image skip")
+
+
+def _listed(bad: BadImages) -> str:
+    lines = [f"{split}: {readable(path)}: {reason}" for split, found in bad.items() for path, reason in found]
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more

@@ -1,0 +1,93 @@
+"""A stage of training, ready for its first batch: flags resolved, images checked, model built."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from flowers import console
+from flowers.cli import to_plain
+from flowers.config.train import TrainConfig
+from flowers.data.augment import Augmentation
+from flowers.data.folders import ImageFolders
+from flowers.data.image_cache import ImageCache
+from flowers.data.order import Order
+from flowers.models.bundle import Bundle, how_made
+from flowers.stopping import StopRequest
+from flowers.training.model import Model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The settings and parts of one stage; nothing here changes while it trains, but for the model's weights.
+
+    Attributes:
+        config: every flag resolved; what is still None is switched off.
+        data: the splits, without images that cannot be read.
+        order: of the training images.
+        augmentation: how training views are drawn.
+        cache: decoded training images, with ``--cache``.
+        fingerprint: everything that must match for the stage to be resumed.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    stop: StopRequest
+    data: ImageFolders
+    model: Model
+    order: Order
+    augmentation: Augmentation
+    cache: ImageCache | None
+    fingerprint: dict
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it writes."""
+        return self.config.output_dir
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network that gets gradients: the head alone on cached features, else the whole classifier."""
+        classifier = self.model.classifier
+        return classifier.head if self.config.uses_features else classifier
+
+    @property
+    def total_steps(self) -> int:
+        """Updates in the whole stage, if patience does not end it."""
+        return self.config.epochs * self.order.steps_per_epoch
+
+    def bundle(self, metrics: dict[str, float]) -> Bundle:
+        """The model with its present weights."""
+        state = {name: tensor.detach().cpu() for name, tensor in self.model.classifier.state_dict().items()}
+        made, classes = how_made(to_plain(self.config)), self.data.classes
+        return Bundle(self.config.model, self.model.head, classes, self.model.preprocessing, metrics, made, state)
+
+    def with_settings(self, **found: float | int | None) -> "Stage":
+        """The same stage with settings that a search found, as if they had been given as flags."""
+        names = {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+        return replace(self, config=replace(self.config, **found), fingerprint={**self.fingerprint, **names})
+
+    def describe(self, searches_lr: bool) -> None:
+        """Print what is trained on what, with the arithmetic of batches and steps.
+
+        Args:
+            searches_lr: the learning rate is still to be found.
+        """
+        config, data, order, classifier = self.config, self.data, self.order, self.model.classifier
+        trainable = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in classifier.parameters())
+        test = f", {len(data.test)} test" if data.test else ""
+        images = f"{len(data.train)} train, {len(data.valid)} valid{test} images, {len(data.classes)} classes"
+        how = "head on cached features" if config.uses_features else config.finetune
+        lr = "auto" if searches_lr else f"{config.lr:g}"
+        rows = [
+            ("data", f"{images} in {config.data_dir}"),
+            ("model", f"{config.model}, weights {config.weights}, {self.model.preprocessing.crop} px"),
+            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
+            ("batch", f"{order.batch_arithmetic} = {order.global_batch_size} images a step"),
+            ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
+            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
+            ("run folder", str(config.output_dir)),
+        ]
+        console.facts("flowers: train", rows)

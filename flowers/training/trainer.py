@@ -1,0 +1,360 @@
+"""The training loop of one stage, and everything that changes while it trains.
+
+It is the same for one process or many, images or cached features, and any precision. What happens at the end of a
+step (read the loss, validate, save, stop) happens on all ranks at the same step.
+"""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flowers import console
+from flowers.config.train import TrainConfig
+from flowers.data.loaders import Batch
+from flowers.distributed import from_main, rows_of_ranks
+from flowers.errors import PeerError, StoppedError, TrainingError, UsageError
+from flowers.models.bundle import save_bundle
+from flowers.models.heads import synchronize_batch_norm
+from flowers.reports.metrics import LogitTable, Metrics
+from flowers.training.batches import Batches, Stopwatch, to_device
+from flowers.training.checkpoint import Progress, save_checkpoint
+from flowers.training.evaluation import evaluate
+from flowers.training.finite import ADVICE, MicroStep, find_breakdown, last_good
+from flowers.training.flags import parse_save_every
+from flowers.training.history import History
+from flowers.training.losses import mix, weighted_loss
+from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
+from flowers.training.schedule import build_schedule, mixes, step_seed
+from flowers.training.stage import Stage
+
+SAY_EVERY_S = 3.0
+AGREE_EVERY = 5  # steps between the ranks' votes on stopping; each vote waits for the device
+
+
+class Trainer:
+    """Network, optimizer, batches and progress of a stage.
+
+    Attributes:
+        network: as Accelerate prepared it; its weights are those of the stage's model.
+        schedule: learning rate of each step.
+        average: of the weights, None without ``--model-ema-decay``.
+        unread: micro-steps whose losses are still on the device.
+        sums: of this rank in the epoch so far: loss, hits, images.
+        last_metrics: of the last validation.
+    """
+
+    def __init__(self, stage: Stage, batches: Batches):
+        config, accelerator = stage.config, stage.accelerator
+        module = stage.trained.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+            if accelerator.num_processes > 1 and config.finetune != "head" and not config.freeze_bn:
+                module = synchronize_batch_norm(module)
+        module = module.to(memory_format=torch.channels_last)
+        groups = parameter_groups(module, config.weight_decay, config.layer_decay)
+        optimizer = build_optimizer(config.optimizer, groups, accelerator.device)
+        if accelerator.scaler is not None:  # of the stage or the trial before; a resumed one would not have it
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
+        self.stage, self.accelerator, self.batches = stage, accelerator, batches
+        self.average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
+        self.network, self.optimizer = accelerator.prepare(
+            torch.compile(module) if config.compile else module, optimizer
+        )
+        self.schedule = build_schedule(config, stage.order.steps_per_epoch)
+        self.progress = Progress()
+        self.unread: list[MicroStep] = []
+        self.sums = [0.0, 0.0, 0.0]
+        self.last_metrics: Metrics | None = None
+        self.history = History(stage.run_dir / "history.jsonl")
+        self.timing = History(stage.run_dir / "timing.jsonl")
+        self._evaluation: dict[str, object] = {}
+        self._save_steps, self._save_s = parse_save_every(config.save_every, stage.order.steps_per_epoch)
+        self._saved_s = self._said_s = time.monotonic()
+
+    @property
+    def config(self) -> TrainConfig:
+        """The stage's flags."""
+        return self.stage.config
+
+    def take_lr(self, lr: float) -> None:
+        """Train with a learning rate that was found, as if it had been given."""
+        self.stage = self.stage.with_settings(lr=lr)
+        self.schedule = build_schedule(self.config, self.stage.order.steps_per_epoch)
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """Give the network its averaged weights inside the block, if an average is kept."""
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
+
+    def fit(self) -> None:
+        """Train to the last epoch, or until ``--patience`` runs out.
+
+        Raises:
+            StoppedError: on request, after saving.
+            TrainingError: a loss or the weights are not finite.
+        """
+        progress = self.progress
+        steps_left = self.stage.total_steps - progress.step
+        with console.progress("train", steps_left * self.stage.order.global_batch_size) as meter:
+            while not progress.finished:
+                meter.describe(f"epoch {progress.epoch + 1}/{self.config.epochs}")
+                self.train_epoch(meter)
+
+    def train_epoch(self, meter: console.Meter) -> None:
+        """Train from the current step to the end of the epoch."""
+        progress, order = self.progress, self.stage.order
+        epoch, started_s, images = progress.epoch, time.monotonic(), 0
+        waiting = Stopwatch()
+        batches = waiting.time(self.batches.epoch(epoch, progress.step_in_epoch))
+        batches = to_device(batches, self.accelerator.device)
+        while progress.epoch == epoch:
+            micro_batches = [next(batches) for _ in range(self.config.grad_accum_steps)]
+            real = order.real_in_step(progress.step_in_epoch)
+            self.step(micro_batches, real)
+            images += real
+            meter.advance(real, wait=waiting.seconds / max(time.monotonic() - started_s, 1e-9))
+            self.end_step(meter)
+        seconds = time.monotonic() - started_s
+        if self.accelerator.is_main_process:
+            self.timing.append(
+                "epoch",
+                epoch=epoch + 1,
+                seconds=round(seconds, 3),
+                images_per_s=round(images / seconds, 1),
+                data_wait_share=round(waiting.seconds / seconds, 4),
+            )
+
+    def trial_steps(self) -> Iterator[tuple[list[Batch], int]]:
+        """For searches: this rank's micro-batches of each step and the step's images, epoch after epoch, for ever."""
+        order = self.stage.order
+        for epoch in itertools.cycle(range(self.config.epochs)):
+            batches = to_device(iter(self.batches.epoch(epoch, 0)), self.accelerator.device)
+            for step in range(order.steps_per_epoch):
+                yield [next(batches) for _ in range(self.config.grad_accum_steps)], order.real_in_step(step)
+
+    def step(self, micro_batches: list[Batch], real_images: int) -> None:
+        """Update the weights once.
+
+        Args:
+            micro_batches: of this rank.
+            real_images: in the step, over all ranks.
+        """
+        config, accelerator, step = self.config, self.accelerator, self.progress.step
+        self.network.train()
+        lr = self.schedule.lr(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        for micro_step, batch in enumerate(micro_batches):
+            # Dropout depends on the step alone, so no generator's state needs saving.
+            torch.manual_seed(step_seed(config.seed, step, micro_step, accelerator.process_index))
+            is_last = micro_step == len(micro_batches) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.network):
+                images, targets = self.batches.inputs(batch), batch.targets
+                if mixes(config, self.progress.epoch):
+                    images, targets = mix(
+                        images,
+                        targets,
+                        len(self.stage.data.classes),
+                        mixup_alpha=config.mixup_alpha,
+                        cutmix_alpha=config.cutmix_alpha,
+                        key=(config.seed, step, micro_step),
+                    )
+                logits = forward(self.network, images)
+                loss = weighted_loss(logits, targets, batch.weights, config.label_smoothing)
+                # Gradients are averaged over ranks; the loss is a mean over all images of the step.
+                accelerator.backward(loss * (accelerator.num_processes / real_images))
+            hits = ((logits.argmax(1) == batch.targets) * batch.weights).sum()
+            sums = torch.stack([loss.detach(), hits, batch.weights.sum()])
+            self.unread.append(MicroStep(step, sums, batch.indices))
+        if config.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
+
+    def end_step(self, meter: console.Meter) -> None:
+        """Do what is due after an update, in this order: read the loss, validate, save, stop."""
+        progress, config = self.progress, self.config
+        progress.step += 1
+        progress.step_in_epoch += 1
+        ends_epoch = progress.step_in_epoch == self.stage.order.steps_per_epoch
+        validates = ends_epoch or (config.eval_every is not None and progress.step % config.eval_every == 0)
+        votes = ends_epoch or self.accelerator.num_processes == 1 or progress.step % AGREE_EVERY == 0
+        stops, saves = self.vote() if votes else (False, False)
+        saves = saves or stops or (self._save_steps and progress.step % self._save_steps == 0)
+        if validates or saves or progress.step % config.log_interval == 0:
+            loss = self.read_losses(check_weights=bool(validates or saves))
+            top1, lr = self.sums[1] / max(self.sums[2], 1.0), self.schedule.lr(progress.step - 1)
+            meter.advance(0, loss=loss, top1=top1, lr=lr, best=progress.best_top1 or 0.0)
+        if validates:
+            self.validate()
+        if ends_epoch:
+            self.end_epoch()
+            progress.finished = progress.step == self.stage.total_steps or self.is_out_of_patience()
+        if saves or progress.finished:
+            self.save_checkpoint()
+        if stops and not progress.finished:
+            reason = self.stage.stop.reason() or "another process was asked"
+            raise StoppedError(
+                f"stopped early at step {progress.step} ({reason}) with all state saved; run the same command to resume"
+            )
+
+    def is_out_of_patience(self) -> bool:
+        """True if ``--patience`` epochs in a row brought no better model; all ranks measured the same and agree."""
+        progress, patience = self.progress, self.config.patience
+        waited = (progress.step - progress.best_step) // self.stage.order.steps_per_epoch
+        if patience is None or waited < patience:
+            return False
+        console.say(f"no better model in {waited} epochs (--patience): stopping after epoch {progress.epoch}")
+        return True
+
+    def vote(self) -> tuple[bool, bool]:
+        """Agree over all ranks: was any asked to stop; is a checkpoint due by rank 0's clock."""
+        wants_stop = self.stage.stop.reason() is not None
+        wants_save = self._save_s is not None and time.monotonic() - self._saved_s > self._save_s
+        rows = rows_of_ranks(self.accelerator, [float(wants_stop), float(wants_save)])
+        return any(stop for stop, _ in rows), rows[0][1] > 0
+
+    def read_losses(self, check_weights: bool = False) -> float:
+        """Fetch the unread losses; only here does a step wait for the device.
+
+        Args:
+            check_weights: also check the weights, as they are about to be evaluated or saved.
+
+        Returns:
+            Mean training loss of this rank's images in the epoch so far.
+
+        Raises:
+            TrainingError: a loss or the weights are not finite, on the rank where that happened first.
+            PeerError: on the other ranks then.
+        """
+        rows = torch.stack([sums for _, sums, _ in self.unread]).cpu().double().tolist() if self.unread else []
+        network = self.network if check_weights else None
+        found = find_breakdown(self.unread, [row[0] for row in rows], network, self.progress.step - 1)
+        (first,) = min(rows_of_ranks(self.accelerator, [found.step]))
+        if math.isfinite(first):
+            if found.step > first:
+                raise PeerError
+            paths = [self.stage.data.train.paths[index] for batch in found.images for index in batch.tolist()]
+            images = f" on {', '.join(paths)}" if paths else ""
+            raise TrainingError(f"{found.what}{images}; {last_good(self.stage.run_dir)}; {ADVICE}")
+        for row in rows:
+            self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+        self.unread.clear()
+        return self.sums[0] / max(self.sums[2], 1.0)
+
+    def evaluate(self, split: str, logits: LogitTable | None = None) -> Metrics:
+        """Measure the network as it is now on a split.
+
+        Args:
+            logits: filled with the logits of this rank's images.
+        """
+        if split not in self._evaluation:
+            self._evaluation[split] = self.batches.evaluation(split)
+        batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
+        return evaluate(self.accelerator, self.network, self.batches.inputs, batches, num_images, logits=logits)
+
+    def validate(self) -> None:
+        """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        progress = self.progress
+        with self.averaged():
+            metrics = self.evaluate("valid")
+            if not math.isfinite(metrics.loss):
+                what = f"the validation loss is not finite after step {progress.step}"
+                raise TrainingError(f"{what}; {last_good(self.stage.run_dir)}; {ADVICE}")
+            if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
+                progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
+                self.save_bundle("best", metrics)
+        loss, _, images = self.epoch_sums()
+        loss_before, images_before = progress.validated
+        progress.validated = [loss, images]
+        train_loss = (loss - loss_before) / max(images - images_before, 1.0)
+        values = {**metrics.to_dict(), "train_loss": train_loss}
+        if self.accelerator.is_main_process:
+            self.history.append("valid", step=progress.step, epoch=progress.epoch + 1, **values)
+        self.accelerator.log({f"valid/{name}": value for name, value in values.items()}, step=progress.step)
+        self.last_metrics = metrics
+        if progress.step_in_epoch < self.stage.order.steps_per_epoch:
+            self._say(f", step {progress.step}: train loss {train_loss:.4f}")
+
+    def epoch_sums(self) -> list[float]:
+        """Sums of the epoch so far over all ranks: loss, hits, images."""
+        return [sum(column) for column in zip(*rows_of_ranks(self.accelerator, self.sums), strict=True)]
+
+    def end_epoch(self) -> None:
+        """Record the epoch's training figures over all ranks and move to the next epoch."""
+        progress = self.progress
+        loss, hits, images = self.epoch_sums()
+        values = {"loss": loss / images, "top1": hits / images, "images": int(images)}
+        lr = self.schedule.lr(progress.step - 1)
+        if self.accelerator.is_main_process:
+            self.history.append("train", step=progress.step, epoch=progress.epoch + 1, lr=lr, **values)
+        self.accelerator.log({"lr": lr, **{f"train/{k}": v for k, v in values.items()}}, step=progress.step)
+        is_last = progress.step == self.stage.total_steps
+        if is_last or time.monotonic() - self._said_s >= SAY_EVERY_S:  # not each epoch of a head: they fly by
+            self._said_s = time.monotonic()
+            self._say(f": train loss {values['loss']:.4f} top1 {values['top1']:.4f}")
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        progress.validated = [0.0, 0.0]
+        self.sums = [0.0, 0.0, 0.0]
+
+    def _say(self, figures: str) -> None:
+        progress, valid = self.progress, self.last_metrics
+        best = ", the best so far" if progress.best_step == progress.step else ""
+        console.say(
+            f"epoch {progress.epoch + 1}/{self.config.epochs}{figures}; "
+            f"valid loss {valid.loss:.4f} top1 {valid.top1:.4f} top5 {valid.top5:.4f}{best}"
+        )
+
+    def save_bundle(self, name: str, metrics: Metrics) -> None:
+        """Write the model into the run folder, on rank 0."""
+        values = {f"valid_{key}": value for key, value in metrics.to_dict().items()}
+        from_main(lambda: save_bundle(self.stage.bundle(values), self.stage.run_dir / name))
+
+    def save_checkpoint(self) -> None:
+        """Write everything that a resume needs, on rank 0."""
+        progress, scaler = self.progress, self.accelerator.scaler
+        progress.history_bytes = self.history.size_bytes
+        progress.rank_sums = rows_of_ranks(self.accelerator, self.sums)
+        tensors = {"optimizer": self.optimizer.state_dict()}
+        if scaler is not None:
+            tensors["scaler"] = scaler.state_dict()
+        if self.average is not None:
+            tensors["average"] = self.average.state_dict()
+        from_main(
+            lambda: save_checkpoint(
+                self.stage.run_dir,
+                bundle=self.stage.bundle({}),
+                tensors=tensors,
+                progress=progress,
+                fingerprint=self.stage.fingerprint,
+                keep=self.config.keep,
+            )
+        )
+        self._saved_s = time.monotonic()
+
+
+def forward(network: nn.Module, images: Tensor) -> Tensor:
+    """Run the network in training mode.
+
+    Raises:
+        UsageError: batch norm gets a single value per channel.
+    """
+    try:
+        return network(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+    few = f"--batch-size {len(images)}: batch norm in this network needs two images or more"
+    raise UsageError(f"{few}; with --freeze-bn it does without")
