@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs_in_processes import Job
+from traps import write_down_pieces
 
 from flowers import distributed
 from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import ProcessError, UsageError
-from flowers.files import write_atomically
-from flowers.training import extraction
-from flowers.training.extraction import Piece, _join, pieces_of
+from flowers.training.features import Piece, _join, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
 
@@ -127,21 +126,6 @@ def test_ranks_wait_for_one_that_joins_a_large_set(
         train(parse(TrainConfig, flags(sample_set, tmp_path / "run")))
 
 
-def write_down_pieces(signal_at: int | None, number: int) -> None:
-    """Trap for a job: the names of the pieces it writes, and at one of them a signal to itself."""
-    written: list[str] = []
-
-    def write(path: Path, *mode: str):
-        if path.parent.suffix == ".parts" and path.suffix == ".npy":
-            if len(written) == signal_at:
-                os.kill(os.getpid(), number)
-            written.append(path.parent.name + "/" + path.name)
-            Path(f"written-{os.environ.get('RANK', 0)}.txt").write_text("\n".join(written))
-        return write_atomically(path, *mode)
-
-    extraction.write_atomically = write
-
-
 @pytest.mark.parametrize(("before", "after", "number"), [(1, 2, signal.SIGKILL), (2, 1, signal.SIGTERM)])
 def test_a_start_that_ended_early_leaves_what_it_did(
     before: int, after: int, number: signal.Signals, sample_set: Path, tmp_path: Path
@@ -167,7 +151,7 @@ def test_a_start_that_ended_early_leaves_what_it_did(
     _, everything = start(tmp_path / "whole", 1)
     job, first = start(tmp_path / "run", before, signal_at=2)
     if number == signal.SIGTERM:
-        assert re.search(r"stopped before (train|valid)/ was through the backbone \(SIGTERM\)", job.output)
+        assert re.search(r"stopped before the features of (train|valid)/ were complete \(SIGTERM\)", job.output)
     folder = tmp_path / "run" / "features"
     whole = {path.stem for path in folder.glob("*.npy")}
     kept = {name for name in first if (folder / name).exists() or name.partition(".")[0] in whole}

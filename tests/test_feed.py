@@ -5,7 +5,7 @@ import torch
 from pretend_gpu import PretendGpu
 
 from flowers.data.loaders import Batch
-from flowers.training.feed import to_device
+from flowers.training.batches import to_device
 
 COPIES, USES = [("copy", "side")] * 4, [("use", "main")] * 4
 WAIT = [("wait", "main", "side")]

@@ -6,7 +6,7 @@ from torch import nn
 
 from flowers.models.backbones import build_backbone
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone
-from flowers.training.groups import blocks, parameter_groups
+from flowers.training.optimizer import blocks, parameter_groups
 
 
 def classifier(name: str) -> Classifier:

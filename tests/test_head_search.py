@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 from jobs_in_processes import Job, without
+from traps import around_step
 
 from flowers import stopping
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError, UsageError
-from flowers.training import head_search, loop
-from flowers.training.flags import check_flags
-from flowers.training.head_search import TUNED, neighbours
-from flowers.training.state import Run
+from flowers.training.flags import TUNED, check_flags
+from flowers.training.head_search import neighbours
 from flowers.training.train import train
+from flowers.training.trainer import AGREE_EVERY
 
 FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", "4", "-j", "0",
          "--model-ema-decay", "0.9")  # fmt: skip
@@ -74,12 +74,11 @@ def test_a_try_is_stopped_within_some_steps(sample_set: Path, tmp_path: Path, mo
     """Not at its end: of a large data set one takes longer than a cluster waits."""
     steps = []
 
-    def step_and_stop(run: Run, *batches: object) -> None:
-        steps.append(batches)
-        loop.train_step(run, *batches)
+    def stop(*arguments: object) -> None:
+        steps.append(arguments)
         (tmp_path / "run" / "stop").touch()
 
-    monkeypatch.setattr(head_search, "train_step", step_and_stop)
+    around_step(after=stop, into=monkeypatch.setattr)
     monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
     flags = [
         "--data-dir",
@@ -91,7 +90,7 @@ def test_a_try_is_stopped_within_some_steps(sample_set: Path, tmp_path: Path, mo
     ]
     with pytest.raises(StoppedError, match="stopped while tuning the head"):
         train(parse(TrainConfig, [*flags, "--epochs", "50"]))
-    assert len(steps) == loop.AGREE_EVERY
+    assert len(steps) == AGREE_EVERY
 
 
 def test_neighbours_leave_out_the_present_value() -> None:

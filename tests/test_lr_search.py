@@ -14,13 +14,14 @@ import torch
 import yaml
 from jobs_in_processes import Job
 from PIL import Image
-from test_resume import die_in_step, result
+from test_resume import result
 from torch import nn
+from traps import die_in_step
 
 from flowers import cli
 from flowers.config.find_lr import FindLrConfig
 from flowers.errors import UsageError
-from flowers.training.lr_search import RangePlan, read_curve, smooth, untouched
+from flowers.training.lr_search import GrowingRate, read_curve, restored, smooth
 
 RATES = [10 ** (-5 + step / 20) for step in range(100)]  # 1e-5 to about 1
 VALLEY = [2.0 + (math.log10(rate) + 2.0) ** 2 * 0.3 for rate in RATES]  # lowest at 1e-2
@@ -71,9 +72,8 @@ def test_smoothing_keeps_a_line_and_weighs_by_images() -> None:
 
 
 def test_rates_grow_evenly_from_the_first_to_the_last() -> None:
-    plan = RangePlan(epochs=1, steps_per_epoch=9, warmup_steps=3, peak_lr=0.5, num_classes=2,
-                     low=1e-4, high=1e-1, steps=4)  # fmt: skip
-    assert [plan.lr(step) for step in range(4)] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    schedule = GrowingRate(low=1e-4, high=1e-1, steps=4)
+    assert [schedule.lr(step) for step in range(4)] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -94,7 +94,8 @@ def test_nothing_is_left_of_a_trial(begun: bool) -> None:
         step()
         network.eval()
     accelerator = SimpleNamespace(scaler=None, device=torch.device("cpu"))
-    run = SimpleNamespace(network=network, optimizer=optimizer, accelerator=accelerator)
+    trainer = SimpleNamespace(network=network, optimizer=optimizer, accelerator=accelerator, schedule=0, average=1)
+    trainer.unread = []
 
     def state() -> tuple:
         tensors = [tensor.clone() for tensor in network.state_dict().values()]
@@ -102,7 +103,8 @@ def test_nothing_is_left_of_a_trial(begun: bool) -> None:
         return [*tensors, *moments, torch.get_rng_state()], random.getstate(), repr(np.random.get_state())
 
     before = state()
-    with pytest.raises(ZeroDivisionError), untouched(run):
+    with pytest.raises(ZeroDivisionError), restored(trainer):
+        trainer.schedule, trainer.average = None, None
         for _ in range(3):
             step()
         raise ZeroDivisionError
@@ -111,6 +113,7 @@ def test_nothing_is_left_of_a_trial(begun: bool) -> None:
     assert len(before[0]) == len(after[0])
     assert all(torch.equal(left, right) for left, right in zip(before[0], after[0], strict=True))
     assert not network.training
+    assert (trainer.schedule, trainer.average) == (0, 1)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 

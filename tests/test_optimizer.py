@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowers.training.groups import parameter_groups
-from flowers.training.optimizer import (
-    WeightAverage,
-    build_optimizer,
-    learning_rate,
-    mix,
-    step_seed,
-    weighted_loss,
-)
+from flowers.training.losses import mix, weighted_loss
+from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
+from flowers.training.schedule import Schedule, step_seed
 
 
 @pytest.mark.parametrize(
@@ -24,16 +18,16 @@ from flowers.training.optimizer import (
 )
 def test_learning_rate_follows_the_table(step: int, expected: float) -> None:
     # Three steps of warm-up, then half a cosine over the remaining six.
-    assert learning_rate(step, peak=1.0, warmup_steps=3, total_steps=9) == pytest.approx(expected)
+    assert Schedule(peak=1.0, warmup_steps=3, total_steps=9).lr(step) == pytest.approx(expected)
 
 
 def test_learning_rate_without_warmup_starts_at_the_peak() -> None:
-    assert learning_rate(0, peak=0.3, warmup_steps=0, total_steps=10) == 0.3
+    assert Schedule(peak=0.3, warmup_steps=0, total_steps=10).lr(0) == 0.3
 
 
 def test_a_constant_schedule_stays_at_the_peak_after_the_warmup() -> None:
-    rates = [learning_rate(step, peak=1.0, warmup_steps=1, total_steps=4, schedule="constant") for step in range(4)]
-    assert rates == [0.5, 1.0, 1.0, 1.0]
+    schedule = Schedule(peak=1.0, warmup_steps=1, total_steps=4, shape="constant")
+    assert [schedule.lr(step) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
 def test_only_matrices_decay() -> None:

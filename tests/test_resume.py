@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or moved goes on as if nothing had happened. Every test starts real processes."""
+"""A run that is killed, stopped or moved resumes as if nothing had happened. Every test starts real processes."""
 
 import json
 import os
@@ -10,11 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs_in_processes import Job, die, without
+from jobs_in_processes import Job, without
 from safetensors.torch import load_file
+from traps import (
+    choose_precision,
+    die_at_the_end,
+    die_in_save,
+    die_in_step,
+    record_and_stop,
+    record_rank,
+    record_rank_and_stop,
+    recorded,
+    save_first_weights,
+    spoil_a_loss,
+    spoil_an_update,
+)
 
 from flowers.training.history import History, read_history
-from flowers.training.loop import AGREE_EVERY
+from flowers.training.trainer import AGREE_EVERY
 
 pytestmark = pytest.mark.processes
 
@@ -26,105 +39,10 @@ CONVNET = ["--model", "timm/test_resnet", "--weights", "none", "--finetune", "fu
            "-j", 0, "--log-interval", 2, "--eval-every", 3]  # fmt: skip
 
 
-def record_steps(log: str) -> None:
-    """Write down each step's images, views and learning rate, a JSON line a micro-batch."""
-    from flowers.training import loop
-
-    original = loop.train_step
-
-    def recorded(run, micro_batches, real_images):
-        with open(log, "a") as file:
-            for batch in micro_batches:
-                real = batch.weights > 0
-                line = {
-                    "step": run.progress.step,
-                    "indices": batch.indices[real].tolist(),
-                    "pixels": [int(image.long().sum()) for image in batch.images[real]],
-                    "lr": run.plan.lr(run.progress.step),
-                }
-                file.write(json.dumps(line) + "\n")
-        original(run, micro_batches, real_images)
-
-    loop.train_step = recorded
-
-
-def recorded(*logs: Path) -> dict[int, tuple]:
-    """By step: learning rate, and the set of (image, sum of its pixels) over all ranks and micro-steps."""
-    steps: dict[int, tuple] = {}
-    for line in (json.loads(text) for log in logs for text in log.read_text().splitlines()):
-        rate, images = steps.setdefault(line["step"], (line["lr"], []))
-        assert rate == line["lr"]
-        images += zip(line["indices"], line["pixels"], strict=True)
-    return {step: (rate, sorted(images)) for step, (rate, images) in steps.items()}
-
-
-def record_and_stop(log: str, step: int) -> None:
-    """Record, and touch the run's stop file when a step is reached."""
-    record_steps(log)
-    from flowers import stopping
-    from flowers.training import loop
-
-    stopping.LOOK_EVERY_S = 0.0
-    inner = loop.train_step
-
-    def stopping(run, micro_batches, real_images):
-        inner(run, micro_batches, real_images)
-        if run.progress.step + 1 == step and run.accelerator.is_main_process:
-            Path(run.timing.path.parent / "stop").touch()
-
-    loop.train_step = stopping
-
-
 def result(run_dir: Path) -> tuple:
     """All that must be equal between two runs that did the same."""
     weights = {name: (run_dir / name / "model.safetensors").read_bytes() for name in ("best", "last")}
     return weights, (run_dir / "metrics.json").read_bytes(), (run_dir / "history.jsonl").read_bytes()
-
-
-def die_in_step(number: int) -> None:
-    """Be killed in the middle of micro-step ``number`` of this start."""
-    from flowers.training import loop
-
-    original, seen = loop.weighted_loss, []
-
-    def trap(*args, **kwargs):
-        seen.append(1)
-        if len(seen) == number:
-            die()
-        return original(*args, **kwargs)
-
-    loop.weighted_loss = trap
-
-
-def die_in_save(call: str) -> None:
-    """Be killed inside a save: before this call of the second one."""
-    import shutil
-
-    import torch
-
-    from flowers import files
-    from flowers.training import checkpoint
-
-    seen = []
-
-    def trap(original):
-        def wrapped(*args, **kwargs):
-            if "checkpoints" in str(args[0]) or "checkpoints" in str(args[-1]):
-                seen.append(1)
-                if len(seen) == 2:
-                    die()
-            return original(*args, **kwargs)
-
-        return wrapped
-
-    if call == "write weights":
-        checkpoint.write_bundle = trap(checkpoint.write_bundle)
-    elif call == "write optimizer":
-        torch.save = trap(torch.save)
-    elif call == "rename":
-        files.os.rename = trap(os.rename)
-    elif call == "remove old":
-        shutil.rmtree = trap(shutil.rmtree)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -145,25 +63,6 @@ def test_killed_ten_times_and_bit_for_bit_the_same(sample_set: Path, tmp_path: P
     assert last.wait() == [0], last.output
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
     assert not list((tmp_path / "killed").rglob("*tmp*"))
-
-
-def die_at_the_end(where: str) -> None:
-    """Be killed after the last step: before the last model, the figures or the report is written (on rank 0)."""
-    from flowers.training import job, reporting
-
-    module, name = {
-        "last": (job, "save_bundle"),
-        "metrics.json": (job, "write_atomically"),
-        "report.html": (reporting, "write_model_report"),
-    }[where]
-    original = getattr(module, name)
-
-    def trap(*args, **kwargs):
-        if any(isinstance(value, Path) and value.name == where for value in args):
-            die()
-        return original(*args, **kwargs)
-
-    setattr(module, name, trap)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -223,14 +122,6 @@ def train_recorded(folder: Path, name: str, flags: list, processes: int = 1) -> 
     return recorded(*folder.glob(f"{name}-rank*.jsonl"))
 
 
-def record_rank(prefix: str) -> None:
-    record_steps(f"{prefix}-rank{os.environ.get('RANK', '0')}.jsonl")
-
-
-def record_rank_and_stop(prefix: str, step: int) -> None:
-    record_and_stop(f"{prefix}-rank{os.environ.get('RANK', '0')}.jsonl", step)
-
-
 def assert_close(one: Path, other: Path) -> None:
     """Final weights equal within what another order of adding up may change."""
     left, right = load_file(one / "last" / "model.safetensors"), load_file(other / "last" / "model.safetensors")
@@ -263,7 +154,7 @@ def test_stopped_and_resumed_on_another_number_of_processes(
     stopped = Job("train", [*flags, "-b", 8 // first], folder=tmp_path, processes=first,
                   before=record_rank_and_stop, arguments=(str(tmp_path / "first"), 5))  # fmt: skip
     assert stopped.wait() == [75] * first, stopped.output
-    assert "the same command goes on from here" in stopped.output
+    assert "run the same command to resume" in stopped.output
     assert not (tmp_path / "run" / "stop").exists()
     refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
     assert 1 in refused.wait()
@@ -313,7 +204,7 @@ def test_sigterm_to_the_launcher_of_two_processes(sample_set: Path, tmp_path: Pa
         asked_at = max((line["step"] for line in read_history(history.path)), default=0)
         output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 75, output
-    assert "(SIGTERM), all saved" in output
+    assert "(SIGTERM) with all state saved" in output
     state = json.loads(next((run / "checkpoints").glob("step-*/state.json")).read_text())
     assert asked_at <= state["progress"]["step"] <= asked_at + 3 * AGREE_EVERY
 
@@ -351,7 +242,7 @@ def test_a_finished_run_is_not_done_again(sample_set: Path, tmp_path: Path) -> N
     assert "--lr was" in other.output
 
 
-def test_a_run_is_gone_on_with_in_another_folder(sample_set: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_in_another_folder(sample_set: Path, tmp_path: Path) -> None:
     """--resume PATH: the same end, though the best model was made before; the same command starts it again."""
     flags = [*COMMON, "--data-dir", sample_set, "--epochs", 3, "-b", 8, "--save-every", 2]
     flags += ["--lr", "1e-30"]  # the first model stays the best
@@ -365,7 +256,7 @@ def test_a_run_is_gone_on_with_in_another_folder(sample_set: Path, tmp_path: Pat
     assert "resumed from step-00000006" in killed.output
     last = Job("train", then, folder=tmp_path)
     assert last.wait() == [0], last.output
-    assert "going on from step-00000008, not from --resume first" in last.output
+    assert "resuming from step-00000008, not from --resume first" in last.output
     assert result(tmp_path / "then") == result(tmp_path / "whole")
 
 
@@ -393,11 +284,6 @@ def test_another_precision_is_refused_whoever_chose_it(sample_set: Path, tmp_pat
     assert Job("train", flags, folder=tmp_path, before=choose_precision, arguments=("no",)).wait() == [0]
 
 
-def choose_precision(name: str) -> None:
-    """As `accelerate launch` does."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = name
-
-
 def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Path, tmp_path: Path) -> None:
     flags = [*COMMON, "--data-dir", sample_set, "--epochs", 50, "-b", 8, "--lr", 1e30, "--warmup-epochs", 0]
     job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path)
@@ -405,20 +291,6 @@ def test_a_loss_that_is_not_finite_names_step_images_and_way_back(sample_set: Pa
     assert "the loss is not finite at step" in job.output
     assert ".jpg" in job.output
     assert "Traceback" not in job.output
-
-
-def spoil_an_update(step: int) -> None:
-    """After this update a weight is NaN, though the loss that led to it was finite."""
-    from flowers.training import loop
-
-    original = loop.train_step
-
-    def spoilt(run, micro_batches, real_images):
-        original(run, micro_batches, real_images)
-        if run.progress.step + 1 == step:
-            next(run.network.parameters()).data.view(-1)[0] = float("nan")
-
-    loop.train_step = spoilt
 
 
 @pytest.mark.parametrize(("save_every", "good"), [(2, "step-00000004"), (100, "")])
@@ -435,20 +307,6 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert (f"the last good checkpoint is run/checkpoints/{good};" if good else "no checkpoint was saved yet;") in line
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved == ([good.replace("4", "2"), good] if good else [])
-
-
-def spoil_a_loss(rank: str, number: int) -> None:
-    """On one rank the loss of this micro-step is NaN."""
-    from flowers.training import loop
-
-    original, seen = loop.weighted_loss, []
-
-    def spoilt(*args, **kwargs):
-        seen.append(1)
-        broken = os.environ["RANK"] == rank and len(seen) == number
-        return original(*args, **kwargs) * (float("nan") if broken else 1.0)
-
-    loop.weighted_loss = spoilt
 
 
 def test_of_two_processes_the_one_whose_loss_broke_first_says_so(sample_set: Path, tmp_path: Path) -> None:
@@ -521,21 +379,6 @@ def test_head_training_leaves_every_tensor_of_the_backbone_alone(sample_set: Pat
     assert any("running_mean" in name for name in first)
     for name, tensor in first.items():
         assert (tensor == last[name]).all() == name.startswith("backbone."), name
-
-
-def save_first_weights(path: str) -> None:
-    from safetensors.torch import save_file
-
-    from flowers.training import job
-
-    original = job.build_model
-
-    def trapped(*args):
-        built = original(*args)
-        save_file(built[0].state_dict(), path)
-        return built
-
-    job.build_model = trapped
 
 
 def test_a_model_of_two_processes_in_bf16_is_measured_by_one_in_float32(sample_set: Path, tmp_path: Path) -> None:

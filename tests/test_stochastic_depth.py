@@ -11,7 +11,7 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.stochastic_depth import set_stochastic_depth
-from flowers.training.setup import build_model
+from flowers.training.model import build_model
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_nothing_is_left_out_unless_asked_for() -> None:
         config = TrainConfig(
             Path("x"), model="efficientnet_b0", weights="none", image_size=32, finetune="full", drop_path=rate
         )
-        classifier, _, _ = build_model(config, classes, None)
+        classifier = build_model(config, classes, None).classifier
         rates = [module.p for module in classifier.modules() if isinstance(module, StochasticDepth)]
         assert max(rates) == pytest.approx(rate)
     set_stochastic_depth(build_backbone("vgg11", "none").network, 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from jobs_in_processes import Job, without
 from safetensors.torch import load_file
+from traps import around_step
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
@@ -19,10 +20,9 @@ from flowers.data.order import Order
 from flowers.errors import UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
-from flowers.training import loop
-from flowers.training.flags import check_flags, view_sizes
-from flowers.training.setup import with_train_sizes
-from flowers.training.state import Plan, Run
+from flowers.training.flags import check_flags
+from flowers.training.model import train_sizes
+from flowers.training.schedule import mixes, view_sizes
 from jobs.train import main
 
 TINY = ("--model", "timm/test_efficientnet", "--weights", "none", "--image-size", "64", "--finetune", "full",
@@ -71,12 +71,15 @@ def test_frozen_batch_norm_keeps_its_statistics_while_weights_learn(sample_set: 
 
 
 def test_views_grow_to_their_full_size() -> None:
-    config = TrainConfig(data_dir=Path("data"), epochs=8, first_train_size=96)
-    assert view_sizes(config, 160) == [96, 112, 112, 128, 144, 144, 160, 160]
-    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3), 160) == [160, 160, 160]
-    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=1, first_train_size=96), 150) == [96]
-    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=2, first_train_size=96), 150) == [96, 150]
-    assert view_sizes(TrainConfig(data_dir=Path("data"), epochs=3, first_train_size=7), 40) == [7, 16, 40]
+    def sizes(epochs: int, first: int | None, last: int) -> list[int]:
+        config = TrainConfig(data_dir=Path("data"), epochs=epochs, first_train_size=first, train_size=last)
+        return view_sizes(config)
+
+    assert sizes(8, 96, 160) == [96, 112, 112, 128, 144, 144, 160, 160]
+    assert sizes(3, None, 160) == [160, 160, 160]
+    assert sizes(1, 96, 150) == [96]
+    assert sizes(2, 96, 150) == [96, 150]
+    assert sizes(3, 7, 40) == [7, 16, 40]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +94,13 @@ def test_views_grow_to_their_full_size() -> None:
 )
 def test_sizes_not_given_have_the_defaults_that_help_says(flags: tuple, sizes: tuple) -> None:
     config = parse(TrainConfig, ["--data-dir", "x", *without(FLAGS, *flags), *flags])
-    config = with_train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
-    assert (config.train_size, config.first_train_size) == sizes
+    assert train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64) == sizes
 
 
 def test_views_do_not_shrink() -> None:
     config = parse(TrainConfig, ["--data-dir", "x", *FLAGS, "--first-train-size", "96"])
     with pytest.raises(UsageError, match="--first-train-size: got 96, expected at most --train-size, here 48"):
-        with_train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
+        train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -111,13 +113,12 @@ def test_a_loader_gives_each_epoch_its_size(sample_set: Path, workers: int) -> N
 
 
 def test_growing_views_train(sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sides, original = [], loop.train_step
+    sides = []
 
-    def recorded(run: Run, micro_batches: list[Batch], real_images: int) -> None:
+    def record(_: object, micro_batches: list[Batch]) -> None:
         sides.append(micro_batches[0].images.shape[1])
-        original(run, micro_batches, real_images)
 
-    monkeypatch.setattr(loop, "train_step", recorded)
+    around_step(before=record, into=monkeypatch.setattr)
     weights_of(sample_set, tmp_path / "run", "--epochs", "2", "--first-train-size", "32", "--train-size", "48")
     assert sides == [32, 32, 48, 48]
 
@@ -186,9 +187,9 @@ def test_one_image_a_step_is_too_few_for_batch_norm_of_one_pixel(sample_set: Pat
 
 
 def test_mixing_ends_before_the_run() -> None:
-    plan = Plan(4, 10, 0, 0.1, 5, mixup_alpha=0.2, mix_epochs=3)
-    assert [plan.mixes(epoch) for epoch in range(4)] == [True, True, True, False]
-    assert not Plan(4, 10, 0, 0.1, 5, mix_epochs=4).mixes(0)
+    config = TrainConfig(data_dir=Path("data"), epochs=4, mixup_alpha=0.2, mix_off_epochs=1)
+    assert [mixes(config, epoch) for epoch in range(4)] == [True, True, True, False]
+    assert not mixes(TrainConfig(data_dir=Path("data"), epochs=4), 0)
 
 
 def test_the_last_epochs_see_whole_images(sample_set: Path, tmp_path: Path) -> None:
@@ -226,10 +227,10 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         ),
         (
             ("--finetune", "head", "--random-erasing", "1"),
-            "--random-erasing: of one plain view the features are cached",
+            "--random-erasing: no effect, as features are cached from a single unaugmented view",
         ),
         (("--finetune", "head", "--auto-augment", "trivial"), "add --views K or --no-feature-cache"),
-        (("--finetune", "head", "--rotation", "10", "--scale", "0.2", "1"), "--rotation, --scale: of one plain view"),
+        (("--finetune", "head", "--rotation", "10", "--scale", "0.2", "1"), "--rotation, --scale: no effect"),
         (("--finetune", "head", "--cache", "ram"), "--cache ram keeps decoded images, but with cached features each"),
     ],
 )

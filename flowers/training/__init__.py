@@ -1,1 +1,1 @@
-"""The training loop and all that makes it exact: recipe, checkpoints, preemption."""
+"""Training: the job, its Trainer, optimizer and schedule, cached features, checkpoints and resume, searches, evaluation."""

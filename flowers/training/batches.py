@@ -14,9 +14,8 @@ from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.image_cache import ImageCache, open_cache
 from flowers.data.loader_processes import default_workers
-from flowers.data.loaders import EvalLoader, TrainLoader
+from flowers.data.loaders import Batch, EvalLoader, TrainLoader
 from flowers.data.order import Order, class_balance
-from flowers.data.loaders import Batch
 from flowers.training.schedule import view_sizes
 from flowers.training.stage import Stage
 

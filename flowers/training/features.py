@@ -22,10 +22,9 @@ from torch import Tensor
 from flowers import console
 from flowers.data.folders import Samples
 from flowers.data.loader_processes import default_workers
-from flowers.data.loaders import ViewLoader
+from flowers.data.loaders import Batch, ViewLoader
 from flowers.data.order import Draw, eval_batches
 from flowers.data.scan import file_stamps
-from flowers.data.loaders import Batch
 from flowers.distributed import from_main
 from flowers.engines.engine import Engine, build_engine
 from flowers.errors import ProcessError, StoppedError

@@ -16,8 +16,7 @@ from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training.checkpoint import Progress, save_checkpoint
-from flowers.training.groups import parameter_groups
-from flowers.training.optimizer import build_optimizer
+from flowers.training.optimizer import build_optimizer, parameter_groups
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -113,8 +113,8 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
     from flowers.data.loaders import Batch
     from flowers.stopping import StopRequest
     from flowers.training.flags import check_flags
-    from flowers.training.job import Job
-    from flowers.training.loop import read_losses, train_step
+    from flowers.training.train import Session, build_batches, prepare_stage
+    from flowers.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as temporary:
         data_dir, run_dir = draw_data(Path(temporary, "data")), Path(temporary, "run")
@@ -125,8 +125,9 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
         accelerator = distributed.start(config.mixed_precision)
         data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
         with contextlib.redirect_stdout(None):
-            job = Job(config, accelerator, data, StopRequest(run_dir / "stop"))
-            run = job.build_run(job.build_source())
+            session = Session(accelerator, data, StopRequest(run_dir / "stop"))
+            stage = prepare_stage(config, session, resumed=None)
+            trainer = Trainer(stage, build_batches(stage))
     batch = Batch(
         torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8),
         torch.randint(0, len(data.classes.folders), (batch_size,)),
@@ -137,8 +138,8 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
 
     def turn() -> None:
         for _ in range(steps):
-            train_step(run, [batch], batch_size)
-            read_losses(run)
+            trainer.step([batch], batch_size)
+            trainer.read_losses()
 
     return turn
 

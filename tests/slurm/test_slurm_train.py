@@ -208,7 +208,7 @@ def test_cancelled_job_saves_and_does_not_come_back(
     send(workers, signal.SIGCONT)
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
-    job.wait_for(lambda: "(SIGTERM), all saved" in job.log, "save", 20)
+    job.wait_for(lambda: "(SIGTERM) with all state saved" in job.log, "save", 20)
 
 
 def test_staged_tar_is_unpacked_on_the_node_and_removed(
