@@ -178,7 +178,7 @@ def test_a_model_that_makes_no_mistake_is_not_calibrated(sample_set: Path, run_d
     save_bundle(bundle, copy / "best")
     files = {path: path.read_bytes() for path in (copy / "best").iterdir()}
     flags = ["--checkpoint", copy, "--data-dir", data_dir, "-j", 0, "--split", "valid"]
-    with pytest.raises(DataError, match="answers are right, which no temperature fits best; nothing was stored"):
+    with pytest.raises(DataError, match="cannot fit a temperature: 4 of 4 answers are correct. Nothing was stored"):
         evaluate(parse(EvaluateConfig, [*map(str, flags), "--calibrate"]))
     assert files == {path: path.read_bytes() for path in (copy / "best").iterdir()}
     assert evaluate(parse(EvaluateConfig, [*map(str, flags)])) == 0

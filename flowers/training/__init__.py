@@ -1,1 +1,1 @@
-"""Training: the job, its Trainer, optimizer and schedule, cached features, checkpoints and resume, searches, evaluation."""
+"""Training: the job, its Trainer, optimizer and schedule, cached features, checkpoints, searches and evaluation."""
