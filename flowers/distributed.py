@@ -1,4 +1,4 @@
-"""Which process this is among how many, started right on any machine, and what one rank tells the others."""
+"""The processes of one job: started as one group on any machine, and what they tell one another."""
 
 import datetime
 import os
@@ -17,7 +17,7 @@ _SPLITTERS = {
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "parallelism",
 }
-"""What `accelerate launch` can be configured to use, by the end of its variable's name, and is of no use here."""
+"""Ways to split a network that `accelerate launch` offers, by the end of their variable's name; none is of use here."""
 
 
 def start(
@@ -27,9 +27,9 @@ def start(
     timeout_s: float | None = None,
     default_precision: str | None = None,
 ):
-    """Start Accelerate so that one process, several CPU processes and several GPUs all come up truly.
+    """Start Accelerate on one process, on several CPU processes or on several GPUs.
 
-    Without a GPU, Accelerate's multi-GPU launcher starts processes that each believe to be alone; told to use
+    Without a GPU, the processes that Accelerate's multi-GPU launcher starts would each work alone; told to use
     the CPU they form one group. Where its config says `use_cpu`, a GPU is left alone. Threads are set to this
     process's share of the CPUs.
 
@@ -89,12 +89,12 @@ def start(
 
 
 def told_to_use_cpu() -> bool:
-    """Whether `accelerate launch`, or its config file, said that a GPU is to be left alone."""
+    """True if `accelerate launch`, or its config file, said that a GPU is to be left alone."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")  # as it reads it
 
 
 def _check_gpus(gpus: int) -> None:
-    """See to it that each process of this machine has a GPU of its own, and that GPUs can talk to one another.
+    """Check that each process of this machine has a GPU of its own, and that GPUs can talk to one another.
 
     Raises:
         ProcessError: there are more processes; Accelerate would put two on a GPU, where NCCL fails with a stack.

@@ -1,4 +1,4 @@
-"""The errors that a user's mistake, or a bad file or machine, leads to.
+"""Expected failures: a user's mistake, a bad file, a machine that cannot do what was asked.
 
 Each is raised with one line that says what, where, got against expected, and
 what to do next. ``flowers.cli.run`` prints that line and exits with the class's
@@ -8,7 +8,7 @@ what to do next. ``flowers.cli.run`` prints that line and exits with the class's
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STRICT = 3
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, start me again
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped with all state saved; the same command resumes
 
 
 class FlowersError(Exception):
@@ -18,17 +18,17 @@ class FlowersError(Exception):
 
 
 class UsageError(FlowersError):
-    """A flag or config value that cannot be: wrong type, out of range, contradicting another."""
+    """An invalid flag or config value: wrong type, out of range, contradicting another."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(FlowersError):
-    """The images, their folders or their lists are not what the job needs."""
+    """Images, folders or lists that the job cannot use."""
 
 
 class ImageError(DataError):
-    """One file that gives no picture; the message is the short reason, without the path."""
+    """A file that gives no picture; the message is the short reason, without the path."""
 
 
 class ModelError(FlowersError):
@@ -40,11 +40,11 @@ class CheckpointError(FlowersError):
 
 
 class ProcessError(FlowersError):
-    """The processes that run are not the processes that were asked for."""
+    """A process group or a loader process that is not as it was asked for, or died."""
 
 
 class TrainingError(FlowersError):
-    """Training cannot go on: a loss that is not finite, an evaluation that missed images."""
+    """Training cannot continue: a loss that is not finite, an evaluation that missed images."""
 
 
 class InUseError(FlowersError):
@@ -52,17 +52,17 @@ class InUseError(FlowersError):
 
 
 class OutputError(FlowersError):
-    """An output, finished or not, that belongs to another job, or is not whole yet."""
+    """An output that belongs to another job, or is not complete yet."""
 
 
 class StoppedError(FlowersError):
-    """Stopped on request, all progress saved: the same command goes on from here."""
+    """Stopped on request, all progress saved: the same command resumes."""
 
     exit_code = EXIT_STOPPED
 
 
 class PeerError(FlowersError):
-    """Another rank failed and says why; this one only stops too, silently, with the same exit code."""
+    """Another rank failed and reports why; this one stops silently, with the same exit code."""
 
     def __init__(self, exit_code: int = EXIT_FAILED):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside, fsync, rename."""
+"""Write files and folders so that they are whole or absent: write beside, fsync, rename."""
 
 import contextlib
 import errno
@@ -102,7 +102,7 @@ def restore_folder(path: Path) -> None:
 
 
 def old_name(path: Path) -> Path:
-    """Where ``replace_folder`` keeps the earlier folder while it puts the new one in its place."""
+    """The path at which ``replace_folder`` keeps the earlier folder while it puts the new one in its place."""
     path = _behind_link(path)
     return path.parent / f".{path.name}.old"
 
@@ -147,7 +147,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def explain_os_error(error: OSError, path: Path) -> FlowersError:
-    """One line for the user instead of an errno."""
+    """Turn an errno into one line for the user."""
     hints = {
         errno.ENOSPC: "the disk is full: free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",

@@ -6,7 +6,7 @@
         --main-process-port 15000 jobs/train.py ...                    # one launcher a node
 
 `accelerate launch` starts the same groups. What it does not give, and this does: a job's own exit code (there every
-failure is 1, so that 75, "saved, start me again", is lost), USR1 and USR2 for the workers, time to save after a
+failure is 1, so that 75, "stopped with all state saved", is lost), USR1 and USR2 for the ranks, time to save after a
 signal (there 30 s, then SIGKILL), a failure that ends in the job's one line instead of the launcher's stack, and N
 processes that form one group on a machine without a GPU.
 """
@@ -32,14 +32,14 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
-ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any worker ended with is the launcher's
-# What other launchers, MPI or a surrounding job may have left behind: each worker gets its own or none.
+ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any rank ended with is the launcher's
+# What other launchers, MPI or a surrounding job may have left behind: each rank gets its own or none.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Group:
-    """Which processes this launcher starts, and where all processes of the job meet."""
+class LaunchPlan:
+    """The processes that this launcher starts, and the address where all processes of the job meet."""
 
     num_processes: int
     """Over all machines."""
@@ -54,7 +54,7 @@ class Group:
         return self.num_processes // self.num_machines
 
     def environment(self, local_rank: int) -> dict[str, str]:
-        """What a worker needs to know; alone it needs nothing, so that it starts no group."""
+        """The environment of one rank; a rank alone gets no addresses, so that it starts no process group."""
         threads = str(max(1, available_cpus() // self.local_processes))
         values = {"OMP_NUM_THREADS": threads, **os.environ}
         for name in GROUP_VARIABLES:
@@ -72,11 +72,11 @@ class Group:
         return values
 
 
-class Workers:
+class Ranks:
     """The processes of one job on this machine, from their start to their joint end."""
 
-    def __init__(self, command: Sequence[str], group: Group, stop_timeout_s: float):
-        self._command, self._group, self._stop_timeout_s = command, group, stop_timeout_s
+    def __init__(self, command: Sequence[str], plan: LaunchPlan, stop_timeout_s: float):
+        self._command, self._plan, self._stop_timeout_s = command, plan, stop_timeout_s
         self._processes: list[subprocess.Popen] = []
         self._received: list[str] = []
         self._said = tempfile.TemporaryDirectory(prefix="flowers-said-")  # see flowers.console.error
@@ -86,19 +86,19 @@ class Workers:
         """Start all, wait for all.
 
         Returns:
-            the first failed worker's exit code (128 + N if signal N killed it); else 75 if a worker was stopped,
-            3 if one says so, 0 if all ended well.
+            the exit code of the rank that failed first (128 + N if signal N killed it); else 75 if a rank was
+            stopped, 3 if one ended with it, 0 if all ended well.
         """
         for name in FORWARDED:
             if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(getattr(signal, name), self._on_signal)
-        several = self._group.num_processes > 1
+        several = self._plan.num_processes > 1
         try:
-            for local_rank in range(self._group.local_processes):
+            for local_rank in range(self._plan.local_processes):
                 self._processes.append(
                     subprocess.Popen(
                         self._command,
-                        env=self._group.environment(local_rank) | {"FLOWERS_SAID_DIR": self._said.name},
+                        env=self._plan.environment(local_rank) | {"FLOWERS_SAID_DIR": self._said.name},
                         stdin=subprocess.DEVNULL if several else None,
                         start_new_session=True,  # a terminal's Ctrl-C then comes once, through us
                         preexec_fn=die_with_parent if sys.platform == "linux" else None,
@@ -142,14 +142,14 @@ class Workers:
         return self._outcome(failed, late)
 
     def _outcome(self, failed: int | None, late: Sequence[int]) -> int:
-        """The exit code, and a line about workers that could not say what became of them.
+        """The exit code, and a line for each rank that ended without one.
 
         Args:
-            failed: local rank of the worker that failed first.
+            failed: local rank that failed first.
             late: local ranks of those that did not end, and were killed.
         """
         codes = self._codes()
-        # A worker that a signal ends may be seen after those that it pulled down; those we ended do not count.
+        # A rank that a signal ends may be seen after those that it pulled down; those we ended do not count.
         ended = [rank for rank, code in enumerate(codes) if code < 0 and rank not in late]
         ended = [rank for rank in ended if failed in (None, rank) or codes[rank] != -signal.SIGTERM]
         for rank in ended:
@@ -173,22 +173,22 @@ class Workers:
         return [process.poll() for process in self._processes]
 
     def _first_failure(self) -> int | None:
-        """Local rank of a worker that failed."""
+        """Local rank of a process that failed."""
         failed = (rank for rank, code in enumerate(self._codes()) if code is not None and code not in ENDED_WELL)
         return next(failed, None)
 
     def _rank(self, local_rank: int) -> int:
-        return self._group.machine_rank * self._group.local_processes + local_rank
+        return self._plan.machine_rank * self._plan.local_processes + local_rank
 
 
 def kill_session(process: subprocess.Popen) -> None:
-    """End a worker with all that it started, loader processes too."""
+    """End a rank with all that it started, loader processes too."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def die_with_parent() -> None:
-    """In a new worker: if the launcher is killed, end too instead of holding memory, GPUs and the port."""
+    """Make a new rank end with its launcher, however that ends, instead of holding memory, GPUs and the port."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -206,8 +206,8 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def parse(argv: Sequence[str]) -> tuple[Group, argparse.Namespace]:
-    """Read the command line: the group that it asks for, and all flags.
+def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
+    """Read the command line: the plan that it asks for, and all flags.
 
     Raises:
         UsageError: numbers that do not fit together, or no such script.
@@ -241,15 +241,15 @@ def parse(argv: Sequence[str]) -> tuple[Group, argparse.Namespace]:
         raise UsageError(
             f"--num-processes {processes} on --num-machines {machines}: expected the same number, at least one, on each"
         )
-    group = Group(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
-    return group, flags
+    plan = LaunchPlan(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
+    return plan, flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a job to its end; see ``Workers.run`` for the exit code."""
+    """Run a job to its end; see ``Ranks.run`` for the exit code."""
     try:
-        group, flags = parse(sys.argv[1:] if argv is None else argv)
-        code = Workers([sys.executable, flags.script, *flags.arguments], group, flags.stop_timeout).run()
+        plan, flags = parse(sys.argv[1:] if argv is None else argv)
+        code = Ranks([sys.executable, flags.script, *flags.arguments], plan, flags.stop_timeout).run()
         if code == EXIT_STOPPED and flags.stopped_mark is not None:
             flags.stopped_mark.touch()
             return 0

@@ -1,4 +1,4 @@
-"""What this machine has for one process: CPUs, memory, threads, bf16."""
+"""The machine's share for one process: CPUs, memory, threads, bf16."""
 
 import contextlib
 import ctypes
@@ -61,7 +61,7 @@ def threads_per_process() -> int:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or ARM's); elsewhere bf16 is slower."""
+    """True if the CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or ARM's); elsewhere bf16 is slower."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.lower().startswith(("flags", "features"))), "")

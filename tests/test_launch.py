@@ -18,7 +18,7 @@ from jobs_in_processes import Job
 from flowers import distributed
 from flowers.distributed import check_world_size
 from flowers.errors import ProcessError, UsageError
-from flowers.launch import Group, free_port, parse
+from flowers.launch import LaunchPlan, free_port, parse
 from flowers.machine import local_world_size
 from flowers.prediction.group import Group as PredictionGroup
 
@@ -117,7 +117,7 @@ def test_one_process_is_in_no_group(launch) -> None:
 
 
 def test_ranks_on_the_second_of_two_machines() -> None:
-    group = Group(num_processes=6, num_machines=2, machine_rank=1, address="first", port=1234)
+    group = LaunchPlan(num_processes=6, num_machines=2, machine_rank=1, address="first", port=1234)
     values = group.environment(local_rank=2)
     assert [values[name] for name in VARIABLES[:6]] == ["5", "2", "6", "3", "first", "1234"]
 
@@ -261,7 +261,7 @@ def test_machine_rank_comes_from_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = ["--main-process-ip", "first", "--main-process-port", "1234"]
     flags = ["--num-processes", "4", "--num-machines", "2", *meeting, str(ROOT / "jobs" / "train.py"), "--epochs", "3"]
     group, given = parse(flags)
-    assert group == Group(4, 2, 1, "first", 1234)
+    assert group == LaunchPlan(4, 2, 1, "first", 1234)
     assert given.arguments == ["--epochs", "3"]
 
 

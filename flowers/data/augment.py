@@ -1,4 +1,4 @@
-"""From a picture to the square that a network sees: one way for evaluation, one for training.
+"""Turn a picture into the square that a network sees: one way for evaluation, one for training.
 
 Both stay uint8 [size, size, 3] all the way; floats begin on the device, in ``Preprocessing.normalize``.
 """
@@ -26,7 +26,7 @@ MAX_SIDE = 8192
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images: saved in its bundle, obeyed wherever the model is run.
+    """A model's preprocessing: saved in its bundle, applied wherever the model runs.
 
     Attributes:
         resize: short side in pixels before the crop.
@@ -43,7 +43,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        """Refuse what no picture could be put through.
+        """Check all values.
 
         Raises:
             ModelError: names the value and what was expected.
@@ -108,7 +108,7 @@ class Preprocessing:
         return np.ascontiguousarray(view.permute(1, 2, 0).numpy())
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Make pixels the numbers that the network was trained on: (x / 255 - mean) / std, as one multiply-add.
+        """Normalize pixels as the network was trained: (x / 255 - mean) / std, as one multiply-add.
 
         Args:
             images: uint8 [B, H, W, 3], on any device.
@@ -160,7 +160,7 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views for training: rotation, resized crop and flip as one affine warp, then what else is asked for.
+    """Random views for training: rotation, resized crop and flip as one affine warp, then the optional operations.
 
     Corners that a rotation brings in from outside the picture get ``fill``, by default the mean grey of ImageNet: it
     becomes about zero in ``Preprocessing.normalize``, which is what convolutions pad with anyway, and unlike black
@@ -249,7 +249,7 @@ class Augmentation:
         return view
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> "Geometry":
-        """Draw what part of a picture a view shows, and how."""
+        """Draw the angle, the flip and the crop of a view."""
         angle = self.rotation * (2 * rng.random() - 1)
         flip = rng.random() < self.hflip
         return Geometry(angle, flip, *self._draw_crop(width, height, rng))

@@ -1,4 +1,4 @@
-"""What the outputs of a network mean: class folders in index order, and the names to show for them."""
+"""The classes of a network's outputs: class folders in index order, and the names to show for them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DEFAULT_CLASS_NAMES = "cat_to_name.json"
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """What the outputs of a network mean.
+    """The classes of a network's outputs.
 
     Attributes:
         folders: class folder names, in index order.

@@ -1,4 +1,4 @@
-"""Which images there are, and of which class: split folders with class folders, one tree, or list files.
+"""Find the images of a data set and their classes: split folders with class folders, one tree, or list files.
 
 The class index is that of train/: its folder names sorted as strings ("1", "10", "100", "101", "11", ...), and every
 other split is mapped through it by name. Layouts that are understood:
@@ -49,7 +49,7 @@ class Samples:
         return len(self.paths)
 
     def full_path(self, index: int) -> str:
-        """Where to open image ``index``."""
+        """The path to open image ``index`` at."""
         return os.path.join(self.root, self.paths[index])
 
     def take(self, indices: Iterable[int]) -> "Samples":
@@ -75,7 +75,7 @@ class ImageFolders:
 
 
 class Split(NamedTuple):
-    """One split, as it was found and not yet read."""
+    """One split, found but not read yet."""
 
     where: str
     """For messages: the folder or the list."""
@@ -240,7 +240,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    """Whether there are images in the folder itself; what lies deeper is not looked at, it may be a whole disk."""
+    """True if there are images in the folder itself; deeper ones are not looked for, it may be a whole disk."""
     endings = tuple(IMAGE_EXTENSIONS)
     try:
         with os.scandir(folder) as entries:

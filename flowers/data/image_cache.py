@@ -1,4 +1,4 @@
-"""Decoded images, kept: packed into one memory-mapped file that the processes of a machine share.
+"""Cache decoded images in one memory-mapped file that the processes of a machine share.
 
 Decoding is most of what a view costs, so a training set that fits is decoded once (``--cache ram`` or ``disk``). A
 picture is kept with its short side at most ``short_side`` (``Augmentation.cache_short_side``), shrunk with
@@ -40,7 +40,7 @@ _PIXELS, _INDEX = "pixels.u8", "index.npz"
 
 
 class ImageCache:
-    """An open cache: ``read`` gives a picture by its row. Pickles by what it maps, not by value.
+    """An open cache: ``read`` gives a picture by its row. Pickled by reference to the file, not by value.
 
     Attributes:
         size_bytes: of all pixels.
@@ -74,7 +74,7 @@ class ImageCache:
         return [(self._paths[row], reason) for row, reason in self._reasons.items()]
 
     def rows(self, samples: Samples) -> np.ndarray:
-        """Where the images of a list stand, which is all or part of what was cached.
+        """Find the rows of the images of a list, which is all or part of what was cached.
 
         Returns:
             int64 [len(samples)], for ``read``.
@@ -174,7 +174,7 @@ def _share_in_memory(samples: Samples, short_side: int, threads: int) -> ImageCa
 
 
 def _path_of(file: IO) -> str:
-    """Where the processes of this machine, or on other systems than Linux this process, can open an open file."""
+    """A path at which the processes of this machine (this process only, if not on Linux) can open an open file."""
     by_process = f"/proc/{os.getpid()}/fd/{file.fileno()}"
     return by_process if os.path.exists(by_process) else f"/dev/fd/{file.fileno()}"
 

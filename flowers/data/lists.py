@@ -23,12 +23,12 @@ from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError
 
 SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
-"""What may stand for a split, and what it means."""
+"""Values of the column ``split``, and the splits that they mean."""
 
 
 _BLOCK_BYTES = 1 << 20
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
-"""What names of files hardly ever hold, and other files are full of."""
+"""Control characters, which file names hardly ever hold and binary files are full of."""
 
 
 class ListedImage(NamedTuple):
@@ -109,7 +109,7 @@ def read_paths(list_file: Path) -> Iterator[str]:
 
 
 def _check_text(head: bytes, list_file: Path) -> None:
-    """Refuse what is no list at all: each few bytes of a picture would be taken for a path."""
+    """Refuse a binary file: each few bytes of a picture would be taken for a path."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{readable(list_file)}: is in UTF-16, expected UTF-8: save it anew, or convert it with iconv")
     if len(head.translate(None, _CONTROL)) < 0.95 * len(head):

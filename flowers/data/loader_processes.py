@@ -1,4 +1,4 @@
-"""Loader processes: how many, started so that they outlive what they should, and what to say when one dies."""
+"""Loader processes: their number, their start, the signals that they ignore, and the error when one dies."""
 
 import contextlib
 import copy
@@ -67,7 +67,7 @@ def make_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_on_start,
         prefetch_factor=_PREFETCH if workers else None,
         persistent_workers=persistent and workers > 0,
         pin_memory=pin_memory and torch.cuda.is_available(),
@@ -101,7 +101,7 @@ def run_loader(loader: DataLoader) -> Iterator:
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
-            dead = _dead_workers(getattr(batches, "_workers", []))
+            dead = _dead(getattr(batches, "_workers", []))
             if not dead:
                 raise
             raise ProcessError(_explain_death(dead)) from error
@@ -109,7 +109,7 @@ def run_loader(loader: DataLoader) -> Iterator:
 
 
 def fit_shared_memory(workers: int, batch_bytes: int) -> int:
-    """As many of the wanted loader processes as have room for their batches in shared memory.
+    """Cut the number of loader processes to those whose batches fit in shared memory.
 
     Where it is full, a process dies of a bus error; containers often have only 64 MB.
     """
@@ -127,7 +127,7 @@ def fit_shared_memory(workers: int, batch_bytes: int) -> int:
 
 
 class _Flag:
-    """An event without a lock, which a worker killed at the wrong moment would never give back."""
+    """An event without a lock: a process killed at the wrong moment would never release it."""
 
     def __init__(self, context: BaseContext) -> None:
         self._flag = context.RawValue("b", 0)
@@ -140,9 +140,9 @@ class _Flag:
 
 
 def _fork() -> BaseContext:
-    """Forked, a worker is there in milliseconds; otherwise it imports torch first."""
+    """Start processes by fork: they are there in milliseconds; otherwise each imports torch first."""
     context = copy.copy(multiprocessing.get_context("fork"))
-    context.Event = lambda: _Flag(context)  # where torch gets the event from that ends its workers
+    context.Event = lambda: _Flag(context)  # where torch gets the event from that ends its processes
     return context
 
 
@@ -150,8 +150,8 @@ def _as_it_is(batch: Result) -> Result:
     return batch
 
 
-def _start_worker(worker: int) -> None:
-    """Leave signals to the main process, which stops at a step's end and then ends its loader processes.
+def _on_start(_number: int) -> None:
+    """Ignore signals in a new loader process: the main process stops at a step's end, then ends its loader processes.
 
     A cluster or a launcher signals every process of a job. SIGTERM must still work when it comes from the parent, so
     a thread waits for it and looks at the sender.
@@ -165,7 +165,10 @@ def _start_worker(worker: int) -> None:
 
 @contextlib.contextmanager
 def _sigterm_blocked() -> Iterator[None]:
-    """Processes forked meanwhile begin so, and all their threads: in any one of them torch's handler would end them."""
+    """Block SIGTERM in this thread, so that forked processes start with it blocked in all their threads.
+
+    Delivered to any one of these, torch's handler would end the process.
+    """
     if not hasattr(signal, "sigwaitinfo"):
         yield
         return
@@ -182,20 +185,20 @@ def _end_with_parent(parent: int) -> None:
             os._exit(0)
 
 
-def _dead_workers(workers: list) -> list:
+def _dead(processes: list) -> list:
     """Those that ended; a pipe may break a moment before its process has ended."""
     deadline = time.monotonic() + 2
-    while workers and time.monotonic() < deadline:
-        dead = [worker for worker in workers if not worker.is_alive()]
+    while processes and time.monotonic() < deadline:
+        dead = [process for process in processes if not process.is_alive()]
         if dead:
             return dead
         time.sleep(0.02)
     return []
 
 
-def _explain_death(workers: list) -> str:
+def _explain_death(processes: list) -> str:
     """Say why loader processes died, from their exit codes, and what to do about it."""
-    codes = [worker.exitcode for worker in workers]
+    codes = [process.exitcode for process in processes]
     signals = {-code for code in codes if code < 0}
     if signal.SIGBUS in signals:
         free_bytes = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else 0

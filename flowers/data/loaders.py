@@ -27,7 +27,7 @@ from flowers.errors import DataError, ImageError
 
 
 class Batch(NamedTuple):
-    """What a step works on; tensors are pinned when a GPU is there.
+    """The input of a step; tensors are pinned when a GPU is there.
 
     Attributes:
         images: uint8 [B, S, S, 3].
@@ -281,7 +281,7 @@ class ViewLoader:
 
 
 def find_bad_images(samples: Samples, threads: int, min_short_side: int | None = None) -> list[tuple[str, str]]:
-    """Decode every image once, in full: a header says nothing of a file's end.
+    """Decode every image once, in full, since a header says nothing about the end of a file.
 
     Args:
         samples: the images.

@@ -1,9 +1,9 @@
-"""Which image comes when: pure functions of the seed and the epoch, never of workers, processes or the past.
+"""The order of images: a pure function of seed and epoch, whatever the number of processes or earlier starts.
 
 The permutation of an epoch depends on (seed, epoch) only. Position p of it goes to rank p mod world_size, and
 the augmentation of a draw depends on (seed, epoch, sample index, occurrence) only. So one process and N processes
-with the same global batch see the same images with the same augmentation, and a resumed run goes on with exactly
-the next image. A frozen place in an epoch is one number: the step.
+with the same global batch see the same images with the same augmentation, and a resumed run continues with exactly
+the next image. A position in an epoch is one number: the step.
 
 All randomness comes from Philox 4x64, a counter-based generator whose raw stream is fixed by its definition
 (Salmon et al. 2011) and which NumPy promises to keep (NEP 19); shuffling is our own, a stable sort of raw 64-bit
@@ -98,7 +98,7 @@ class Order:
 
     @property
     def batch_arithmetic(self) -> str:
-        """Where the images of a step come from, in words."""
+        """The factors of the global batch size, in words."""
         return f"{self.batch_size} x {self.world_size} processes x {self.grad_accum_steps} micro-steps"
 
     @property
@@ -140,7 +140,7 @@ class Order:
         epoch from its start, so that shapes never change.
 
         Args:
-            start_step: first step wanted, to go on in the middle of an epoch.
+            start_step: first step wanted, to resume in the middle of an epoch.
         """
         permutation = self.permutation(epoch)
         occurrences = _occurrences(permutation)

@@ -1,4 +1,4 @@
-"""Many file names at little cost: a list of millions of paths as one block of bytes, and a name fit for a message."""
+"""File names: a list of millions of paths as one block of bytes, and names escaped for messages and for UTF-8."""
 
 import os
 import re

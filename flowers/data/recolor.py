@@ -1,4 +1,4 @@
-"""What training may do to a view's pixels after the warp: colour, erasing, and TrivialAugment's operations.
+"""Augmentations of a view's pixels after the warp: colour, erasing, and TrivialAugment's operations.
 
 All work on uint8 [size, size, 3] and take all chance from the generator they are given.
 """

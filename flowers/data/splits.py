@@ -1,4 +1,4 @@
-"""Draw a validation split once, write it down, and use that one from then on."""
+"""Draw a validation split once, store it, and use the stored one from then on."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def split_train(
     split_file: Path | None,
     anew: bool = False,
 ) -> list[bool]:
-    """Say which training images are held out for validation.
+    """Choose the training images that are held out for validation.
 
     Stratified: of each class the share ``val_fraction``, rounded; but every class keeps an image for training, and
     has one for validation if it has at least two. Which ones depends on the seed and each image's own path
@@ -78,7 +78,7 @@ def _lot(path: str, seed: int) -> bytes:
 
 
 def read_split(split_file: Path) -> dict[str, bool]:
-    """Each image's path, and whether it is held out for validation.
+    """Read a split: each image's path, and True if it is held out for validation.
 
     Raises:
         DataError: not a split file, or one of another format version.
@@ -88,7 +88,7 @@ def read_split(split_file: Path) -> dict[str, bool]:
 
 def _read(split_file: Path, paths: Sequence[str], val_fraction: float, seed: int) -> list[bool]:
     where = readable(split_file)
-    remedy = "go on with the same data and flags, or start in another --output-dir"
+    remedy = "resume with the same data and flags, or start in another --output-dir"
     held_out, drawn_with = _parse(split_file)
     if drawn_with != (val_fraction, seed):
         raise DataError(

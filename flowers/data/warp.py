@@ -64,7 +64,7 @@ def warp(image: np.ndarray, matrix: Affine, size: int, interpolation: str, fill:
 
 
 def _span(row: tuple[float, ...], size: int, length: int, shrink: float) -> tuple[int, int]:
-    """Which part of an axis of the picture the view and its filters can see, at least one pixel."""
+    """The part of an axis of the picture that the view and its filters can see, at least one pixel."""
     from_u, from_v, start = row
     low = start + size * (min(from_u, 0.0) + min(from_v, 0.0))
     high = start + size * (max(from_u, 0.0) + max(from_v, 0.0))

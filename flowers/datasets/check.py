@@ -1,4 +1,4 @@
-"""Look at every image of a data set before any training: what would stop it, and what would spoil it silently."""
+"""Check every image of a data set before training: for what would stop it, and for what would spoil it silently."""
 
 import contextlib
 import hashlib
@@ -50,7 +50,7 @@ class CheckedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. Lists of images are sorted by path, groups by their first."""
+    """Findings. Lists of images are sorted by path, groups by their first image."""
 
     data_dir: Path
     refusal: str | None
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def trainable(self) -> bool:
-        """Whether training with default flags would start."""
+        """True if training with default flags would start."""
         return self.refusal is None and not self.unreadable
 
     @property
@@ -139,7 +139,7 @@ def check_dataset(
 
 
 def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
-    """As ``check_dataset``, for splits of one data set that are at hand: at least one, by name.
+    """Check splits of one data set that are loaded already, at least one, by name.
 
     Class folders' names are those of ``classes``, so nothing can be refused any more.
     """

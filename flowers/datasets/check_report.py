@@ -1,4 +1,4 @@
-"""What ``prepare.py check`` found: tables on the screen, and all of it as JSON."""
+"""Show the findings of ``prepare.py check`` as tables, and write all of them as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ def show_report(report: Report) -> None:
 
 
 def findings(report: Report) -> list[list[object]]:
-    """What is worth a look, as rows: what, how many, a few examples."""
+    """Summarize the findings as rows: what, how many, a few examples."""
     rows: list[list[object]] = []
 
     def add(what: str, count: int, examples: Iterable[str]) -> None:

@@ -139,7 +139,7 @@ def draw_photo(name: str, rng: np.random.Generator, image_size: int = 256) -> by
 
 
 def _ground(rng: np.random.Generator, side: int) -> Image.Image:
-    """What is behind, out of focus: soft patches, and in half of the pictures discs of light."""
+    """Draw the background, out of focus: soft patches, and in half of the pictures discs of light."""
     base = np.asarray(GROUNDS[rng.integers(len(GROUNDS))], dtype=float)
     cells = int(rng.integers(3, 9))
     patches = base + rng.normal(0, 26, (cells, cells, 1)) + rng.normal(0, 10, (cells, cells, 3))
@@ -178,7 +178,7 @@ def _blade(canvas: Canvas, side: int) -> None:
 
 
 def _photograph(image: Image.Image, rng: np.random.Generator) -> bytes:
-    """What a camera does: focus, light, colour cast, vignette, noise, JPEG."""
+    """Add the effects of a camera: focus, light, colour cast, vignette, noise, JPEG."""
     focus = float(rng.choice([0.3, 0.6, 1.2, 2.0], p=[0.4, 0.3, 0.2, 0.1]))
     image = image.filter(ImageFilter.BoxBlur(focus))
     across = np.linspace(-1, 1, image.width, dtype=np.float32) ** 2
@@ -210,7 +210,7 @@ def _check_settings(species: int, counts: dict[str, int], image_size: int, seed:
 
 
 def _is_drawn(folder: Path, settings: dict[str, int]) -> bool:
-    """Whether this very set is there already; a folder with anything else in it is not ours to replace."""
+    """True if this very set is there already; a folder with anything else in it is refused."""
     try:
         if not any(folder.iterdir()):
             return False

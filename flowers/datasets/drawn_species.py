@@ -1,4 +1,4 @@
-"""The flower species of the sample set: how each is drawn.
+"""Draw each flower species of the sample set.
 
 What tells species apart is form only: how many petals, their outline, how they overlap, the centre, the habit.
 Every species comes in every colour of ``COLOURS``, so that a colour histogram says little.

@@ -1,7 +1,7 @@
 """Find pictures that look the same although their files differ: scaled, saved anew, a little brighter or cropped.
 
 Each picture gets a 64-bit difference hash, and a thumbnail to confirm with. Two are near-duplicates if few bits
-differ and their thumbnails correlate. The hash alone would cry wolf: on 3,158 photos of Oxford 102, three of the
+differ and their thumbnails correlate. The hash alone finds too many: on 3,158 photos of Oxford 102, three of the
 seven pairs within 6 bits are different flowers on black ground. Their thumbnails correlate by 0.81 at most.
 """
 
@@ -24,16 +24,16 @@ _BITS_SET = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 
 
 class Fingerprint(NamedTuple):
-    """What a picture looks like, in 264 bytes."""
+    """A picture's appearance in 264 bytes."""
 
     bits: int
-    """Difference hash: for each cell of an 8 x 9 grid whether it is brighter than the one to its left."""
+    """Difference hash: one bit for each cell of an 8 x 9 grid, set if it is brighter than the one to its left."""
     thumbnail: bytes
     """16 x 16 grey values."""
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint | None:
-    """Compute one.
+    """Compute the fingerprint of a picture.
 
     Args:
         image: uint8 [H, W, 3].
@@ -92,7 +92,7 @@ def near_pairs(fingerprints: list[Fingerprint], max_bits: int) -> np.ndarray:
 
 
 def groups(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Join pairs to groups: what is linked through others belongs together.
+    """Join pairs to groups, through any number of links.
 
     Returns:
         Groups of two or more of the indices 0 to ``count`` - 1, each sorted, in order of their first members.

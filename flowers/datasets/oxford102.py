@@ -242,7 +242,7 @@ def _photos(archive: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _counts_of(folder: Path, settings: dict[str, str]) -> dict[str, int] | None:
-    """What this very set holds if it is there already; a folder with anything else in it is not ours to replace."""
+    """Read what this very set holds if it is there already; a folder with anything else in it is refused."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
