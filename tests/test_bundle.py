@@ -298,6 +298,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").touch()
     with pytest.raises(ModelError, match=r"a\.onnx is a file, expected the folder of a model"):
         load_bundle(tmp_path / "a.onnx")
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(ModelError, match=r"w\.pth is a weights file .*--from-state-dict.*train\.py --weights"):
+        load_bundle(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

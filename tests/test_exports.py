@@ -345,7 +345,7 @@ def test_files_that_are_none(exported: Callable, tmp_path: Path) -> None:
     model = onnx.load(exported("a.onnx"))
     onnx.helper.set_model_props(model, {})
     onnx.save(model, tmp_path / "plain.onnx")
-    with pytest.raises(ModelError, match="says nothing about classes"):
+    with pytest.raises(ModelError, match="has no description of classes"):
         open_model(tmp_path / "plain.onnx")
 
 
@@ -369,7 +369,7 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
     with pytest.raises(UsageError, match="--check-images is missing: no config.yaml beside"):
         photos_of_run(load_bundle(tmp_path / "alone"), "valid", "--check-images")
     (tmp_path / "alone" / "config.yaml").write_text("data_dir: /nowhere/at/all")
-    with pytest.raises(UsageError, match="valid photos cannot be had: /nowhere/at/all: no such folder"):
+    with pytest.raises(UsageError, match="valid photos cannot be loaded: /nowhere/at/all: no such folder"):
         photos_of_run(load_bundle(tmp_path / "alone"), "valid", "--check-images")
     with pytest.raises(DataError, match="no such folder"):
         photos_in(tmp_path / "nix", bundle.classes, "--check-images")

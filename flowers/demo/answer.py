@@ -27,7 +27,7 @@ class Guess(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
         guesses: best first, at most ``TOPK``.
@@ -69,7 +69,7 @@ class Oracle:
 
     @property
     def description(self) -> str:
-        """The engine, for the user."""
+        """Return the description of the engine, for the user."""
         return self._engine.description
 
     def ask(self, source: str | os.PathLike | bytes) -> Answer:
@@ -89,5 +89,5 @@ class Oracle:
         return Answer(guesses, view, evidence, (image.shape[1], image.shape[0]))
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Free the network."""
         self._engine.close()

@@ -46,7 +46,7 @@ def error_html(name: str, reason: str) -> str:
 
 
 def heat(view: np.ndarray, evidence: np.ndarray) -> np.ndarray:
-    """The picture in grey, orange where it speaks for the class, blue where it speaks against.
+    """Colour the picture: grey, orange where it is evidence for the class, blue where it is evidence against.
 
     Args:
         view: uint8 [S, S, 3].

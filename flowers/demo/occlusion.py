@@ -1,4 +1,4 @@
-"""Which pixels an answer stands on: cover a part of the picture, and see how much the answer suffers.
+"""Occlusion maps: the drop of a class's score when a part of the picture is covered.
 
 It looks only at what goes in and what comes out, so it is the same for every network (convolutions, transformers) and
 every engine (PyTorch, OpenVINO, ONNX Runtime), and there is no feature map that a network would have to have.
@@ -16,7 +16,7 @@ _SMALLEST_PROB = 1e-6
 
 
 def occlusion_map(engine: Engine, view: np.ndarray, target: int, prob: float, fill: tuple[int, int, int]) -> np.ndarray:
-    """How much evidence for a class each part of a picture holds.
+    """Measure the evidence for a class in each part of a picture.
 
     Args:
         view: uint8 [S, S, 3], as the network sees it.

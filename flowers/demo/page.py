@@ -1,4 +1,4 @@
-"""The page: a place to drop a photo, and beside it the answer."""
+"""The demo page: a place to drop a photo, and beside it the answer."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
     import gradio
 
     def answer(path: str | None) -> tuple[str, None]:
-        """The answer, and nothing in the drop area, which is then ready for the next photo."""
+        """Return the answer, and an empty drop area that is ready for the next photo."""
         if path is None:
             return WAITING, None
         try:
@@ -73,7 +73,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
 
 
 def ask(oracle: Oracle, path: Path) -> str:
-    """The answer to a file as HTML, or the reason why there is none."""
+    """Return the answer to a file as HTML, or the reason why there is none."""
     try:
         return answer_html(path.name, oracle.ask(path))
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""The demo job: get the model ready, listen, serve until somebody ends it."""
+"""The demo job: load the model, listen, serve until interrupted."""
 
 import importlib.util
 import itertools
@@ -84,7 +84,7 @@ def _serve(config: DemoConfig, oracle: Oracle, examples: list[tuple[Path, bytes]
             strict_cors=True,
         )
     except OSError as error:  # somebody took the port since it was found free
-        raise FlowersError(f"{config.host}:{port} cannot be listened on: {error.strerror or error}") from None
+        raise FlowersError(f"cannot listen on {config.host}:{port}: {error.strerror or error}") from None
     console.say(f"engine: {console.plain(oracle.description)}")
     host = f"[{config.host}]" if ":" in config.host else config.host
     console.say(f"open [bold]http://{host}:{port}[/] in a browser; Ctrl-C ends it")
@@ -96,7 +96,7 @@ def _serve(config: DemoConfig, oracle: Oracle, examples: list[tuple[Path, bytes]
 
 
 def find_port(host: str, port: int | None) -> int:
-    """The port to listen on: the one asked for, any free one for 0, or the first free one from ``FIRST_PORT``.
+    """Return the port to listen on: the one asked for, any free one for 0, or the first free one from ``FIRST_PORT``.
 
     Raises:
         UsageError: it is taken, none is free, or the address is not one of this machine.
@@ -122,7 +122,7 @@ def find_port(host: str, port: int | None) -> int:
 
 
 def find_examples(folder: Path | None) -> list[tuple[Path, bytes]]:
-    """The first photos of a folder, in order of their names, each with a small JPEG of it.
+    """List the first photos of a folder by name, each with a small JPEG.
 
     Raises:
         DataError: it cannot be read, or there are none.

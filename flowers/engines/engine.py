@@ -1,4 +1,4 @@
-"""How to run a trained network fast: one small interface over PyTorch, compiled PyTorch and OpenVINO.
+"""Fast inference: one small interface over PyTorch, compiled PyTorch and OpenVINO.
 
 Three things make the answers the same whatever runs beside:
 
@@ -39,7 +39,7 @@ _PROBE_IMAGES = 8
 
 
 class Outputs(NamedTuple):
-    """What an engine says of B images.
+    """Outputs of an engine for B images.
 
     Attributes:
         probs: float32 [B, num_classes]; None of a backbone without a head.
@@ -148,7 +148,7 @@ def build_engine(
     features: bool = False,
     cache_dir: Path | None = None,
 ) -> Engine:
-    """Get a trained network ready to run.
+    """Build an engine for a trained network.
 
     ``auto`` takes a GPU where there is one, else OpenVINO where it is installed, else PyTorch; and bf16 where the
     hardware multiplies it natively (fp16 on older NVIDIA GPUs), else float32. Compilation is never chosen by
@@ -237,7 +237,7 @@ def _best_precision(engine: str, device: torch.device) -> str:
 
 
 class _Source:
-    """The network of a bundle or a module, copied only when it is needed: a converted one in the cache saves it."""
+    """The network of a bundle or a module, copied only when it is needed; a converted model in the cache saves that."""
 
     def __init__(self, model: Bundle | nn.Module, preprocessing: Preprocessing | None):
         self._model = model
@@ -250,11 +250,11 @@ class _Source:
         return PixelNetwork(network, self._preprocessing, DTYPES[precision], fold)
 
     def key(self) -> str | None:
-        """All that a bundle's network depends on; None of a module, which is not kept."""
+        """Return a key of everything that a bundle's network depends on; None for a module, which is not cached."""
         return f"{self._model.hash} {self._preprocessing}" if isinstance(self._model, Bundle) else None
 
     def cache_folders(self, cache_dir: Path | None) -> list[Path]:
-        """Where converted models may be, the best place first."""
+        """Return the folders that may hold converted models, the preferred one first."""
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         user = Path(caches) / "flowers" if os.path.isabs(caches) else None  # not everyone in a container has a home
         beside = self._model.folder / "converted" if self._model.folder is not None else None

@@ -37,7 +37,7 @@ PRECISIONS = ("float32", "fp16", "int8")
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """What an exported file says of itself.
+    """The description inside an exported file.
 
     Attributes:
         format: "onnx" or "openvino".
@@ -93,7 +93,7 @@ def open_model(path: Path) -> Bundle | ExportedModel:
 
 
 def describe(bundle: Bundle, precision: str, input_type: str, layout: str, made: dict) -> str:
-    """The text that an export of a bundle carries."""
+    """Return the description that an export of a bundle carries."""
     values = {
         "format_version": FORMAT_VERSION,
         "model": bundle.model,
@@ -124,7 +124,7 @@ def load_exported(path: Path) -> ExportedModel:
     read = {"openvino": _read_openvino, "onnxruntime": _read_onnx}[reader(kind)]
     text, input_type, input_shape, num_outputs = read(path)
     if text is None:
-        raise ModelError(f"{where}: says nothing about classes and preprocessing; expected what jobs/export.py writes")
+        raise ModelError(f"{where}: has no description of classes and preprocessing; expected a file of jobs/export.py")
     try:
         values = json.loads(text)
         version, model, input_ = values["format_version"], values["model"], values["input"]
@@ -145,7 +145,7 @@ def load_exported(path: Path) -> ExportedModel:
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{where}: what it says of itself is broken ({type(error).__name__}: {reason})") from None
+        raise ModelError(f"{where}: its description is broken ({type(error).__name__}: {reason})") from None
     wanted = found.input_of(np.zeros((1, preprocessing.crop, preprocessing.crop, 3), np.uint8))
     if (input_type, input_shape) != (found.input_type, wanted.shape[1:]):
         raise ModelError(
@@ -156,7 +156,7 @@ def load_exported(path: Path) -> ExportedModel:
 
 
 def reader(kind: str, engine: str = "auto", precision: str = "float32") -> str:
-    """What runs an exported file here: "onnxruntime" for ONNX where it is installed, else "openvino".
+    """Return the runtime for an exported file: "onnxruntime" for ONNX where it is installed, else "openvino".
 
     Raises:
         UsageError: the engine asked for does not run such files, or nothing that does is installed.
@@ -176,7 +176,7 @@ def reader(kind: str, engine: str = "auto", precision: str = "float32") -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file or files that an exported model is, the one that names it last."""
+    """Return the files of an exported model, the one that names it last."""
     return [path.with_suffix(".bin"), path] if path.suffix.lower() == ".xml" else [path]
 
 

@@ -15,7 +15,7 @@ def build_exported_engine(
     model: ExportedModel, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32,
     threads: int | None = None,
 ) -> Engine:  # fmt: skip
-    """Get an exported model ready to run, on the CPU.
+    """Build an engine for an exported model, on the CPU.
 
     ONNX Runtime computes an ONNX file as it is. OpenVINO computes float32 and fp16 files in bf16 where the CPU does
     so natively, and what is doubtful again in float32; int8 files as they are.

@@ -36,7 +36,7 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> nn.Module:
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
         parent, _, own = names[norm].rpartition(".")
-        setattr(folded.get_submodule(parent), own, _what_is_left(norm))
+        setattr(folded.get_submodule(parent), own, _rest_of(norm))
     difference = (folded(images) - outputs).abs().max()
     return folded if difference <= TOLERANCE * outputs.abs().max() else network
 
@@ -60,7 +60,7 @@ def _pairs(network: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, nn
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not is_parametrized(module):
             hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d) and _what_is_left(module) is not None:
+        elif isinstance(module, nn.BatchNorm2d) and _rest_of(module) is not None:
             hooks.append(module.register_forward_pre_hook(before_norm))
     outputs = network(images)
     for hook in hooks:
@@ -68,8 +68,8 @@ def _pairs(network: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, nn
     return [(conv, norm) for conv, norm in pairs if uses[conv] == uses[norm] == 1], outputs
 
 
-def _what_is_left(norm: nn.BatchNorm2d) -> nn.Module | None:
-    """What a batch norm does beside normalising: in timm's networks it holds the activation. None: not to be folded."""
+def _rest_of(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """Return the rest of a batch norm once it is folded, in timm's the activation; None if it cannot be folded."""
     if norm.running_var is None:
         return None
     if type(norm) is nn.BatchNorm2d:

@@ -9,7 +9,7 @@ from flowers.errors import ModelError
 
 
 def onnx_worker(path: Path) -> Callable[[], Infer]:
-    """What each thread of a pool calls once, for a function of its own from inputs to outputs.
+    """Return a factory that each thread of a pool calls once for its own function from inputs to outputs.
 
     Raises:
         ModelError: ONNX Runtime cannot run it.

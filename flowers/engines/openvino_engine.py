@@ -24,7 +24,7 @@ _TOLERANCE = 1e-3  # of float32 against float32; seen: 2e-6 and less
 
 
 def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], Infer]:
-    """What each thread of a pool calls once, for a function of its own from images to outputs.
+    """Return a factory that each thread of a pool calls once for its own function from images to outputs.
 
     Every inference runs on one thread, so that results do not depend on how many there are.
 
@@ -86,7 +86,7 @@ def why_not() -> str | None:
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes bf16 natively on this CPU."""
+    """Return True if OpenVINO computes bf16 natively on this CPU."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

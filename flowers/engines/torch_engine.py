@@ -62,7 +62,7 @@ class PixelNetwork(nn.Module):
 
 
 def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) -> Callable[[], Infer]:
-    """What each thread of a pool calls once, for a function of its own from images to outputs.
+    """Return a factory that each thread of a pool calls once for its own function from images to outputs.
 
     On a CPU every thread computes alone, so that results do not depend on how many there are.
 

@@ -1,4 +1,4 @@
-"""Whether an exported file answers as its bundle does, on real photos."""
+"""Comparison of an exported file with its bundle on real photos."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def _compare(bundle: Bundle, reference, infer: Callable[[np.ndarray], np.ndarray
             largest = max(largest, float(np.abs(expected - probs).max()))
             meter.advance(len(views), agree=same / images)
     if not images:
-        raise DataError(f"{photos.said}: none of {len(photos.paths)} files gives a picture")
+        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
     accuracies = (bundle_hits / labelled, export_hits / labelled) if labelled else (None, None)
     return Agreement(photos.said, images, len(photos.paths) - images, same / images, largest, labelled, *accuracies)
 

@@ -1,4 +1,4 @@
-"""The program that shows how to run an exported ONNX file with nothing of ours."""
+"""An example program that runs an exported ONNX file without this package."""
 
 from flowers.engines.exported import KEY
 
@@ -22,6 +22,6 @@ for index in probs.argsort()[::-1][:5]:
 
 
 def example_program(input_type: str, layout: str) -> str:
-    """The program, for files with this input."""
+    """Return the program for files with this input."""
     transpose = ".transpose(0, 3, 1, 2)" if layout == "NCHW" else ""
     return _TEXT.format(key=KEY, input_type=input_type, transpose=transpose)

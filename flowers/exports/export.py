@@ -121,7 +121,7 @@ def _views(bundle: Bundle, photos: Photos, config: ExportConfig) -> np.ndarray:
     """Photos as the network takes them, in one array."""
     views = [images for images, _ in photos.views(bundle.preprocessing, 32)]
     if not views:
-        raise DataError(f"{photos.said}: none of {len(photos.paths)} files gives a picture")
+        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
     return as_input(np.concatenate(views), config.input_type, config.layout)
 
 
@@ -135,7 +135,7 @@ def _tell(
         ("output", f"probs: float32 [batch, {len(bundle.classes)}]"),
         ("size", f"{size_bytes / 1e6:.1f} MB"),
         ("compared on", f"{agreement.images} photos, {agreement.photos}"
-                        + (f"; {agreement.unreadable} give no picture" if agreement.unreadable else "")),
+                        + (f"; {agreement.unreadable} are unreadable" if agreement.unreadable else "")),
         ("same top1", f"{agreement.same_top1:.2%}, largest difference of a probability "
                       f"{agreement.max_prob_difference:.1e}"),
     ]  # fmt: skip

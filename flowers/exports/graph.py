@@ -1,4 +1,4 @@
-"""The network that is exported, and how it becomes a graph of ONNX, OpenVINO or torch.export."""
+"""The network that is exported, and its conversion to ONNX, OpenVINO or torch.export."""
 
 import contextlib
 import importlib.util
@@ -48,7 +48,7 @@ class ProbsNetwork(nn.Module):
 
 
 def require(format: str, precision: str) -> None:
-    """See that what an export needs is installed.
+    """Check that the packages that an export needs are installed.
 
     Raises:
         UsageError: it is not.

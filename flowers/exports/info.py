@@ -1,4 +1,4 @@
-"""What a bundle, a checkpoint or a run folder is, for people and, as JSON, for programs.
+"""Description of a bundle, a checkpoint or a run folder, for people and, as JSON, for programs.
 
 The JSON object::
 
@@ -44,7 +44,7 @@ def info(config: InfoConfig) -> int:
 
 
 def describe(path: Path) -> dict:
-    """All there is to say about a model; see the head of this module. The network is built, so it is whole.
+    """Describe a model; see the head of this module. The network is built, so missing or odd tensors are found.
 
     Raises:
         ModelError: there is no model, or none that loads; the reason is given.
@@ -68,7 +68,7 @@ def describe(path: Path) -> dict:
 
 
 def describe_bundle(bundle: Bundle) -> dict:
-    """What a bundle says of itself, and what can be counted.
+    """Describe a bundle: its own description, and counts.
 
     Raises:
         ModelError: its tensors are not those of the model that it names.
@@ -88,7 +88,7 @@ def describe_bundle(bundle: Bundle) -> dict:
 
 
 def describe_export(model: ExportedModel) -> dict:
-    """What an exported file says of itself.
+    """Describe an exported file.
 
     Raises:
         ModelError: it cannot be read.
@@ -114,7 +114,7 @@ def _classes(classes: ClassIndex) -> list[dict[str, str]]:
 
 
 def rows(facts: dict) -> list[tuple[str, object]]:
-    """The same for people: names and what they are."""
+    """Return the description for people, as pairs of name and value."""
     view = facts["preprocessing"]
     if "head" in facts:
         hidden = facts["head"]["hidden"]

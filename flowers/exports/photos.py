@@ -43,7 +43,7 @@ class Photos:
         return Photos(said, [self.paths[index] for index in chosen], self.targets[chosen])
 
     def views(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What the network sees of them: uint8 [B, S, S, 3], targets [B]; files that give no picture are left out."""
+        """Yield the network's views, uint8 [B, S, S, 3], and targets [B]; unreadable files are left out."""
 
         def view(path: str) -> np.ndarray | None:
             try:
@@ -60,7 +60,7 @@ class Photos:
 
 
 def photos_in(folder: Path, classes: ClassIndex, flag: str) -> Photos:
-    """All photos below a folder; those in class folders directly below it have targets.
+    """List all photos below a folder; those in class folders directly below it have targets.
 
     Raises:
         DataError: no such folder, or no photos in it.
@@ -90,6 +90,6 @@ def photos_of_run(bundle: Bundle, split: str, flag: str) -> Photos:
         samples = load_split(data_dir, split, bundle.classes, run / "split.json")
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, FlowersError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{flag} is missing, and the run's own {split} photos cannot be had: {reason}") from None
+        raise UsageError(f"{flag} is missing, and the run's own {split} photos cannot be loaded: {reason}") from None
     paths = [samples.full_path(index) for index in range(len(samples))]
     return Photos(f"{split} of {readable(data_dir)}", paths, samples.targets)

@@ -95,7 +95,7 @@ def _stay_in_float(kinds: list[tuple[str, str]], convolutions: tuple[str, ...], 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The tools draw progress bars and warn of what is as it should be."""
+    """Silence the progress bars of the tools, and warnings about things that are as intended."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)

@@ -98,7 +98,7 @@ def _with_stages(backbone: Backbone, name: str) -> Backbone:
 
 
 def model_names(timm: bool = False) -> list[str]:
-    """All names that ``build_backbone`` knows; timm's thousand only on request."""
+    """Return all names that ``build_backbone`` knows; timm's thousand only on request."""
     from torchvision import models
 
     names = [*pretrained.LITE_MODELS, *models.list_models(module=models)]
@@ -133,7 +133,7 @@ class _OneNumberATensor(TorchFunctionMode):
 
 
 def check_name(name: object) -> None:
-    """See to it that a name is that of a model; nothing is built.
+    """Check that a name is that of a model; nothing is built.
 
     Raises:
         ModelError: it is not; the nearest names are listed.
@@ -256,7 +256,7 @@ def cut_head(network: nn.Module) -> int:
 def _preprocessing(
     crop: int, resize: int, mean: tuple, std: tuple, interpolation: str, image_size: int | None
 ) -> Preprocessing:
-    """The view that the weights expect, or the same share of the picture at another size."""
+    """Return the view that the weights expect, or the same share of the picture at another size."""
     if image_size is not None:
         crop, resize = image_size, round(resize * image_size / crop)
     return Preprocessing(

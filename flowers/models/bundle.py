@@ -1,4 +1,4 @@
-"""The folder that a trained model is: ``model.safetensors`` and ``model.json``, and nothing that is ever unpickled.
+"""A trained model as a folder of ``model.safetensors`` and ``model.json``; nothing in it is unpickled.
 
 ``model.json`` of format version 1::
 
@@ -64,7 +64,7 @@ class Bundle:
     folder: Path | None = None
 
     def build(self) -> Classifier:
-        """The network, filled: float32, on the CPU, in evaluation mode. Nothing is downloaded.
+        """Build the network with its weights: float32, on the CPU, in evaluation mode. Nothing is downloaded.
 
         Raises:
             ModelError: the tensors are not those of the model and head that it names.
@@ -167,7 +167,7 @@ def how_made(config: Mapping | None = None) -> dict:
 
 
 def _describe(bundle: Bundle) -> dict:
-    """What model.json says."""
+    """The content of model.json."""
     return {
         "format_version": FORMAT_VERSION,
         "model": bundle.model,
@@ -251,7 +251,7 @@ def _shortened(text: str) -> str:
 
 
 def _find_folder(path: Path) -> Path:
-    """The folder with model.json: the path itself, or best/ or last/ in it."""
+    """Return the folder with model.json: the path itself, or best/ or last/ in it."""
     if path.name in (DESCRIPTION_FILE, WEIGHTS_FILE) and path.is_file():
         return path.parent
     for folder in (path, path / "best", path / "last"):
@@ -260,6 +260,11 @@ def _find_folder(path: Path) -> Path:
                 return candidate
     if not path.exists():
         raise ModelError(f"no such bundle, checkpoint or run folder: {path}")
+    if path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
+        raise ModelError(
+            f"{path} is a weights file without head and classes that this project knows: make a model of it with "
+            "export.py --from-state-dict, or start a training from it with train.py --weights"
+        )
     if path.is_file():
         raise ModelError(
             f"{path} is a file, expected the folder of a model, checkpoint or run; exported files (.onnx, .xml) are "

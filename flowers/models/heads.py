@@ -15,7 +15,7 @@ BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head looks like: one linear layer, or one hidden layer before it.
+    """Shape of a head: one linear layer, or one hidden layer before it.
 
     Raises:
         ModelError: a size below 1 or above ``MAX_WIDTH``, or a dropout outside [0, 1).
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether ``freeze_backbone`` holds the backbone still."""
+        """Return True if ``freeze_backbone`` has frozen the backbone."""
         return self._frozen
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:
-    """The features themselves, if they are [B, D].
+    """Return the features if they are [B, D].
 
     Raises:
         ModelError: the backbone gives a map or a sequence; a few encoders of timm do.
@@ -135,7 +135,7 @@ def freeze_backbone(classifier: Classifier) -> None:
 
 
 def freeze_batch_norm(classifier: Classifier) -> None:
-    """Let batch norm keep and use the statistics it has while all its weights learn.
+    """Freeze the statistics of batch norm while all its weights are trained.
 
     Those of a large data set are better than those of small batches, and steps are faster.
     """
@@ -144,7 +144,7 @@ def freeze_batch_norm(classifier: Classifier) -> None:
 
 
 def synchronize_batch_norm(classifier: Classifier) -> Classifier:
-    """Let batch norm take its statistics from the images of all ranks; on GPUs only.
+    """Make batch norm take its statistics from the images of all ranks; on GPUs only.
 
     By timm's conversion: torch's own also replaces timm's layers that are batch norm and activation in one
     (EfficientNet-Lite is made of them), and drops the activation.
@@ -155,7 +155,7 @@ def synchronize_batch_norm(classifier: Classifier) -> Classifier:
 
 
 def unfreeze_backbone(classifier: Classifier) -> None:
-    """Let the backbone learn (again); it takes the mode, training or evaluation, of the classifier."""
+    """Train the backbone (again); it takes the mode, training or evaluation, of the classifier."""
     classifier._frozen = False
     classifier.backbone.requires_grad_(True)
     classifier.backbone.train(classifier.training)

@@ -1,7 +1,7 @@
 """A network's last stages beside its features: NAME+2 is NAME with the averaged maps of its last two stages.
 
-What the last layer of an ImageNet network no longer tells apart (a petal's texture, a leaf's edge) the stages before it
-still do, and they come with the same pass.
+The last layer of an ImageNet network has lost details (a petal's texture, a leaf's edge) that the stages before it
+still hold; they come with the same forward pass.
 
 Source: Evci et al. 2022, "Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning",
 arXiv:2201.03529.
@@ -13,7 +13,7 @@ from torch import nn
 from flowers.errors import ModelError
 
 PREFIX = "network."
-"""What the tensors of the network itself are called by, inside."""
+"""Prefix of the network's own tensors."""
 
 
 class Stages(nn.Module):
@@ -43,7 +43,7 @@ def split_name(name: str) -> tuple[str, int]:
 
 
 def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[Stages, int]:
-    """The network with its last stages, and the width of its features.
+    """Return the network with its last stages, and the width of its features.
 
     Args:
         size: side of the images in pixels.

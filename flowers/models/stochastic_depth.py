@@ -32,7 +32,7 @@ def set_stochastic_depth(network: nn.Module, rate: float) -> None:
 
 
 def _places(network: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The blocks with residual branches, and what they call the place, from the images to the end."""
+    """Return the blocks with residual branches, from first to last, and the attribute that holds their drop path."""
     return [
         (block, name)
         for block in network.modules()

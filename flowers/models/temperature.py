@@ -12,7 +12,7 @@ OUTPUT = ("head.output.weight", "head.output.bias")
 
 
 def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
-    """The same model, its logits divided by a temperature.
+    """Return the same model with its logits divided by a temperature.
 
     The last layer of the head is linear, so its tensors are divided, once and for all: every engine, every exported
     file and every older version of this code obeys, and the hash tells the two models apart. ``made`` keeps the

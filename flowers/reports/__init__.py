@@ -1,1 +1,1 @@
-"""What a run or a prediction amounted to: metrics, plots, pages."""
+"""Results of runs and predictions: metrics, plots, pages."""

@@ -1,4 +1,4 @@
-"""What a model answered on a split: right and wrong, class by class, pair by pair, image by image."""
+"""Answers of a model on a split: right and wrong, by class, by pair of classes, by image."""
 
 import functools
 import os
@@ -34,7 +34,7 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The logits of a split, and all that follows from them.
+    """The logits of a split, and the figures that follow from them.
 
     Attributes:
         split: its name.
@@ -99,7 +99,7 @@ class Answers:
         ]
 
     def confusions(self, most: int) -> list[Confusion]:
-        """The pairs (class, what it was taken for) with the most images, and those images, the surest first."""
+        """Return the confused pairs (true, predicted class) with the most images, most confident first."""
         pairs: dict[tuple[int, int], list[int]] = {}
         for image in self.mistakes():
             pairs.setdefault((int(self.targets[image]), int(self.predicted[image])), []).append(image)
@@ -112,18 +112,18 @@ class Answers:
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")].tolist()
 
     def example(self, index: int) -> int | None:
-        """The image of a class that the model is surest is of it; None where the class has no image."""
+        """Return the most confident image of a class; None if the class has no image."""
         images = np.flatnonzero(self.targets == index)
         if not len(images):
             return None
         return int(images[np.argmax(self.probs[images, index])])
 
     def label(self, index: int) -> str:
-        """How a class is called."""
+        """Return the display name of a class."""
         return self.classes.labels[index]
 
     def path(self, image: int) -> str:
-        """Where an image lies, from the data folder."""
+        """Return the path of an image within the data folder."""
         return os.fspath(self.samples.paths[image])
 
 

@@ -1,4 +1,4 @@
-"""How far figures and probabilities can be believed: intervals, calibration, temperature, answering only when sure."""
+"""Confidence intervals, calibration, temperature, and coverage against accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Bin(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What "answer only above p" gives: share of images answered, and of those the share that is right, if any."""
+    """Answering only above a probability: the share of images answered, and of these the share that is right."""
 
     above: float
     coverage: float
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The interval that a share of hits seen in ``count`` trials speaks for; never outside [0, 1], sound near its ends.
+    """Return the confidence interval of a share of hits in ``count`` trials; within [0, 1], and sound near its ends.
 
     Args:
         z: normal quantile; the default is that of 95%.
@@ -73,7 +73,7 @@ def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = BIN
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float | None:
-    """The T for which softmax(logits / T) has the smallest cross-entropy; above 1 the model was too sure of itself.
+    """Fit the T for which softmax(logits / T) has the smallest cross-entropy; above 1 the model is overconfident.
 
     The cross-entropy is convex in 1 / T, so halving the range by its slope finds the one minimum.
 
@@ -109,7 +109,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def rules(confidences: np.ndarray, hits: np.ndarray, thresholds: Sequence[float]) -> list[Rule]:
-    """What answering only above each threshold would give."""
+    """Compute coverage and accuracy of answering only above each threshold."""
     found = []
     for threshold in thresholds:
         answered = confidences > threshold

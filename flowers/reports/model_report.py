@@ -22,7 +22,7 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Background:
-    """What a report tells beside the answers; what is not known stays out of the page.
+    """Background of a report beside the answers; unknown fields are left out of the page.
 
     Attributes:
         results: figures of each split that was measured, as in metrics.json.
@@ -95,7 +95,7 @@ def _headline(split: str, values: Mapping[str, float]) -> dict:
 
 
 def _temperature(answers: Answers, valid: Answers) -> dict | None:
-    """What dividing the logits by one number, fitted on the validation split, would do to the calibration."""
+    """Effect on the calibration of dividing the logits by one number, fitted on the validation split."""
     fitted = calibration.fit_temperature(valid.logits, valid.targets)
     if fitted is None:
         return None
@@ -195,7 +195,7 @@ def _split_rows(splits: Mapping[str, Samples], num_classes: int) -> list[dict]:
 
 
 def _run_folder(run_dir: Path | None) -> dict:
-    """What a run folder holds for a report; what is not there is empty."""
+    """Read a run folder's files for a report; missing ones are empty."""
     if run_dir is None:
         return {"history": [], "timing": [], "trials": [], "lr_finder": None}
     tuning, finder = run_dir / "tuning.json", run_dir / "lr_finder.png"

@@ -1,4 +1,4 @@
-"""Pages as one file each: templates filled in, every value escaped, nothing fetched from anywhere."""
+"""Self-contained HTML pages: templates filled in, every value escaped, nothing loaded from the network."""
 
 import base64
 import datetime
@@ -25,7 +25,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
 
 def render(template: str, **values: object) -> str:
-    """As ``write_page``, but returns the page."""
+    """Fill in a template as ``write_page`` does, and return the page."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""Photos for a page: small, each at most once, and a word instead of one that cannot be read."""
+"""Photos for a page: small, each at most once, and a word in place of an unreadable one."""
 
 import dataclasses
 import io
@@ -34,7 +34,7 @@ class ViewRow(NamedTuple):
 
 
 def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, str | None]:
-    """Thumbnails as sources of images, decoded side by side; None for what cannot be read (any more).
+    """Return thumbnails as sources of images, decoded by threads; None for unreadable files.
 
     Args:
         sources: by any key, a path or the bytes of an image file.

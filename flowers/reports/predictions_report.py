@@ -39,7 +39,7 @@ class _Class:
 
 @dataclass
 class _Found:
-    """What one pass over the rows keeps, in bounded memory."""
+    """Statistics of one pass over the rows, in bounded memory."""
 
     statuses: Counter = field(default_factory=Counter)
     classes: dict[str, _Class] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def write_predictions_report(
 
 
 def choose(shown: Sequence[_Photo], most: int) -> list[int]:
-    """Which photos get a thumbnail: the first ones, and of every class some, spread over its certainties.
+    """Choose the photos that get a thumbnail: the first ones, and some of every class, spread over its probabilities.
 
     Args:
         shown: the least certain first.
