@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.predict", "timm", "accelerate"])
+server = multiprocessing.get_context("forkserver")
+"""Its processes have imported what the jobs import, and nothing that a test has done."""
+server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.predict", "timm", "accelerate"])
 
 TIMEOUT_S = 120
 
@@ -49,7 +50,7 @@ class Job:
         self.processes = []
         for rank in range(processes):
             own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else env
-            process = _server.Process(
+            process = server.Process(
                 target=_run, args=(module, flags, own, str(folder), str(self._logs[rank]), before, arguments)
             )
             process.start()

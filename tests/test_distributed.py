@@ -1,25 +1,25 @@
 """What processes tell one another: results, and errors that end all of them alike."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 
 import pytest
-from jobs_in_processes import free_port
+from jobs_in_processes import free_port, server
 
 from flowers import distributed
 from flowers.distributed import first_rank_here, from_all, from_main
 from flowers.errors import DataError, FlowersError, PeerError, UsageError
 
-FORK = multiprocessing.get_context("fork")
-
 
 def answers(function: Callable[[int], object], local_ranks: list[int]) -> list:
-    """What a function returns, or the error it raises, on each of some processes that form a group."""
-    results = FORK.Queue()
+    """What a function returns, or the error it raises, on each of some processes that form a group.
+
+    They are not forked from here: another test's Accelerator would be theirs too.
+    """
+    results = server.Queue()
     port = free_port()
     ranks = [
-        FORK.Process(target=answer, args=(function, rank, local, len(local_ranks), port, results))
+        server.Process(target=answer, args=(function, rank, local, len(local_ranks), port, results))
         for rank, local in enumerate(local_ranks)
     ]
     for rank in ranks:
