@@ -10,15 +10,16 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 MIN_AGREEMENT = {"float32": 0.995, "fp16": 0.995, "int8": 0.98}
 OF_AN_EXPORT = {
     "precision", "input_type", "layout", "check_images", "check_count", "min_agreement", "calibration_images",
-    "calibration_count",
+    "calibration_count", "runtime", "class_examples", "title",
 }  # fmt: skip
 OF_AN_IMPORT = ("model", "classes", "image_size", "mean", "std", "resize", "crop_pct", "interpolation")
+OF_A_SITE = ("runtime", "class_examples", "title")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export a trained model for ONNX Runtime, OpenVINO or torch.export. The file is kept only if it gives the same
-    answers as the model on real photos.
+    """Export a trained model for ONNX Runtime, OpenVINO or torch.export, or as a static web site that classifies in the
+    browser. The result is kept only if it gives the same answers as the model on real photos.
 
     The exported file takes a batch of RGB images with pixels from 0 to 255 and returns probabilities; it contains
     normalisation, softmax, class names and preprocessing.
@@ -29,17 +30,19 @@ class ExportConfig:
     GROUPS: ClassVar = {
         "output": "export",
         "check_images": "check on photos",
+        "runtime": "web site",
         "from_state_dict": "import instead",
     }
     """First field of each group of flags in --help, and its title."""
 
     output: Path
-    """File to write; NAME.json beside it tells how it was checked. With --from-state-dict: the model folder to
-    write."""
+    """File to write; NAME.json beside it tells how it was checked. With --format web: the site's folder; with
+    --from-state-dict: the model folder to write."""
     checkpoint: Path | None = None
     """Model folder, or a run folder (its best model)."""
-    format: Literal["onnx", "openvino", "torch-export"] | None = None
-    """onnx writes .onnx, openvino writes .xml and .bin, torch-export writes .pt2."""
+    format: Literal["onnx", "openvino", "torch-export", "web"] | None = None
+    """onnx writes .onnx, openvino writes .xml and .bin, torch-export writes .pt2, web writes a folder for any static
+    host."""
     config: Path | None = None
     """YAML file with defaults for these flags. Flags on the command line win."""
     precision: Literal["float32", "fp16", "int8"] = "float32"
@@ -59,6 +62,14 @@ class ExportConfig:
     """int8: folder of photos to calibrate value ranges on. Default: the training split of the run."""
     calibration_count: int = 300
     """int8: largest number of photos to calibrate on, sampled evenly."""
+
+    runtime: Path | None = None
+    """web: folder with the files of npm's onnxruntime-web. Default: where npm has installed it (node_modules from here
+    upwards, $NODE_PATH, npm's global folder)."""
+    class_examples: Path | None = None
+    """web: folder with one folder of photos per class; the first photo of each becomes a public thumbnail."""
+    title: str = "Photo classifier"
+    """web: heading of the page and its name on a home screen."""
 
     from_state_dict: Path | None = None
     """Instead of --checkpoint and --format: .pth or .safetensors file with tensors named as in torchvision or timm, the
@@ -92,8 +103,9 @@ class ExportConfig:
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --checkpoint C --format F, or --from-state-dict FILE")
-        suffix = SUFFIXES[self.format]
-        if self.output.suffix != suffix:
+        self._check_site()
+        suffix = SUFFIXES.get(self.format)
+        if suffix is not None and self.output.suffix != suffix:
             raise UsageError(f"--output: got {self.output.name}, expected a name ending in {suffix}")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UsageError(f"--min-agreement: got {self.min_agreement}, expected a share from 0 to 1")
@@ -104,6 +116,16 @@ class ExportConfig:
             raise UsageError("--precision int8: not for torch-export; use --format openvino or onnx")
         if self.precision != "int8" and self.calibration_images is not None:
             raise UsageError("--calibration-images belongs to --precision int8")
+
+    def _check_site(self) -> None:
+        if self.format != "web":
+            for field in fields(self):
+                if field.name in OF_A_SITE and getattr(self, field.name) != field.default:
+                    raise UsageError(f"--{field.name.replace('_', '-')} belongs to --format web")
+        elif self.output.suffix in SUFFIXES.values():
+            raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format web")
+        elif (self.input_type, self.layout) != ("uint8", "NHWC"):
+            raise UsageError("--input-type and --layout: the page of --format web gives uint8 and NHWC; leave them out")
 
     def _check_import(self) -> None:
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
@@ -123,6 +145,10 @@ class ExportConfig:
             raise UsageError(f"--crop-pct: got {self.crop_pct}, expected a share above 0, up to 1")
         if self.crop_pct is not None and self.resize is not None:
             raise UsageError("--resize and --crop-pct say the same; give one of them")
+
+    def file_format(self) -> str:
+        """The format of the model's file; a site holds an ONNX file."""
+        return "onnx" if self.format == "web" else self.format
 
     def threshold(self) -> float:
         """The share of photos whose best class must stay."""

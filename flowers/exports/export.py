@@ -36,25 +36,16 @@ def export(config: ExportConfig) -> int:
     """
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise UsageError("export.py is one process: start it without a launcher")
-    graph.require(config.format, config.precision)
+    graph.require(config.file_format(), config.precision)
     bundle = load_bundle(config.checkpoint)
-    photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
-    calibration, calibrated_on = None, None
-    if config.precision == "int8":
-        source = _calibration_photos(bundle, config)
-        calibration, calibrated_on = _views(bundle, source, config), source.said
+    if config.format == "web":
+        from flowers.exports.web.site import export_site
+
+        export_site(config, bundle, lambda path: _write_checked(config, bundle, path)[0])
+        return 0
     with _beside(config.output) as path:
-        _write(config, bundle, calibration, path)
-        agreement = compare(bundle, path, config.format, photos)
+        agreement, calibrated_on = _write_checked(config, bundle, path)
         size_bytes = sum(file.stat().st_size for file in files_of(path))
-        _tell(config, bundle, agreement, calibrated_on, size_bytes)
-        if agreement.same_top1 < config.threshold():
-            raise ModelError(
-                f"the export agrees with the bundle on {agreement.same_top1:.2%} of the photos, expected "
-                f"{config.threshold():.2%}: nothing was written; "
-                + ("calibrate on more photos, or use" if config.precision == "int8" else "use")
-                + " another --precision or --format, or set --min-agreement"
-            )
         report = {
             "format": config.format,
             "precision": config.precision,
@@ -82,6 +73,33 @@ def export(config: ExportConfig) -> int:
     return 0
 
 
+def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Agreement, str | None]:
+    """Write the export to a temporary place and compare it with the bundle.
+
+    Returns:
+        how far they agree; the photos that int8 was calibrated on, for the user.
+
+    Raises:
+        ModelError: they agree too little.
+    """
+    photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
+    calibration, calibrated_on = None, None
+    if config.precision == "int8":
+        source = _calibration_photos(bundle, config)
+        calibration, calibrated_on = _views(bundle, source, config), source.said
+    _write(config, bundle, calibration, path)
+    agreement = compare(bundle, path, config.file_format(), photos)
+    _tell(config, bundle, agreement, calibrated_on, sum(file.stat().st_size for file in files_of(path)))
+    if agreement.same_top1 < config.threshold():
+        raise ModelError(
+            f"the export agrees with the bundle on {agreement.same_top1:.2%} of the photos, expected "
+            f"{config.threshold():.2%}: nothing was written; "
+            + ("calibrate on more photos, or use" if config.precision == "int8" else "use")
+            + " another --precision or --format, or set --min-agreement"
+        )
+    return agreement, calibrated_on
+
+
 def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None, path: Path) -> None:
     """Write the export itself."""
     size = bundle.preprocessing.crop
@@ -103,6 +121,7 @@ def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None,
         graph.write_openvino(model, config.precision, text, path)
     elif calibration is not None:
         quantize.quantize_onnx(floating, path, calibration)
+        floating.unlink()
         graph.write_onnx_text(path, text)
     else:
         os.replace(floating, path)
