@@ -189,12 +189,12 @@ def test_nothing_can_leave_the_page_or_its_worker(opened: Callable) -> None:
     watched, _ = opened()
     page = watched.page
     page.wait_for_selector("body[data-ready]")
-    send = "fetch('http://127.0.0.1:9/', {method: 'POST', body: 'photo', mode: 'no-cors'}).catch(String)"
-    assert "Failed to fetch" in page.evaluate(send)
-    assert any("Content Security Policy" in error for error in watched.errors)
-    watched.errors.clear()
-    assert "Failed to fetch" in page.workers[0].evaluate(send)
-    assert any("Content Security Policy" in error for error in watched.errors)
+    send = """new Promise((done) => {
+      addEventListener("securitypolicyviolation", ({violatedDirective}) => done(violatedDirective));
+      fetch("http://127.0.0.1:9/", {method: "POST", body: "photo", mode: "no-cors"}).catch(() => {});
+    })"""
+    assert page.evaluate(send) == "connect-src"
+    assert page.workers[0].evaluate(send) == "connect-src"
 
 
 def test_names_are_only_text(opened: Callable, photos: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_keyboard_is_enough(opened: Callable, photos: Path) -> None:
     while len(seen) < 12 and "filter" not in seen:
         page.keyboard.press("Tab")
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-        if seen[-1].endswith("classes"):
+        if seen[-1] == "class-count":
             page.keyboard.press("Enter")
     assert [name for name in seen if name in ("folder", "save", "class-count", "filter")] == [
         "folder", "save", "class-count", "filter",
