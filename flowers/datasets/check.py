@@ -114,6 +114,19 @@ class Report:
         return max(counts) / min(counts) if counts else 1.0
 
 
+class _Found(NamedTuple):
+    """A data set before its images are read."""
+
+    root: Path
+    """Folder that paths start from."""
+    names: dict[str, str]
+    """Class folders, with their display names."""
+    images: list[CheckedImage]
+    """Sorted by path."""
+    refusal: str | None = None
+    """Why training would refuse it."""
+
+
 def check_dataset(
     data_dir: Path, *, near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None
 ) -> Report:
@@ -134,8 +147,7 @@ def check_dataset(
         raise UsageError(f"--near: got {near}, expected 0 to {MAX_BITS} bits")
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: got {workers}, expected 1 or more")
-    root, names, found, refusal = _find(Path(data_dir))
-    return _check(Path(data_dir), root, names, found, refusal, near=near, tiny=tiny, huge=huge, workers=workers)
+    return _check(Path(data_dir), _find(Path(data_dir)), near=near, tiny=tiny, huge=huge, threads=workers)
 
 
 def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
@@ -150,27 +162,26 @@ def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
     ]
     root = next(iter(splits.values())).root
     names = dict(zip(classes.folders, classes.labels, strict=True))
-    return _check(root, root, names, sorted(found, key=_path_bytes), None)
+    return _check(root, _Found(root, names, sorted(found, key=_path_bytes)))
 
 
 def _check(
-    data_dir: Path, root: Path, names: dict[str, str], found: list[CheckedImage], refusal: str | None, *,
-    near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None,
-) -> Report:  # fmt: skip
-    there = {image.split for image in found}
-    counts = {split: dict.fromkeys(names, 0) for split in SPLITS if split in there}
-    for image in found:
+    data_dir: Path, found: _Found, *, near: int = NEAR, tiny: int = TINY, huge: int = HUGE, threads: int | None = None
+) -> Report:
+    there = {image.split for image in found.images}
+    counts = {split: dict.fromkeys(found.names, 0) for split in SPLITS if split in there}
+    for image in found.images:
         counts[image.split][image.folder] += 1
     images: list[CheckedImage] = []
-    with console.progress("checking", len(found)) as meter:
-        for image in in_order(lambda image: _look(root, image), found, workers or cpus_per_process()):
+    with console.progress("checking", len(found.images)) as meter:
+        for image in in_order(lambda image: _look(found.root, image), found.images, threads or cpus_per_process()):
             images.append(image)
             meter.advance(1)
     good = [image for image in images if image.reason is None]
     return Report(
         data_dir=data_dir,
-        refusal=refusal,
-        classes=names,
+        refusal=found.refusal,
+        classes=found.names,
         counts=counts,
         images=images,
         duplicates=_duplicates(good),
@@ -180,8 +191,8 @@ def _check(
     )
 
 
-def _find(data_dir: Path) -> tuple[Path, dict[str, str], list[CheckedImage], str | None]:
-    """The folder that paths start from, all classes, all images sorted by path, why training would refuse them."""
+def _find(data_dir: Path) -> _Found:
+    """List all images, also where training would refuse them."""
     found, refusal = [], None
     try:
         # Without a drawn split: what has no valid/ is all train here.
@@ -204,7 +215,7 @@ def _find(data_dir: Path) -> tuple[Path, dict[str, str], list[CheckedImage], str
                 found.append(CheckedImage(path, split, name))
         if not found:
             raise
-    return root, names, sorted(found, key=_path_bytes), refusal
+    return _Found(root, names, sorted(found, key=_path_bytes), refusal)
 
 
 def _look(root: Path, image: CheckedImage) -> CheckedImage:
