@@ -61,7 +61,7 @@ _log_path: Path | None = None
 def _console(stderr: bool) -> Console:
     """A stream as the mode wants it; rich itself would also colour a pipe where FORCE_COLOR is set."""
     stream = sys.stderr if stderr else sys.stdout
-    on_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    on_terminal = stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     draws = (on_terminal and _mode != "plain") or (_mode == "rich" and not stderr)
     color_system = "auto" if draws else None
     console = Console(stderr=stderr, highlight=False, soft_wrap=True, force_terminal=draws, color_system=color_system)
@@ -112,10 +112,13 @@ def open_streams(essential: bool = False) -> None:
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):  # somebody captures it
             continue
+        if stream is None:  # it was closed when Python started; by now the descriptor may be another file's
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            continue
         screen = _Screen(descriptor, essential and name == "stdout")
         safe = io.TextIOWrapper(
             io.BufferedWriter(screen),
-            encoding=stream.encoding if stream else "utf-8",
+            encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=name == "stderr" or screen.isatty(),
         )

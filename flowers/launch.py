@@ -28,7 +28,7 @@ from flowers import console
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
 from flowers.machine import available_cpus
 
-FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
@@ -89,6 +89,7 @@ class Ranks:
             the exit code of the rank that failed first (128 + N if signal N killed it); else 75 if a rank was
             stopped, 3 if one ended with it, 0 if all ended well.
         """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end the job
         for name in FORWARDED:
             if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(getattr(signal, name), self._on_signal)
@@ -120,7 +121,7 @@ class Ranks:
             self._deadline_s = time.monotonic() + self._stop_timeout_s
         if self._received.count("SIGINT") > 2:  # somebody is hammering on Ctrl-C
             self._deadline_s = time.monotonic()
-        self._send(signal.SIGTERM if name == "SIGHUP" else number)
+        self._send(number)
 
     def _send(self, number: int) -> None:
         for process in self._processes:
@@ -261,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def cli() -> None:
     """The console command ``flowers-launch``."""
+    console.open_streams()
     raise SystemExit(main())
 
 

@@ -171,7 +171,7 @@ def test_workers_that_could_not_save_yet_are_named(launch) -> None:
     assert (code, err) == (143, "error: rank 0 was ended by SIGTERM before it could save\n")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_signals_reach_every_worker_once(launch, name: str, processes: int) -> None:
     if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
@@ -180,9 +180,19 @@ def test_signals_reach_every_worker_once(launch, name: str, processes: int) -> N
     launcher.ready(processes)
     launcher.process.send_signal(getattr(signal, name))
     code, out, err = launcher.end()
-    received = signal.SIGTERM if name == "SIGHUP" else getattr(signal, name)
-    assert sorted(out.splitlines()) == [f"{rank} got {int(received)}" for rank in range(processes)]
+    assert sorted(out.splitlines()) == [f"{rank} got {int(getattr(signal, name))}" for rank in range(processes)]
     assert (code, err) == (75, "")
+
+
+def test_a_closed_terminal_does_not_end_the_workers(launch) -> None:
+    launcher = launch(WAITS.format(save_s=0.2), "--num-processes", "2")
+    launcher.ready(2)
+    launcher.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert launcher.process.poll() is None
+    launcher.process.send_signal(signal.SIGTERM)
+    code, out, _ = launcher.end()
+    assert (code, sorted(out.splitlines())) == (75, [f"{rank} got {int(signal.SIGTERM)}" for rank in range(2)])
 
 
 def test_worker_that_does_not_end_in_time_is_killed(launch) -> None:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -32,6 +33,7 @@ from flowers.errors import UsageError
 from flowers.flags import options
 from flowers.help_page import field_texts, job_page
 
+ROOT = Path(__file__).parents[1]
 JOBS = {
     "benchmark": BenchmarkConfig, "demo": DemoConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
     "find_lr": FindLrConfig, "info": InfoConfig, "predict": PredictConfig, "prepare": PrepareConfig,
@@ -254,6 +256,15 @@ def test_a_job_outlives_its_screen(before, log: str, place: Path, tmp_path: Path
     assert job.wait() == [0], job.output
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 9
     assert "Traceback" not in job.output
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_started_with_closed_streams_still_ends_well(closed: str) -> None:
+    program = f"'{sys.executable}' '{ROOT}/jobs/train.py' --help {closed}"
+    done = subprocess.run(program, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("usage:" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
 
 
 @pytest.mark.processes
