@@ -180,7 +180,7 @@ def test_the_example_needs_nothing_of_ours(name: str, exported: Callable, run_di
     path = exported(name)
     example = path.with_name(path.name + ".example.py")
     lines = [line for line in example.read_text().splitlines() if line and not line.startswith(("#", "import", "from"))]
-    assert len(lines) <= 11
+    assert len(lines) <= 21
     photo = run_dir.parent / "data" / "valid" / "10" / "1.jpg"
     alone = "import runpy, sys; sys.modules |= {'torch': None, 'flowers': None}; sys.argv = sys.argv[1:]; "
     command = [sys.executable, "-c", alone + "runpy.run_path(sys.argv[0])", example, path, photo]
@@ -194,6 +194,23 @@ def test_the_example_needs_nothing_of_ours(name: str, exported: Callable, run_di
     best = int(probs.argmax())
     assert (folder, label) == (bundle.classes.folders[best], bundle.classes.labels[best])
     assert float(prob) == pytest.approx(probs[best], abs=0.03)  # Pillow scales a little differently
+
+
+def test_the_example_tells_its_usage_and_takes_a_folder(exported: Callable, run_dir: Path, tmp_path: Path) -> None:
+    path = exported("a.onnx")
+    example = path.with_name(path.name + ".example.py")
+    for words in ([], ["--help"], [path], [path, tmp_path / "missing.jpg"]):
+        done = subprocess.run([sys.executable, example, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr == f"usage: python {example} MODEL.onnx PHOTO_OR_FOLDER, of files that exist\n"
+    folder = shutil.copytree(run_dir.parent / "data" / "valid", tmp_path / "photos")
+    (folder / "notes.txt").write_text("no picture")
+    done = subprocess.run([sys.executable, example, path, folder], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    photos = sorted(str(photo) for photo in folder.rglob("*.jpg"))
+    assert [line for line in done.stdout.splitlines() if line.endswith(".jpg")] == photos
+    assert "notes.txt" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torch-export"])

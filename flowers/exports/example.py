@@ -3,21 +3,30 @@
 from flowers.engines.exported import KEY
 
 _TEXT = """\
-# Names a photo with an exported model: python EXAMPLE.py MODEL.onnx PHOTO; needs onnxruntime, pillow and numpy only.
-import json, sys, numpy, onnxruntime
+# Classifies photos with an exported model; needs onnxruntime, pillow and numpy only.
+import json, pathlib, sys, numpy, onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) != 3 or not all(pathlib.Path(name).exists() for name in sys.argv[1:]):
+    sys.exit(f"usage: python {{sys.argv[0]}} MODEL.onnx PHOTO_OR_FOLDER, of files that exist")
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 model = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
-view = model["preprocessing"]
-photo = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-size = [view["resize"] * side // min(photo.size) for side in photo.size]
-left, top = (round((side - view["crop"]) / 2) for side in size)
-pixels = numpy.asarray(photo.resize(size, Image.Resampling[view["interpolation"].upper()]), "{input_type}")
-images = pixels[None, top : top + view["crop"], left : left + view["crop"]]{transpose}
-probs = session.run(["probs"], {{"images": images}})[0][0]
-for index in probs.argsort()[::-1][:5]:
-    print(f"{{probs[index]:.4f}}  {{model['classes'][index]}}  {{model['labels'][index]}}")
+view, given = model["preprocessing"], pathlib.Path(sys.argv[2])
+for path in sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]:
+    try:
+        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except OSError as error:
+        print(f"{{path}}: {{error}}", file=sys.stderr)
+        continue
+    size = [view["resize"] * side // min(photo.size) for side in photo.size]
+    left, top = (round((side - view["crop"]) / 2) for side in size)
+    pixels = numpy.asarray(photo.resize(size, Image.Resampling[view["interpolation"].upper()]), "{input_type}")
+    images = pixels[None, top : top + view["crop"], left : left + view["crop"]]{transpose}
+    probs = session.run(["probs"], {{"images": images}})[0][0]
+    if given.is_dir():
+        print(path)
+    for index in probs.argsort()[::-1][:5]:
+        print(f"{{probs[index]:.4f}}  {{model['classes'][index]}}  {{model['labels'][index]}}")
 """
 
 
