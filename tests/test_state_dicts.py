@@ -241,6 +241,7 @@ def test_class_lists(name: str, text: str, expected: list, tmp_path: Path) -> No
         ("c.json", "[1, 2]", "expected a list of names"),
         ("c.json", '{"a": true, "b": 0}', "expected a list of names"),
         ("c.json", '{"a": 0, "b": 2}', "the indices are not 0 to 1"),
+        ("c.json", '{"id2label": {"0": "a", "2": "b"}}', "the keys of id2label are not 0 to 1"),
         ("c.json", "[]", "names no class"),
         ("c.json", json.dumps({str(index): f"n{index}" for index in range(11)}), "are 0 to 10 indices, or folders"),
         ("none.txt", None, "cannot be read: no such file"),

@@ -294,9 +294,49 @@ def test_the_configs_of_hugging_face(tmp_path: Path) -> None:
     assert read_view(tmp_path) == TrainedView(240, (0.5,) * 3, (0.5,) * 3, 256, None, "bicubic")
     path.write_text(json.dumps({**values, "size": {"height": 224, "width": 224}, "resample": 2}))
     assert read_view(tmp_path / "model.safetensors") == TrainedView(224, (0.5,) * 3, (0.5,) * 3, 224, None, "bilinear")
-    path.write_text('{"image_mean": [0.5]}')
-    with pytest.raises(ModelError, match=r"preprocessor_config.json: cannot be read as a model's config"):
-        read_view(tmp_path)
+    for text in (
+        '{"image_mean": [0.5]}',
+        '{"size": 1000000000}',
+        '{"crop_pct": NaN}',
+        '{"image_std": [1e400, "a", 0]}',
+        "{",
+    ):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=r"preprocessor_config.json: cannot be read as a model's config") as caught:
+            read_view(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_odd_tensors_and_mappings_inside_themselves(network: nn.Module, tmp_path: Path) -> None:
+    """Sparse, complex and meta tensors are no weights; a mapping is looked into once, wherever it is named."""
+    loop: dict = {}
+    loop.update({f"key{place}": loop for place in range(200)})
+    odd = {
+        "a": torch.eye(3).to_sparse(),
+        "b": torch.zeros(3, dtype=torch.complex64),
+        "c": torch.zeros(3, device="meta"),
+    }
+    torch.save({"state_dict": {**network.state_dict(), **odd}, "loop": loop}, tmp_path / "w.pth")
+    assert set(read_states(tmp_path / "w.pth")["state_dict"]) == set(network.state_dict())
+
+
+def test_a_network_with_its_last_stages(names: Path, tmp_path: Path) -> None:
+    """NAME+2 of a bundle: both readers find the network inside."""
+    from safetensors.torch import load_file
+
+    from flowers.models.heads import HeadSpec, build_head
+
+    model = "timm/test_efficientnet+2"
+    backbone = build_backbone(model, "none")
+    head = build_head(HeadSpec(3, backbone.num_features))
+    state = {**pre("backbone.", backbone.network.state_dict()), **pre("head.", head.state_dict())}
+    save_file(state, tmp_path / "model.safetensors")
+    bundle = bundle_from_state_dict(tmp_path, model, names)
+    assert all(torch.equal(value, state[name]) for name, value in bundle.state_dict.items())
+    loaded = build_backbone(model, str(tmp_path)).network.state_dict()
+    assert all(
+        torch.equal(value, load_file(tmp_path / "model.safetensors")[f"backbone.{n}"]) for n, value in loaded.items()
+    )
 
 
 # small files that claim much, and files that ask for code

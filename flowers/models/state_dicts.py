@@ -246,8 +246,12 @@ def _pairs(values: object, where: str) -> list[tuple[str, str]]:
         DataError: it is none of the forms that are known, or its order is not clear.
     """
     if isinstance(values, dict) and isinstance(values.get("id2label", values.get("label_names")), dict | list):
-        named = values.get("id2label", values.get("label_names"))  # the config.json of Hugging Face or of timm
-        values = named if isinstance(named, list) else [named[key] for key in sorted(named, key=_number)]
+        values = values.get("id2label", values.get("label_names"))  # the config.json of Hugging Face or of timm
+        if isinstance(values, dict):
+            by_number = sorted(values, key=_number)
+            if by_number != [str(index) for index in range(len(values))]:
+                raise DataError(f"--classes {where}: the keys of id2label are not 0 to {len(values) - 1}, each once")
+            values = [values[key] for key in by_number]
     if isinstance(values, list) and all(isinstance(name, str) for name in values):
         return [(name, name) for name in values]
     if isinstance(values, dict) and all(type(index) is int for index in values.values()):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from flowers.data.augment import Preprocessing
+from flowers.data.augment import MAX_SIDE, Preprocessing
 from flowers.data.paths import readable
 from flowers.errors import ModelError
 
@@ -31,6 +31,19 @@ class TrainedView:
     resize: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+
+    def check(self) -> None:
+        """Refuse sizes that no image has.
+
+        Raises:
+            ValueError: names the value.
+        """
+        for name in ("image_size", "resize"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_SIDE:
+                raise ValueError(f"{name} is {value}, expected 1 to {MAX_SIDE}")
+        if self.crop_pct is not None and not 0.01 <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}, expected 0.01 to 1")
 
     def over(self, other: "TrainedView") -> "TrainedView":
         """Return this view, with the values of another where it has none."""
@@ -71,7 +84,8 @@ def read_view(weights: Path) -> TrainedView:
             values = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(values, dict):
                 view = _view(values).over(view)
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+                view.check()
+        except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{readable(path)}: cannot be read as a model's config: {reason}") from None
     return view

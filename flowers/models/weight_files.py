@@ -30,6 +30,7 @@ IN_A_FOLDER = (
 )  # fmt: skip
 _NOT_WEIGHTS = re.compile(r"optim|opt$|lr_sched|sched|scaler|amp|loops|callbacks")
 _DEPTH = 4
+_FLAGS = "argparse.Namespace"
 _SLACK_BYTES = 2**20
 
 
@@ -72,7 +73,7 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
 def _weights_file(path: Path) -> Path:
     """The file itself, or the one that a folder holds."""
     if not path.is_dir():
-        if path.exists():
+        if path.is_file():
             return path
         raise ModelError(f"weights: no such file: {readable(path)}")
     for name in IN_A_FOLDER:
@@ -151,28 +152,49 @@ def _read_with_placeholders(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _placeholders(content: object, key: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, str]]:
+def _placeholders(content: object) -> Iterator[tuple[str, str]]:
     """Keys in a file that hold something other than plain values and tensors, with the name of its class."""
     if isinstance(content, _Placeholder):
-        if content.name != "argparse.Namespace":
-            yield key or "the whole file", content.name
-            return
-        content = getattr(content, "state", {})
-    if depth and isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _placeholders(value, f"{key}.{name}" if key else str(name), depth - 1)
+        yield "the whole file", content.name
+    for key, mapping in _mappings(content):
+        for name, value in mapping.items():
+            if isinstance(value, _Placeholder) and value.name != _FLAGS:
+                yield f"{key}.{name}" if key else str(name), value.name
 
 
-def _find_states(content: object, key: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _find_states(content: object) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """Mappings of names to tensors, by where they stand; an epoch beside the tensors does no harm."""
-    if not isinstance(content, Mapping) or not depth:
-        return
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield key, tensors
-    for name, value in content.items():
-        if isinstance(name, str) and not _NOT_WEIGHTS.match(name.lower()):
-            yield from _find_states(value, f"{key}.{name}" if key else name, depth - 1)
+    for key, mapping in _mappings(content):
+        if not any(_NOT_WEIGHTS.match(part) for part in key.lower().split(".")):
+            tensors = {
+                name: value.detach() for name, value in mapping.items() if isinstance(name, str) and _is_plain(value)
+            }
+            if tensors:
+                yield key, tensors
+
+
+def _is_plain(value: object) -> bool:
+    """Return True for a dense tensor of real numbers, the only kind that networks here are made of."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
+
+
+def _mappings(content: object) -> Iterator[tuple[str, Mapping]]:
+    """The mappings inside one another, each once, with their keys joined by dots; "" is the outermost."""
+    waiting, seen = [("", content, 0)], set()
+    while waiting:
+        key, value, depth = waiting.pop(0)
+        if isinstance(value, _Placeholder) and value.name == _FLAGS:
+            value = getattr(value, "state", {})
+        if not isinstance(value, Mapping) or id(value) in seen or depth == _DEPTH:
+            continue
+        seen.add(id(value))
+        yield key, value
+        waiting += [(f"{key}.{name}" if key else str(name), below, depth + 1) for name, below in value.items()]
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ TRAINING_ONLY = (
 )  # fmt: skip
 """Beginnings of names that no prediction needs: auxiliary classifiers, MAE's decoder, MoCo's queue, losses."""
 _DEPTH = 4
+_MOST_PREFIXES = 64
 
 Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -73,6 +74,8 @@ def find_match(
                 candidates += _candidates(network, state, key, prefix, translate, droppable)
             except ModelError as error:
                 problem = error
+            if not prefix and candidates and not any(candidates[-1].problems.values()):
+                break
     fitting = [item for item in candidates if not any(item.problems.values())]
     if not fitting:
         if problem is not None:
@@ -100,7 +103,8 @@ def _prefixes(state: Mapping[str, Tensor], expected: int) -> Iterator[str]:
         parts = name.split(".")
         counts.update(".".join(parts[:depth]) + "." for depth in range(1, min(_DEPTH, len(parts) - 1) + 1))
     enough = [prefix for prefix, count in counts.items() if count >= max(1, expected // 4)]
-    yield from ["", *sorted(enough, key=lambda prefix: (AVERAGED.search(prefix) is None, prefix.count(".")))]
+    enough.sort(key=lambda prefix: (AVERAGED.search(prefix) is None, prefix.count(".")))
+    yield from ["", *enough[:_MOST_PREFIXES]]
 
 
 def _candidates(
