@@ -151,13 +151,8 @@ class Stopwatch:
 
     def time(self, items: Iterable[Batch]) -> Iterator[Batch]:
         """The same items, with the wait for each counted."""
-        iterator = iter(items)
-        while True:
-            asked_s = time.monotonic()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.seconds += time.monotonic() - asked_s
+        asked_s = time.monotonic()
+        for item in items:
+            self.seconds += time.monotonic() - asked_s
             yield item
+            asked_s = time.monotonic()

@@ -25,7 +25,6 @@ def mix(
     images: Tensor,
     targets: Tensor,
     num_classes: int,
-    *,
     mixup_alpha: float,
     cutmix_alpha: float,
     key: tuple[int, ...],

@@ -12,7 +12,7 @@ from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import old_name, write_atomically
 from flowers.models.bundle import load_bundle, save_bundle
-from flowers.training.checkpoint import Checkpoint, Progress, list_checkpoints, load_checkpoint, newest_checkpoint
+from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
 from flowers.training.trainer import Trainer
 
@@ -127,8 +127,7 @@ def take_best(run_dir: Path, resumed: Checkpoint) -> None:
 
     if not from_main(take):
         console.warn("the best model so far is not at hand: the best from here on will be kept")
-        fresh = Progress()
-        progress.best_step, progress.best_top1, progress.best_loss = fresh.best_step, fresh.best_top1, fresh.best_loss
+        progress.best_step = progress.best_top1 = progress.best_loss = None
 
 
 def is_own(run_dir: Path, resumed: Checkpoint) -> bool:

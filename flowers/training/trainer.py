@@ -156,14 +156,8 @@ class Trainer:
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.network):
                 images, targets = self.batches.inputs(batch), batch.targets
                 if mixes(config, self.progress.epoch):
-                    images, targets = mix(
-                        images,
-                        targets,
-                        len(self.stage.data.classes),
-                        mixup_alpha=config.mixup_alpha,
-                        cutmix_alpha=config.cutmix_alpha,
-                        key=(config.seed, step, micro_step),
-                    )
+                    key, alphas = (config.seed, step, micro_step), (config.mixup_alpha, config.cutmix_alpha)
+                    images, targets = mix(images, targets, len(self.stage.data.classes), *alphas, key=key)
                 logits = forward(self.network, images)
                 loss = weighted_loss(logits, targets, batch.weights, config.label_smoothing)
                 # Gradients are averaged over ranks; the loss is a mean over all images of the step.
