@@ -163,6 +163,11 @@ def say(text: str = "") -> None:
     _log(bare)
 
 
+def is_verbose() -> bool:
+    """Whether details are shown."""
+    return _verbose
+
+
 def verbose(text: str) -> None:
     """A detail that few want to see: shown with ``--verbose`` and as JSON, and always in the log file."""
     if _verbose or _mode == "json":

@@ -281,6 +281,18 @@ def test_help_and_info_end_without_a_traceback(before, place: Path, tmp_path: Pa
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(
+    ("more", "batch"), [([], "8 images a step"), (["--verbose"], "8 x 1 processes x 1 micro-steps = 8")]
+)
+def test_training_on_a_terminal(more: list, batch: str, sample_set: Path, tmp_path: Path) -> None:
+    flags = ["--data-dir", sample_set, "--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0]
+    code, shown = show("train", [*flags, "--epochs", 2, "-b", 8, "--output-dir", "run", *more], tmp_path)
+    assert code == 0, shown
+    assert re.search(rf"batch +{batch}", shown)
+    assert "next:" in shown
+
+
+@pytest.mark.processes
 def test_a_closed_terminal_does_not_end_the_job(sample_set: Path, tmp_path: Path) -> None:
     flags = ["--data-dir", sample_set, "--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0]
     flags += ["--no-feature-cache", "--epochs", 3, "-b", 4, "--output-dir", "run"]

@@ -81,11 +81,14 @@ class Stage:
         images = f"{len(data.train)} train, {len(data.valid)} valid{test} images, {len(data.classes)} classes"
         how = "head on cached features" if config.uses_features else config.finetune
         lr = "auto" if searches_lr else f"{config.lr:g}"
+        batch = str(order.global_batch_size)
+        if order.global_batch_size != order.batch_size or console.is_verbose():
+            batch = f"{order.batch_arithmetic} = {batch}"
         rows = [
             ("data", f"{images} in {config.data_dir}"),
             ("model", f"{config.model}, weights {config.weights}, {self.model.preprocessing.crop} px"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
-            ("batch", f"{order.batch_arithmetic} = {order.global_batch_size} images a step"),
+            ("batch", f"{batch} images a step"),
             ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
             ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
             ("run folder", str(config.output_dir)),
