@@ -44,9 +44,16 @@ def refuse_others(path: Path, what: Path, advice: str) -> Iterator[None]:
     if not locked:
         warn(f"{what}: this file system has no locks; start only one job on it at a time")
     with _held_open(file):
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        _sign(file)
+        yield
+
+
+@contextlib.contextmanager
+def share(path: Path) -> Iterator[None]:
+    """Hold a lock file inside the block together with others that share it; ``refuse_others`` refuses meanwhile."""
+    file, _ = _open_locked(path, wait=True, shared=True)
+    with _held_open(file):
+        _sign(file)
         yield
 
 
@@ -58,7 +65,7 @@ def take_turns(path: Path) -> Iterator[None]:
         yield
 
 
-def _open_locked(path: Path, wait: bool) -> tuple[IO, bool]:
+def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool]:
     """Open a lock file and lock it.
 
     Returns:
@@ -73,7 +80,8 @@ def _open_locked(path: Path, wait: bool) -> tuple[IO, bool]:
         try:
             if fcntl is None:
                 return file, False
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             raise
@@ -94,6 +102,14 @@ def _held_open(file: IO) -> Iterator[None]:
     finally:
         _held.discard(file)
         file.close()
+
+
+def _sign(file: IO) -> None:
+    """Write who holds a lock file, for the message that refuses others."""
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
 
 
 def _let_go() -> None:

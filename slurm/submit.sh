@@ -136,6 +136,10 @@ for index in ${job_flags[@]+"${!job_flags[@]}"}; do
   # A failed photo must fail the last job, not its task: then there would be no last job, and no file.
   if [[ ${job_flags[index]} == --strict ]]; then job_flags[index]=--no-strict; fi
 done
+# Once here rather than in each task; with --after, the checkpoint that a list belongs to may not be there yet.
+if [[ -z $dry_run$after ]]; then
+  in_environment "$python" "$root/jobs/predict.py" ${flags[@]+"${flags[@]}"} --list-only >&2 || exit $?
+fi
 log_name=predict-%A_%a.log
 array=$(submit predict "${chain[@]}" ${sbatch_flags[@]+"${sbatch_flags[@]}"} "$script" ${job_flags[@]+"${job_flags[@]}"})
 log_name="merge-%j.log"

@@ -20,7 +20,7 @@ from flowers.distributed import check_world_size
 from flowers.errors import ProcessError, UsageError
 from flowers.launch import LaunchPlan, free_port, parse
 from flowers.machine import local_world_size
-from flowers.prediction.group import Group as PredictionGroup
+from flowers.prediction.shard_loop import take_place
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -368,9 +368,9 @@ def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.Monk
     assert (asked["cpu"], asked["mixed_precision"]) == (False, "bf16")
     asked = gpus(1, ACCELERATE_USE_CPU="true")  # what launch/cpu.yaml comes to
     assert (asked["cpu"], asked["mixed_precision"]) == (True, "no")
-    assert PredictionGroup().device == "cpu"
+    assert take_place().device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert PredictionGroup().device is None
+    assert take_place().device is None
 
 
 GROUP = """

@@ -28,8 +28,8 @@ from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
 from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
-from flowers.prediction.opening import open_work
 from flowers.prediction.predict import predict
+from flowers.prediction.work import Work, WorkFolder
 from flowers.stopping import StopRequest
 
 
@@ -637,7 +637,7 @@ def test_other_photos_of_the_same_names_are_noticed(run: Callable, photos: Path,
     )
     run(input=one)
     assert run(input=moved) == 0
-    with pytest.raises(OutputError, match="what is in the files"):
+    with pytest.raises(OutputError, match="contents of the files"):
         run(input=other)
     assert run(input=other, overwrite=True) == 0
 
@@ -689,7 +689,6 @@ def test_a_stopped_job_goes_on_with_what_is_missing(
     work = next((tmp_path / "out.csv.parts").glob("?" * 12))
     done = parts.finished(work / "parts")
     assert 0 < len(done) < 8
-    assert not list((work / "claims").iterdir())
     stamps = {index: (work / "parts" / parts.part_name(index)).stat().st_mtime_ns for index in done}
     assert run_until(2, run, monkeypatch) == 75
     assert parts.finished(work / "parts") > done
@@ -704,9 +703,11 @@ def test_a_work_in_progress_holds_on_to_its_engine(
 ) -> None:
     assert run_until(4, run, monkeypatch, engine="auto", precision="auto") == 75
     work = next((tmp_path / "out.csv.parts").glob("?" * 12))
-    settled = json.loads((work / "engine.json").read_text())
-    (work / "engine.json").write_text(json.dumps({"engine": "torch", "precision": "float32"}))
-    assert settled["precision"] in ("float32", "bf16", "fp16")
+    assert Work(work).engine()["precision"] in ("float32", "bf16", "fp16")
+    for part in (work / "parts").iterdir():
+        part.unlink()
+    (work / "engine.json").unlink()
+    Work(work).settle_engine({"engine": "torch", "precision": "float32"})
     assert run(engine="auto", precision="auto") == 0
     assert json.loads((tmp_path / "out.json").read_text())["engine"] == {"engine": "torch", "precision": "float32"}
 
@@ -714,13 +715,15 @@ def test_a_work_in_progress_holds_on_to_its_engine(
 def test_an_equal_job_that_finishes_meanwhile_is_no_error(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_and_lose(*args: object, **options: object) -> object:
-        work = open_work(*args, **options)
-        monkeypatch.setattr("flowers.prediction.predict.open_work", open_work)
+    begin = WorkFolder.begin
+
+    def begin_and_lose(*args: object, **options: object) -> object:
+        work = begin(*args, **options)
+        monkeypatch.setattr(WorkFolder, "begin", begin)
         assert run() == 0  # the other one, which is faster
         return work
 
-    monkeypatch.setattr("flowers.prediction.predict.open_work", open_and_lose)
+    monkeypatch.setattr(WorkFolder, "begin", begin_and_lose)
     assert run() == 0
     assert len(rows_of(tmp_path / "out.csv")) == 30
     assert left_over(tmp_path) == []
@@ -730,7 +733,7 @@ def test_replaced_work_takes_its_unfinished_embeddings_along(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_until(4, run, monkeypatch, embeddings=tmp_path / "features.npy") == 75
-    assert len(list(tmp_path.glob(".features.npy.*.partial"))) == 1
+    assert len(list(tmp_path.glob("out.csv.parts/*/embeddings.npy"))) == 1
     assert run(topk=2, overwrite=True) == 0
     assert left_over(tmp_path) == []
 

@@ -137,7 +137,7 @@ def test_another_job_on_a_busy_output_is_refused_even_with_overwrite(start, undi
     first = start()
     wait_for(lambda: parts_in(tmp_path))
     os.kill(first.processes[0].pid, signal.SIGSTOP)
-    second = start("--topk", 2, "--overwrite")
+    second = start("--min-prob", 0.9, "--overwrite")
     second_codes = second.wait()
     os.kill(first.processes[0].pid, signal.SIGCONT)
     assert second_codes == [1]
@@ -155,7 +155,6 @@ def test_a_stop_signal_ends_in_75_and_the_next_start_finishes(
     job.signal(number)
     assert job.wait() == [75, 75], job.output
     assert "the same command resumes" in job.output
-    assert not list((tmp_path / "out.csv.parts").glob("*/claims/*"))
     job = start()
     assert job.wait() == [0], job.output
     assert "done before" in job.output

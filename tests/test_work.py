@@ -1,33 +1,22 @@
-"""Lists on disk, parts, claims, and which work a job finds, begins, joins or refuses."""
+"""Lists on disk, parts, and which work a job finds, begins, joins or refuses."""
 
 import itertools
-import json
-import multiprocessing
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from flowers.errors import DataError, OutputError, StoppedError
-from flowers.prediction import claims as claims_module
+from flowers.errors import DataError, InUseError, OutputError
+from flowers.locks import share
 from flowers.prediction import file_list, parts
 from flowers.prediction import work as work_module
-from flowers.prediction import workers as workers_module
-from flowers.prediction.claims import Claims
 from flowers.prediction.file_list import Entry, FileList, write_list
-from flowers.prediction.opening import find_work, open_work
-from flowers.prediction.workers import Worker
+from flowers.prediction.shard_loop import Place, shards_for, take_place
+from flowers.prediction.work import LIST_ONLY, Work, WorkFolder, lock_of, remove_left_over
 
 SETTINGS = {"model": "a" * 64, "topk": 5}
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path / "out.csv.parts") as worker:
-        yield worker
 
 
 def entries(*names: str) -> list[Entry]:
@@ -110,161 +99,27 @@ def test_a_part_whose_folder_is_gone_says_so(tmp_path: Path) -> None:
         parts.write_part(tmp_path / "gone", 0, b"", {})
 
 
-# Claims
-
-
-def hold(folder: Path, ready, leave) -> None:
-    """A process that takes a claim and lives until told."""
-    with Worker(folder) as worker:
-        (folder / "claims").mkdir(exist_ok=True)
-        assert Claims(folder / "claims", worker).take("x")
-        ready.set()
-        leave.wait(30)
-
-
-def test_a_claim_is_for_one_and_comes_back(worker: Worker) -> None:
-    folder = worker.folder / "claims"
-    folder.mkdir()
-    with Worker(worker.folder) as other:
-        mine, theirs = Claims(folder, worker), Claims(folder, other)
-        assert mine.take("x")
-        assert mine.take("x")
-        assert not theirs.take("x")
-        theirs.give_back("x")
-        assert not theirs.take("x")
-        mine.give_all_back()
-        assert theirs.take("x")
-
-
-@pytest.mark.processes
-def test_a_dead_process_loses_its_claim_at_once_on_the_same_machine(worker: Worker) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, leave = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(worker.folder, ready, leave))
-    process.start()
-    assert ready.wait(30)
-    claims = Claims(worker.folder / "claims", worker)
-    assert not claims.take("x")
-    process.kill()
-    process.join()
-    assert claims.take("x")
-    worker.sweep()
-    assert worker.others() == []
-
-
-def test_a_process_elsewhere_loses_its_claim_after_a_minute_without_a_sign(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sign = worker.folder / "workers" / "them.json"
-    sign.write_text(json.dumps({"token": "them", "host": "elsewhere", "beat": 1}))
-    (worker.folder / "claims").mkdir()
-    (worker.folder / "claims" / "x").write_text(json.dumps({"token": "them"}))
-    claims = Claims(worker.folder / "claims", worker)
-    clock = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    assert not claims.take("x")
-    clock[0] += workers_module.STALE_S - 1
-    sign.write_text(json.dumps({"token": "them", "host": "elsewhere", "beat": 2}))
-    assert not claims.take("x")
-    clock[0] += workers_module.STALE_S - 1
-    assert not claims.take("x")
-    clock[0] += 2
-    assert claims.take("x")
-
-
-def test_claims_do_without_hard_links(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    (worker.folder / "claims").mkdir()
-    with Worker(worker.folder) as other:
-        assert Claims(worker.folder / "claims", worker).take("x")
-        assert not Claims(worker.folder / "claims", other).take("x")
-
-
-def test_a_claim_that_was_never_filled_is_taken_over_soon(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    (worker.folder / "claims").mkdir()
-    (worker.folder / "claims" / "x").touch()
-    claims = Claims(worker.folder / "claims", worker)
-    clock = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    assert not claims.take("x")
-    clock[0] += claims_module.EMPTY_S
-    assert claims.take("x")
-
-
-def test_a_pid_given_out_anew_is_another_process(worker: Worker) -> None:
-    machine, pid, started, chance = worker.token.split("-")
-    assert worker.is_alive(worker.token)
-    assert worker.is_alive(f"{machine}-{pid}-{started}-another")
-    assert not worker.is_alive(f"{machine}-{pid}-12-{chance}")
-    assert not worker.is_alive(f"{machine}-x")
-
-
-def test_what_dead_processes_left_is_swept(worker: Worker) -> None:
-    machine, pid, _, _ = worker.token.split("-")
-    dead = f"{machine}-{pid}-1-dead"
-    (worker.folder / "claims").mkdir()
-    for name in (f"workers/{dead}.json", f"workers/{dead}.tmp", f"new-{dead}/x", "gone-x/x", "claims/.listing.x"):
-        (worker.folder / name).parent.mkdir(exist_ok=True)
-        (worker.folder / name).write_text(json.dumps({"token": dead}))
-    with Worker(worker.folder) as other:
-        assert Claims(worker.folder / "claims", other).take("listing")
-        worker.sweep()
-        assert {path.name for path in worker.folder.rglob("*")} == {
-            "workers", "claims", "listing", worker.path.name, other.path.name,
-        }  # fmt: skip
-
-
-def test_peers_are_those_of_the_launch(worker: Worker) -> None:
-    with Worker(worker.folder) as peer, Worker(worker.folder) as stranger:
-        for one, launch in ((worker, "here"), (peer, "here"), (stranger, "there")):
-            one.join("job", launch)
-        peer.done = 7
-        peer.join("job", "here")
-        assert [(info["token"], info["done"]) for info in worker.peers()] == [(peer.token, 7)]
-        assert {info["token"] for info in worker.others()} == {peer.token, stranger.token}
-
-
-def test_the_last_worker_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "out.parts"
-    with Worker(folder), Worker(folder):
-        assert len(list((folder / "workers").iterdir())) == 2
-    assert not folder.exists()
-
-
 # Which work
 
 
-@pytest.mark.parametrize("name", ["job.json", "list.bin", "offsets.bin"])
-def test_work_that_a_power_cut_left_without_its_files_is_one_line(job: "Job", worker: Worker, name: str) -> None:
-    work = job.open(worker)
-    os.truncate(work.folder / name, 0)
-    with pytest.raises(OutputError, match=f"{work.folder} is damaged: remove it"):
-        job.open(worker)
-
-
-def test_no_file_of_the_work_stays_open(job: "Job", worker: Worker) -> None:
-    work = job.open(worker)
-    work.files.shard(0)
-    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-    assert not [path for path in held if path.startswith(str(work.folder))]
-
-
 class Job:
-    """What ``open_work`` needs, with an output that is never there unless the test says so."""
+    """A job over some names, with an output that is never there unless the test says so."""
 
     def __init__(self, output: Path, names: tuple[str, ...] = ("a", "b", "c")):
         self.output, self.names, self.facts, self.listed = output, names, None, 0
+        self.root = output.parent / "photos"
+        self.root.mkdir()
 
-    def open(self, worker: Worker, settings: dict = SETTINGS, **options) -> work_module.Work | dict:
+    def folder(self, settings: dict = SETTINGS) -> WorkFolder:
+        return WorkFolder(self.output, settings, lambda: self.facts)
+
+    def open(self, settings: dict = SETTINGS, **options) -> Work | dict:
         def list_files() -> Iterator[Entry]:
             self.listed += 1
             yield from entries(*self.names)
 
-        options = {"shard_size": lambda files: 2, "finished": lambda: self.facts, "place": "/photos", **options}
-        return open_work(self.output, settings, list_files, worker, **options)
+        options = {"shard_size": 2, **options}
+        return self.folder(settings).begin(list_files(), os.fsencode(self.root), lambda: None, **options)
 
 
 @pytest.fixture
@@ -272,12 +127,57 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path / "out.csv")
 
 
-def test_work_is_begun_and_found_again(job: Job, worker: Worker) -> None:
-    work = job.open(worker)
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["job.json", "list.bin", "offsets.bin", "engine.json"])
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 0), os.unlink], ids=["flip", "empty", "gone"])
+def test_damaged_files_of_the_work_are_made_anew(job: Job, name: str, damage: Callable[[Path], None]) -> None:
+    work = job.open()
+    engine = work.settle_engine({"engine": "torch", "precision": "float32"})
+    intact = {path.name: path.read_bytes() for path in work.folder.glob("*.*")}
+    damage(work.folder / name)
+    again = job.open()
+    assert again.settle_engine(engine) == engine
+    assert {path.name: path.read_bytes() for path in work.folder.glob("*.*")} == intact
+
+
+def test_a_list_that_is_damaged_while_it_is_used_is_one_line_and_goes(job: Job) -> None:
+    work = job.open()
+    flip(work.folder / "list.bin")
+    with pytest.raises(OutputError, match="list.bin was damaged, and is removed"):
+        list(work.missing(range(2)))
+    assert [shard for shard, _ in job.open().missing(range(2))] == [0, 1]
+
+
+def test_a_planted_folder_names_nothing_that_is_removed(job: Job, tmp_path: Path) -> None:
+    victim = tmp_path / "precious.txt"
+    victim.write_text("keep me")
+    planted = tmp_path / "out.csv.parts" / "abcdefabcdef"
+    (planted / "parts").mkdir(parents=True)
+    (planted / "unfinished").write_bytes(os.fsencode(victim))
+    (tmp_path / "out.csv.parts" / "abcdefabcde0").symlink_to(tmp_path / "photos")
+    assert isinstance(job.open(), Work)
+    assert victim.read_text() == "keep me"
+    assert job.root.is_dir()
+
+
+def test_no_file_of_the_work_stays_open(job: Job) -> None:
+    work = job.open()
+    work.shard(0)
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if path.startswith(str(work.folder))]
+
+
+def test_work_is_begun_and_found_again(job: Job) -> None:
+    work = job.open()
     assert (work.num_files, work.files.num_shards) == (3, 2)
     assert [work.size(0), work.size(1)] == [2, 1]
     parts.write_part(work.parts, 1, b"", {})
-    again = job.open(worker)
+    again = job.open()
     assert again.key == work.key
     assert parts.finished(again.parts) == {1}
     assert job.listed == 2, "the files are looked at again, they may have changed"
@@ -290,161 +190,153 @@ def test_work_is_begun_and_found_again(job: Job, worker: Worker) -> None:
         ({"settings": {**SETTINGS, "topk": 1}}, "topk: 5 then, 1 now"),
         ({"names": ("a", "b", "c", "d")}, "number of files: 3 then, 4 now"),
         ({"names": ("a", "b", "d")}, "the files' names"),
-        ({"shard_size": lambda files: 3}, "shard_size: 2 then, 3 now"),
-        ({"look": lambda entry: b"another photo"}, "what is in the files"),
+        ({"shard_size": 3}, "shard_size: 2 then, 3 now"),
+        ({"photo": b"another photo"}, "contents of the files"),
     ],
 )
-def test_work_of_another_job_is_refused_or_replaced(job: Job, worker: Worker, change: dict, said: str) -> None:
-    before = job.open(worker)
+def test_work_of_another_job_is_refused_or_replaced(job: Job, change: dict, said: str) -> None:
+    change = dict(change)
+    before = job.open()
     (before.parts / "00000000").touch()
     job.names = change.pop("names", job.names)
+    if photo := change.pop("photo", None):
+        (job.root / "a").write_bytes(photo)
     with pytest.raises(OutputError, match=said) as caught:
-        job.open(worker, **change)
+        job.open(**change)
     assert "--overwrite" in str(caught.value)
     assert before.folder.is_dir()
-    after = job.open(worker, overwrite=True, **change)
+    after = job.open(overwrite=True, **change)
     assert after.key != before.key
     assert not before.folder.exists()
-    assert job.open(worker, overwrite=True, **change).key == after.key, "--overwrite goes on with equal work"
+    assert job.open(overwrite=True, **change).key == after.key, "--overwrite resumes equal work"
 
 
-def test_work_without_results_makes_way(job: Job, worker: Worker) -> None:
+def test_work_without_results_makes_way(job: Job) -> None:
     """What a job leaves whose --batch-size was too large, say: the smaller one needs no --overwrite."""
-    before = job.open(worker)
-    after = job.open(worker, {**SETTINGS, "batch_size": 1})
+    before = job.open()
+    after = job.open({**SETTINGS, "batch_size": 1})
     assert after.key != before.key
     assert not before.folder.exists()
 
 
-def test_a_finished_output_needs_no_work(job: Job, worker: Worker) -> None:
-    work = job.open(worker)
+def test_a_finished_output_needs_no_work(job: Job) -> None:
+    work = job.open()
     facts = {"settings": work.settings, "listed_by": None}
     work.remove()
     job.output.touch()
     job.facts = facts
-    assert job.open(worker) == facts
+    assert job.open() == facts
     job.names = ("a",)
     with pytest.raises(OutputError, match="number of files: 3 then, 1 now"):
-        job.open(worker)
-    assert isinstance(job.open(worker, overwrite=True), work_module.Work)
+        job.open()
+    assert isinstance(job.open(overwrite=True), Work)
 
 
-def test_an_output_of_unknown_origin_is_not_replaced_unasked(job: Job, worker: Worker) -> None:
+def test_an_output_of_unknown_origin_is_not_replaced_unasked(job: Job) -> None:
     job.output.write_text("precious")
     with pytest.raises(OutputError, match="not known to be this job's"):
-        job.open(worker)
-    job.open(worker, overwrite=True)
+        job.open()
+    job.open(overwrite=True)
     assert job.output.read_text() == "precious", "until the new one is whole"
-    assert isinstance(job.open(worker), work_module.Work), "what --overwrite began goes on without it"
+    assert isinstance(job.open(), Work), "what --overwrite began is resumed without it"
 
 
-def test_no_files_is_an_error_that_leaves_nothing(job: Job, worker: Worker) -> None:
+def test_no_files_is_an_error_that_leaves_nothing(job: Job) -> None:
     job.names = ()
     with pytest.raises(DataError, match="no images"):
-        job.open(worker)
-    assert sorted(path.name for path in worker.folder.iterdir()) == ["claims", "workers"]
+        job.open()
+    remove_left_over(job.folder().path)
+    assert not job.folder().path.exists()
 
 
-def test_a_living_job_is_never_replaced(job: Job, worker: Worker) -> None:
-    with Worker(worker.folder) as other:
-        other.join(job.open(other).key, "launch")
-        with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is at work"):
-            job.open(worker, {**SETTINGS, "topk": 1}, overwrite=True)
+def test_a_living_job_is_never_replaced(job: Job) -> None:
+    work = job.open()
+    with share(lock_of(work.folder)), share(lock_of(work.folder)):
+        with pytest.raises(InUseError, match=f"in use by process {os.getpid()} on .* is at work on this output"):
+            job.open({**SETTINGS, "topk": 1}, overwrite=True)
+        assert job.open().key == work.key, "an equal one joins it"
+    assert job.open({**SETTINGS, "topk": 1}, overwrite=True).key != work.key
 
 
-def test_an_array_lists_its_files_once(job: Job, worker: Worker) -> None:
-    first = job.open(worker, array="17")
-    job.names = ("a", "b", "c", "d")  # photos that arrive meanwhile are for the next array
-    with Worker(worker.folder) as other:
-        assert job.open(other, array="17").key == first.key
-    assert job.listed == 1
-    (first.parts / "00000000").touch()
-    with pytest.raises(OutputError, match="number of files"):
-        job.open(worker, array="18")
-    facts = {"settings": first.settings, "listed_by": "17"}
+def test_what_killed_starts_left_goes_and_what_living_ones_have_stays(job: Job) -> None:
+    parent = job.folder().path
+    for name in ("new-dead", "gone-dead", "new-alive"):
+        (parent / name / "unnamed").mkdir(parents=True)
+    (parent / "0123456789ab.lock").touch()
+    with share(parent / "new-alive.lock"):
+        job.open().remove()
+        assert {path.name for path in parent.iterdir()} == {"new-alive", "new-alive.lock", "turn.lock"}
+    remove_left_over(parent)
+    assert not parent.exists()
+
+
+@pytest.mark.parametrize("listed_by", ["17", LIST_ONLY])
+def test_an_array_lists_its_files_once(job: Job, listed_by: str) -> None:
+    root = os.fsencode(job.root)
+    assert job.folder().find_listed("17", root) is None
+    first = job.open(listed_by=listed_by)
+    assert job.folder().find_listed("17", root).key == first.key
+    assert job.folder({**SETTINGS, "topk": 1}).find_listed("17", root) is None
+    (job.root / "a").write_bytes(b"a photo that another machine does not have")
+    with pytest.raises(OutputError, match="contents of the files"):
+        job.folder().find_listed("17", root)
+    job.facts = {"settings": first.settings, "listed_by": "17"}
     first.remove()
-    job.facts = facts
-    assert job.open(worker, array="17") == facts
+    assert job.folder().find_listed("17", root) == job.facts
 
 
-def test_who_starts_while_another_lists_waits_for_its_list(job: Job, worker: Worker) -> None:
-    with Worker(worker.folder) as other:
-        (worker.folder / "claims").mkdir()
-        listing = Claims(worker.folder / "claims", other)
-        assert listing.take("listing")
-        looks = []
-
-        def look() -> None:
-            looks.append(1)
-            if len(looks) == 2:  # the other one's list appears
-                listing.give_back("listing")
-                job.open(other)
-                listing.take("listing")
-
-        work = job.open(worker, check_stop=look)
-    assert isinstance(work, work_module.Work)
-    assert job.listed == 1
-
-
-def test_who_starts_while_another_lists_a_different_place_looks_for_himself(job: Job, worker: Worker) -> None:
-    with Worker(worker.folder) as other:
-        (worker.folder / "claims").mkdir()
-        listing = Claims(worker.folder / "claims", other)
-        assert listing.take("listing")
-
-        def look() -> None:  # the other one's list appears
-            listing.give_back("listing")
-            (job.open(other).parts / "00000000").touch()
-
-        elsewhere = {"place": "/other", "check_stop": look}
-        with pytest.raises(OutputError, match="what is in the files"):
-            job.open(worker, look=lambda entry: b"another photo", **elsewhere)
-        assert isinstance(job.open(worker, **elsewhere), work_module.Work), "the same files, copied to another machine"
-
-
-def test_waiting_ends_when_asked_to_stop(job: Job, worker: Worker) -> None:
-    def stop() -> None:
-        raise StoppedError("asked")
-
-    with Worker(worker.folder) as other:
-        (worker.folder / "claims").mkdir()
-        assert Claims(worker.folder / "claims", other).take("listing")
-        with pytest.raises(StoppedError):
-            job.open(worker, check_stop=stop)
-
-
-def test_the_first_engine_is_everyones(job: Job, worker: Worker) -> None:
-    work = job.open(worker)
+def test_the_first_engine_is_everyones(job: Job) -> None:
+    work = job.open()
     assert work.engine() is None
-    with Worker(worker.folder) as other:
-        first, second = {"engine": "openvino", "precision": "bf16"}, {"engine": "torch", "precision": "float32"}
-        assert work.settle_engine(first, worker) == first
-        assert work.settle_engine(second, other) == first
+    first, second = {"engine": "openvino", "precision": "bf16"}, {"engine": "torch", "precision": "float32"}
+    assert work.settle_engine(first) == first
+    assert work.settle_engine(second) == first
     assert work.engine() == first
     assert not list(work.folder.glob("engine-*"))
 
 
-def test_shards_are_claimed_in_order_once(job: Job, worker: Worker) -> None:
+def test_parts_of_two_engines_are_not_joined(job: Job) -> None:
+    work = job.open()
+    mine, other = ({"engine": name, "precision": "float32"} for name in ("torch", "openvino"))
+    work.settle_engine(mine)
+    for index, engine in enumerate((mine, other)):
+        parts.write_part(work.parts, index, b"", {"job": work.key, "engine": engine})
+    with pytest.raises(OutputError, match="00000001 was made with engine .*openvino.*, the job has .*torch"):
+        work.check_engines()
+
+
+def test_own_shards_come_first_then_what_is_left_from_the_end(job: Job) -> None:
     job.names = tuple("abcdefghij")
-    work = job.open(worker)
-    parts.write_part(work.parts, 1, b"", {})
-    with Worker(worker.folder) as other:
-        theirs = Claims(work.folder / "claims", other)
-        assert theirs.take(parts.part_name(3))
-        mine = Claims(work.folder / "claims", worker)
-        found = work.claimed(mine, [4, 3, 2, 1, 0])
-        assert next(found) == (4, entries("i", "j"))
-        parts.write_part(work.parts, 2, b"", {})  # finished by another process since
-        assert [index for index, _ in found] == [0]
+    work = job.open()
+    orders = [[index for index, _ in shards_for(work, range(5), Place(rank, 2, None))] for rank in range(2)]
+    assert orders == [[0, 2, 4, 3, 1], [1, 3, 2, 0, 4]]
+    found = shards_for(work, range(5), Place(0, 2, None))
+    assert next(found) == (0, entries("a", "b"))
+    for index in (1, 2):
+        parts.write_part(work.parts, index, b"", {})  # finished by another process since
+    assert [index for index, _ in found] == [4, 3]
 
 
-def test_merge_finds_the_work_without_the_files(job: Job, worker: Worker) -> None:
+def test_a_process_finds_its_place_under_srun_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "FLOWERS_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert take_place()[:2] == (0, 1), "a shell of salloc or sbatch"
+    step = {"JOB_ID": "5", "STEP_ID": "2", "STEP_NUM_TASKS": "8", "PROCID": "3", "LOCALID": "1"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("RANK", "")  # so that it is put back
+    assert take_place()[:2] == (3, 8)
+    assert take_place().step == "5.2"
+
+
+def test_merge_finds_the_work_without_the_files(job: Job) -> None:
     with pytest.raises(OutputError, match="nothing to join"):
-        find_work(worker, SETTINGS, lambda: None)
-    work = job.open(worker)
-    assert find_work(worker, SETTINGS, lambda: None).key == work.key
+        job.folder().find_only()
+    work = job.open()
+    assert job.folder().find_only().key == work.key
     with pytest.raises(OutputError, match="topk: 5 then, 1 now"):
-        find_work(worker, {**SETTINGS, "topk": 1}, lambda: None)
-    facts = {"settings": work.settings}
+        job.folder({**SETTINGS, "topk": 1}).find_only()
+    job.facts = {"settings": work.settings}
     work.remove()
-    assert find_work(worker, SETTINGS, lambda: facts) == facts
+    assert job.folder().find_only() == job.facts

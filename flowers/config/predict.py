@@ -49,6 +49,8 @@ class PredictConfig:
     """Test-time augmentation. flip: average over the photo and its mirror image, which takes twice the time."""
     strict: bool = False
     """Exit with code 3 if any file failed. Without it a failed file only has status error in its row."""
+    list_only: bool = False
+    """Only list the files of a big input: the tasks of an array, or of srun, that start later take this list."""
     overwrite: bool = False
     """Replace an output, or unfinished work, that was made from other files, flags or another model."""
 
@@ -98,6 +100,8 @@ class PredictConfig:
             raise UsageError("--copy-to and --link-to: choose one of the two")
         if self.merge and self.shard:
             raise UsageError("--merge joins all shards: leave --shard out")
+        if self.list_only and (self.merge or self.shard):
+            raise UsageError("--list-only only lists the files: leave --shard and --merge out")
 
     def array_task(self) -> tuple[int, int]:
         """(I, N) of --shard; (0, 1) without it.

@@ -1,20 +1,26 @@
 """The features of every file as one .npy, float32 [files, D], in the order of the rows.
 
 Every process writes the block of each shard it finishes straight into the file, at its place; the header is
-stretched to a page, so that blocks of different shards share no page where shards are of the usual size. Until all is
-done the file has another name.
+stretched to a page, so that blocks of different shards share no page where shards are of the usual size. The part of a
+shard holds the CRC of its block. Until all is done the file lies in the work folder.
 """
 
 import contextlib
+import errno
 import io
 import os
+import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from flowers import console
 from flowers.data.paths import readable
 from flowers.errors import OutputError
-from flowers.files import explain_os_error, sync_folder
+from flowers.files import explain_os_error, sync_folder, write_atomically
+from flowers.prediction import parts
+from flowers.prediction.work import Work
 
 _HEADER_BYTES = 4096
 
@@ -24,57 +30,56 @@ class EmbeddingsFile:
 
     Args:
         path: its final name.
-        key: names the job, so that the unfinished files of two jobs differ.
-        files: rows.
+        work: the job.
         width: D.
     """
 
-    def __init__(self, path: Path, key: str, files: int, width: int):
+    def __init__(self, path: Path, work: Work, width: int):
         self.path, self.width = path, width
-        self.partial = path.with_name(f".{path.name}.{key}.partial")
-        self._shape = (files, width)
-        self.bytes = _HEADER_BYTES + files * width * 4
+        self._work, self._partial = work, work.folder / "embeddings.npy"
+        self.bytes = _HEADER_BYTES + work.num_files * width * 4
 
-    def open(self, begun: bool) -> None:
-        """Make the unfinished file, or find it.
-
-        Args:
-            begun: shards are finished already, so their blocks must be there.
+    def open(self) -> None:
+        """Make the unfinished file, or find it; finished shards whose embeddings are lost lose their parts.
 
         Raises:
-            OutputError: they are not.
             FlowersError: the disk is full or the place cannot be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if begun and not self._is_whole(self.partial) and not self._is_whole(self.path):
-                raise OutputError(
-                    f"{readable(self.partial)}: the embeddings of the shards that are finished are not there; "
-                    "remove the .parts folder of the output to do everything anew"
-                )
-            if not begun:
-                with open(self.partial, "ab") as file:  # several processes may do this at a time
-                    file.truncate(self.bytes)
-                with open(self.partial, "r+b") as file:
-                    file.write(self._header())
+            done = parts.finished(self._work.parts)
+            published = len(done) == self._work.files.num_shards and self._is_whole(self.path)
+            if self._is_whole(self._partial) or published:
+                return
+            if done:
+                console.warn(f"{readable(self.path)}: embeddings of finished shards are lost; they are made again")
+            for index in done:
+                parts.remove_part(self._work.parts, index)
+            with open(self._partial, "ab") as file:  # several processes may do this at a time
+                file.truncate(self.bytes)
+            with open(self._partial, "r+b") as file:
+                file.write(self._header())
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise explain_os_error(error, self.path) from error
 
-    def write(self, start: int, features: np.ndarray) -> None:
-        """Write the block of one shard, and wait until the disk has it.
+    def write(self, index: int, features: np.ndarray) -> int:
+        """Write the block of one shard, wait until the disk has it, and return its CRC.
 
         Args:
-            start: row of its first file.
+            index: which shard.
             features: float32 [files of the shard, D].
 
         Raises:
             FileNotFoundError: the unfinished file is gone: another process has finished the whole job.
             FlowersError: the disk is full.
         """
+        block = memoryview(np.ascontiguousarray(features, dtype="<f4")).cast("B")
+        crc = zlib.crc32(block)
         try:
-            with open(self.partial, "r+b", buffering=0) as file:
-                file.seek(_HEADER_BYTES + start * self.width * 4)
-                block = memoryview(np.ascontiguousarray(features, dtype="<f4")).cast("B")
+            with open(self._partial, "r+b", buffering=0) as file:
+                file.seek(self._start(index))
                 while block:
                     block = block[file.write(block) :]
                 os.fsync(file.fileno())
@@ -82,21 +87,58 @@ class EmbeddingsFile:
             raise
         except OSError as error:
             raise explain_os_error(error, self.path) from error
+        return crc
 
     def publish(self) -> None:
-        """Give the file its final name; harmless if another process has done so.
+        """Check every block, then give the file its final name; harmless if another process has done so.
 
         Raises:
-            OutputError: the file is not there.
+            FileNotFoundError: a part is gone: another process has finished the whole job.
+            OutputError: blocks are damaged; their parts are removed.
         """
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.partial, self.path)
-                sync_folder(self.path.parent)
+            source = self._partial if self._partial.exists() else self.path
+            self._check(source)
+            if source == self.path:
+                return
+            try:
+                os.replace(source, self.path)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                with open(source, "rb") as old, write_atomically(self.path, "wb") as new:
+                    shutil.copyfileobj(old, new)
+            sync_folder(self.path.parent)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise explain_os_error(error, self.path) from error
-        if not self._is_whole(self.path):
-            raise OutputError(f"{readable(self.path)}: the embeddings are gone; pass --overwrite to make them anew")
+
+    def _check(self, source: Path) -> None:
+        damaged = []
+        with open(source, "r+b") as file:
+            if source == self._partial:
+                file.write(self._header())
+                file.flush()
+                os.fsync(file.fileno())
+            for index in range(self._work.files.num_shards):
+                file.seek(self._start(index))
+                block = file.read(self._work.size(index) * self.width * 4)
+                if zlib.crc32(block) != parts.read_facts(self._work.parts, index).get("embeddings_crc32"):
+                    damaged.append(index)
+        for index in damaged:
+            parts.remove_part(self._work.parts, index)
+        if damaged:
+            with contextlib.suppress(OSError):  # a cut file is stretched to its size again
+                if source == self._partial:
+                    os.truncate(source, self.bytes)
+            raise OutputError(
+                f"{readable(self.path)}: the embeddings of {len(damaged)} shards were damaged; start the same command "
+                "again to make them anew"
+            )
+
+    def _start(self, index: int) -> int:
+        return _HEADER_BYTES + index * self._work.settings["shard_size"] * self.width * 4
 
     def _is_whole(self, path: Path) -> bool:
         try:
@@ -106,7 +148,7 @@ class EmbeddingsFile:
 
     def _header(self) -> bytes:
         out = io.BytesIO()
-        header = {"descr": "<f4", "fortran_order": False, "shape": self._shape}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._work.num_files, self.width)}
         np.lib.format.write_array_header_1_0(out, header)
         text = out.getvalue()
         prefix, body = text[:8], text[10:].rstrip(b"\n")

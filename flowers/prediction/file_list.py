@@ -1,12 +1,15 @@
 """The list of input files, on disk: made once, sorted, cut into shards, read a shard at a time.
 
 ``list.bin`` holds two byte strings a file, each ended by NUL: its path as the rows show it, and where its bytes are
-(see ``Entry``). ``offsets.bin`` holds where in it each shard begins, as little-endian uint64. A list of a hundred
-million files costs a process no more memory than one of a thousand.
+(see ``Entry``). ``offsets.bin`` holds the start of each shard and the CRC of its bytes, then the size of the list and
+the CRC of this table, all as little-endian uint64. A list of a hundred million files costs a process no more memory
+than one of a thousand.
 """
 
+import contextlib
 import hashlib
 import heapq
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -68,10 +71,11 @@ def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int
                 files += 1
                 _write(file, digest, held)
         for run in runs:
-            run.unlink()
+            with contextlib.suppress(OSError):  # it goes with the work folder
+                run.unlink()
         size = shard_size(files)
         with open(folder / "offsets.bin", "wb") as file:
-            file.write(_shard_offsets(folder / "list.bin", size).tobytes())
+            file.write(_table(folder / "list.bin", _shard_offsets(folder / "list.bin", size)).tobytes())
         for name in ("list.bin", "offsets.bin"):
             sync_file(folder / name)
     except OSError as error:
@@ -91,8 +95,9 @@ class FileList:
 
     def __init__(self, folder: Path):
         self._path = folder / "list.bin"
-        self._offsets = np.fromfile(folder / "offsets.bin", dtype="<u8")
-        if not len(self._offsets) or self._offsets[-1] != self._path.stat().st_size:
+        table = np.fromfile(folder / "offsets.bin", dtype="<u8").reshape(-1, 2)
+        self._offsets, self._crcs = table[:, 0], table[:, 1]
+        if not len(table) or _crc(table) != table[-1, 1] or self._offsets[-1] != self._path.stat().st_size:
             raise ValueError("the list of files is not whole")
 
     @property
@@ -101,11 +106,18 @@ class FileList:
         return len(self._offsets) - 1
 
     def shard(self, index: int) -> list[Entry]:
-        """The entries of one shard, in order."""
+        """The entries of one shard, in order.
+
+        Raises:
+            ValueError: it is damaged.
+        """
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
         with open(self._path, "rb") as file:
             file.seek(start)
-            parts = file.read(end - start).split(b"\0")
+            data = file.read(end - start)
+        if zlib.crc32(data) != self._crcs[index]:
+            raise ValueError(f"shard {index} of the list of files is damaged")
+        parts = data.split(b"\0")
         return [Entry(path, place) for path, place in zip(parts[0:-1:2], parts[1::2], strict=True)]
 
 
@@ -159,3 +171,19 @@ def _shard_offsets(path: Path, shard_size: int) -> np.ndarray:
     if offsets[-1] != start:
         offsets.append(start)
     return np.array(offsets, dtype="<u8")
+
+
+def _table(path: Path, offsets: np.ndarray) -> np.ndarray:
+    """What ``offsets.bin`` holds: uint64 [shards + 1, 2]."""
+    table = np.zeros((len(offsets), 2), "<u8")
+    table[:, 0] = offsets
+    with open(path, "rb") as file:
+        for index in range(len(offsets) - 1):
+            table[index, 1] = zlib.crc32(file.read(int(offsets[index + 1] - offsets[index])))
+    table[-1, 1] = _crc(table)
+    return table
+
+
+def _crc(table: np.ndarray) -> int:
+    """The CRC of a table, without its own place for it."""
+    return zlib.crc32(table.tobytes()[:-8])

@@ -105,6 +105,12 @@ def finished(folder: Path) -> set[int]:
     return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()}
 
 
+def remove_part(folder: Path, index: int) -> None:
+    """Remove the part of a shard, which is then done again."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(folder / part_name(index))
+
+
 def _damaged(path: Path) -> OutputError:
     with contextlib.suppress(OSError):
         path.unlink()

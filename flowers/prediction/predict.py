@@ -1,9 +1,11 @@
 """The prediction job, from flags to the finished file."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from flowers import console
 from flowers.cli import to_plain
@@ -13,23 +15,20 @@ from flowers.data.paths import readable
 from flowers.distributed import from_main
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, OutputError, UsageError
+from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
-from flowers.prediction.claims import Claims
 from flowers.prediction.file_list import Entry
-from flowers.prediction.group import Group
-from flowers.prediction.inputs import input_root, list_inputs, look_at
-from flowers.prediction.opening import find_work, open_work
-from flowers.prediction.places import check_free, check_outputs
+from flowers.prediction.inputs import input_root, list_inputs
 from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
-from flowers.prediction.shard_loop import classify, embeddings_file
+from flowers.prediction.shard_loop import Place, classify, embeddings_file, take_place
 from flowers.prediction.sort_photos import check_target, sort_photos
 from flowers.prediction.table import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
-from flowers.prediction.work import POLL_S, Work, default_shard_size, parent_folder
-from flowers.prediction.workers import Worker
+from flowers.prediction.work import LIST_ONLY, Work, WorkFolder, lock_of, remove_left_over
 from flowers.stopping import StopRequest
 
+_SIDECAR_BYTES = 1 << 20  # more than any of ours has
 _LISTED_AT_A_TIME = 1000
 
 
@@ -40,30 +39,94 @@ def predict(config: PredictConfig) -> int:
         StoppedError: a signal came; what is done is kept.
         FlowersError: see its message; what is done is kept.
     """
-    group = Group()
+    place = take_place()
     with StopRequest() as stop:
-        with Worker(parent_folder(config.output)) as worker:
-            bundle = open_model(config.checkpoint)
-            _check_features(config, bundle)
-            found = from_main(lambda: _find_work(config, bundle, worker, stop))
-            try:
-                if "facts" in found:
-                    facts = found["facts"]
-                    name = console.plain(readable(config.output))
-                    console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
-                else:
-                    work = Work(worker.folder / found["job"])
-                    worker.join(work.key, found["launch"])
-                    if not config.merge:
-                        classify(config, bundle, work, group, worker, stop)
-                    facts = _join(config, bundle, work, worker, stop) if group.is_main else None
-            except FileNotFoundError:
-                facts = _facts_of_equal(config, worker)
-        if not group.is_main:
+        require_writer(config.output)
+        bundle = open_model(config.checkpoint)
+        check_flags(config, bundle)
+        folder = WorkFolder(config.output, _settings(config, bundle), lambda: _finished(config))
+        try:
+            found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
+            facts, key = found.get("facts"), found.get("job")
+            if facts:
+                name = console.plain(readable(config.output))
+                console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
+            elif not config.list_only:
+                facts = _do_and_join(config, bundle, folder, key, place, stop)
+        finally:
+            remove_left_over(folder.path)
+        if place.rank > 0 or config.list_only:
             return 0
         if facts is None:
-            return EXIT_STRICT if config.strict and _errors_of_task(config, work) else 0
+            return EXIT_STRICT if config.strict and _errors_of_task(config, folder.path / key) else 0
         return _finish(config, facts, stop)
+
+
+def _do_and_join(
+    config: PredictConfig, bundle: Bundle | ExportedModel, folder: WorkFolder, key: str, place: Place, stop: StopRequest
+) -> dict | None:
+    """Do this process's share; on the main one also join all parts. Returns the facts of a finished output."""
+    try:
+        with share(lock_of(folder.path / key)):
+            work = folder.open(key)
+            if not config.merge:
+                work.check_sees(os.fsencode(input_root(config.input)))
+                classify(config, bundle, work, place, stop)
+            return _join(config, bundle, work, stop) if place.rank == 0 else None
+    except FileNotFoundError:
+        return _facts_of_equal(config, folder)
+
+
+def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
+    """Refuse before the work begins what would fail when all is done, or be input the next time.
+
+    Raises:
+        UsageError: an output is a folder, or lies in the input folder and ends like a photo; embeddings of an export.
+    """
+    _check_features(config, bundle)
+    for flag, path in (("--output", config.output), ("--embeddings", config.embeddings)):
+        if path is None:
+            continue
+        if os.path.isdir(path):
+            raise UsageError(f"{flag} {readable(path)}: this is a folder, a file name was expected")
+        inside = os.path.isdir(config.input) and path.resolve().is_relative_to(config.input.resolve())
+        if inside and path.name.lower().endswith(tuple(_extensions(config))):
+            raise UsageError(f"{flag} {readable(path)} lies in the input folder, and --ext makes it input")
+    check_target(config)
+    if config.topk > len(bundle.classes.folders):
+        console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
+
+
+def _finished(config: PredictConfig) -> dict | None:
+    return finished_facts(config.output, config.embeddings)
+
+
+def _check_free(config: PredictConfig) -> None:
+    """See that what a new job writes beside its output replaces nothing but what an earlier such job left."""
+    sidecar = sidecar_path(config.output)
+    facts = _earlier_facts(sidecar)
+    if facts is None and sidecar.exists():
+        raise _not_ours(sidecar, "--output")
+    if config.embeddings is not None and config.embeddings.exists():
+        known = (facts or {}).get("embeddings") or {}
+        if known.get("bytes") != config.embeddings.stat().st_size:
+            raise _not_ours(config.embeddings, "--embeddings")
+
+
+def _earlier_facts(sidecar: Path) -> dict | None:
+    """What a sidecar says; None if there is none, or the file is something else."""
+    with contextlib.suppress(OSError, ValueError):
+        if sidecar.stat().st_size <= _SIDECAR_BYTES:
+            facts = json.loads(sidecar.read_bytes())
+            return facts if isinstance(facts, dict) and "settings" in facts else None
+    return None
+
+
+def _not_ours(path: Path, flag: str) -> OutputError:
+    return OutputError(
+        f"{readable(path)} was there before, and is not known to be this job's; "
+        f"choose another {flag}, or pass --overwrite to replace it"
+    )
 
 
 def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
@@ -86,61 +149,49 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
     }
 
 
-def _find_work(config: PredictConfig, bundle: Bundle | ExportedModel, worker: Worker, stop: StopRequest) -> dict:
-    """On the main process: what there is to do, or the facts about an output that is complete."""
-    require_writer(config.output)
-    check_outputs(config, _extensions(config))
-    check_target(config)
-    if config.topk > len(bundle.classes.folders):
-        console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
-    settings = _settings(config, bundle)
-
-    def finished() -> dict | None:
-        return finished_facts(config.output, config.embeddings)
-
-    def shard_size(files: int) -> int:
-        return config.shard_size or default_shard_size(files, config.batch_size)
-
+def _find_work(
+    config: PredictConfig, bundle: Bundle | ExportedModel, folder: WorkFolder, place: Place, stop: StopRequest
+) -> dict:
+    """What there is to do ("job"), or the facts about an output that is complete ("facts")."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None
+    listed_by = LIST_ONLY if config.list_only else array or place.step
     if config.merge:
-        work = find_work(worker, settings, finished)
+        work = folder.find_only()
     else:
-        work = open_work(
-            config.output,
-            settings,
-            lambda: _entries(config, stop),
-            worker,
-            shard_size=shard_size,
-            finished=finished,
-            place=os.path.abspath(config.input),
-            look=lambda entry: look_at(os.fsencode(input_root(config.input)), entry),
-            overwrite=config.overwrite,
-            check_free=lambda: check_free(config.output, config.embeddings),
-            array=os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None,
-            check_stop=stop.check,
-        )
+        root = os.fsencode(input_root(config.input))
+        shared = place.world_size > 1 or config.shard
+        work = folder.find_listed(listed_by, root) if shared and not config.list_only else None
+        if work is None:
+            work = folder.begin(
+                _entries(config, stop),
+                root,
+                lambda: _check_free(config),
+                shard_size=config.shard_size,
+                overwrite=config.overwrite,
+                listed_by=listed_by,
+            )
     if isinstance(work, dict):
         return {"facts": work}
     try:
-        done = len(parts.finished(work.parts))
         embeddings = embeddings_file(config, bundle, work)
         if embeddings is not None:
-            work.note_unfinished(embeddings.partial)
-            embeddings.open(begun=done > 0)
+            embeddings.open()
+        done = len(parts.finished(work.parts))
     except FileNotFoundError:
-        return {"facts": _facts_of_equal(config, worker)}
+        return {"facts": _facts_of_equal(config, folder)}
     console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
-    return {"job": work.key, "launch": worker.token}
+    return {"job": work.key}
 
 
-def _facts_of_equal(config: PredictConfig, worker: Worker) -> dict:
+def _facts_of_equal(config: PredictConfig, folder: WorkFolder) -> dict:
     """Facts about the output when the work folder is gone: an equal job has finished it meanwhile.
 
     Raises:
         OutputError: none has; somebody took it away.
     """
-    facts = finished_facts(config.output, config.embeddings)
+    facts = _finished(config)
     if facts is None:
-        raise OutputError(f"{readable(worker.folder)} was taken away; start the same command again") from None
+        raise OutputError(f"{readable(folder.path)} was taken away; start the same command again") from None
     return facts
 
 
@@ -157,9 +208,7 @@ def _entries(config: PredictConfig, stop: StopRequest) -> Iterator[Entry]:
         yield entry
 
 
-def _join(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, worker: Worker, stop: StopRequest
-) -> dict | None:
+def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, stop: StopRequest) -> dict | None:
     """Make the output of all parts; returns its facts, or None while other tasks of an array have parts to do."""
     missing = sorted(set(range(work.files.num_shards)) - parts.finished(work.parts))
     if missing and config.merge:
@@ -173,20 +222,8 @@ def _join(
             f"--shard {config.shard} is done; {len(missing)} of {work.files.num_shards} shards are left to other tasks"
         )
         return None
-    claims = Claims(work.folder / "claims", worker)
-    while not claims.take("join"):
-        stop.check()
-        time.sleep(POLL_S)
-    try:
-        return _join_all(config, bundle, work, worker, stop)
-    finally:
-        claims.give_all_back()
-
-
-def _join_all(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, worker: Worker, stop: StopRequest
-) -> dict:
     start_s = time.monotonic()
+    work.check_engines()
     totals = join_parts(work, config.output, config.suffix(), work.settings["topk"], stop.check)
     embeddings = embeddings_file(config, bundle, work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
@@ -204,14 +241,14 @@ def _join_all(
     }
     write_sidecar(work, config.output, facts)
     work.remove()
-    worker.sweep(work.key)
     return facts
 
 
-def _errors_of_task(config: PredictConfig, work: Work) -> int:
+def _errors_of_task(config: PredictConfig, folder: Path) -> int:
     """Files that failed in the shards of this task of an array; none once another task has joined all."""
     task, tasks = config.array_task()
     with contextlib.suppress(FileNotFoundError):
+        work = Work(folder)
         own = range(task, work.files.num_shards, tasks)
         return sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in own)
     return 0

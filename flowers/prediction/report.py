@@ -9,8 +9,7 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path
 from flowers.errors import DataError
-from flowers.prediction.archives import Archive
-from flowers.prediction.inputs import input_root
+from flowers.prediction.inputs import Archive, input_root
 from flowers.prediction.table import read_rows
 from flowers.reports.predictions_report import write_predictions_report
 

@@ -1,15 +1,17 @@
-"""One process's part of the work: claim shards, classify them, keep their rows."""
+"""One process's part of the work: classify its shards, then what is left, and keep their rows."""
 
 import functools
-import math
 import os
 import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from flowers import console
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.paths import readable
+from flowers.distributed import check_world_size, rank, start, told_to_use_cpu
 from flowers.engines.engine import Engine, build_engine
 from flowers.engines.exported import ENGINES, ExportedModel
 from flowers.engines.exported_engine import build_exported_engine
@@ -17,37 +19,74 @@ from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
 from flowers.prediction import parts
-from flowers.prediction.claims import Claims
 from flowers.prediction.embeddings import EmbeddingsFile
-from flowers.prediction.group import Group
+from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, read_input
 from flowers.prediction.pipeline import Pipeline
 from flowers.prediction.rows import RowFormat
-from flowers.prediction.work import POLL_S, Work
-from flowers.prediction.workers import Worker
+from flowers.prediction.work import Work
 from flowers.stopping import StopRequest
 
 _LOOK_EVERY_S = 2.0
-_LONG_WAIT_S = 30.0
+_WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
+
+
+class Place(NamedTuple):
+    """Which process this is.
+
+    Attributes:
+        rank: its number.
+        world_size: how many share the work.
+        device: where to compute; None: wherever it is fastest.
+        step: Slurm's name for the step of processes that know nothing of one another but their numbers, or None.
+    """
+
+    rank: int
+    world_size: int
+    device: str | None
+    step: str | None = None
+
+
+def take_place() -> Place:
+    """Find this process among those of a launcher, or of plain ``srun``; else it is alone.
+
+    Raises:
+        ProcessError: the processes in the group are not those that were launched.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE") or "1")
+    if world_size > 1:
+        return Place(rank(), world_size, str(start(timeout_s=_WAIT_S).device))
+    check_world_size(1)
+    device = "cpu" if told_to_use_cpu() else None
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or "1")  # set by srun, not in a shell of salloc
+    if tasks == 1 or "WORLD_SIZE" in os.environ:
+        return Place(0, 1, device)
+    number = int(os.environ["SLURM_PROCID"])
+    os.environ["RANK"] = str(number)  # the console lets rank 0 speak
+    if device is None and torch.cuda.device_count() > 1:  # a step that was given no GPU for each task sees all of them
+        device = f"cuda:{int(os.environ['SLURM_LOCALID']) % torch.cuda.device_count()}"
+    return Place(number, tasks, device, f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}")
 
 
 def embeddings_file(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work) -> EmbeddingsFile | None:
     """The embeddings that a job writes, if any."""
     if config.embeddings is None:
         return None
-    return EmbeddingsFile(config.embeddings, work.key, work.num_files, bundle.head.in_features)
+    return EmbeddingsFile(config.embeddings, work, bundle.head.in_features)
 
 
-def shard_order(own: range, rank: int, world_size: int) -> list[int]:
-    """In which order a process goes for shards: every world_size-th, then from the end what others have not begun."""
-    mine = set(own[rank::world_size])
-    return [*own[rank::world_size], *(index for index in reversed(own) if index not in mine)]
+def shards_for(work: Work, own: range, place: Place) -> Iterator[tuple[int, list[Entry]]]:
+    """This process's shards, then from the end what has no part yet, beginning at another one on each rank."""
+    yield from work.missing(mine := own[place.rank :: place.world_size])
+    left = sorted(set(own) - parts.finished(work.parts) - set(mine), reverse=True)
+    turn = len(left) * place.rank // place.world_size
+    yield from work.missing([*left[turn:], *left[:turn]])
 
 
 def classify(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker, stop: StopRequest
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place, stop: StopRequest
 ) -> None:
-    """Do shards until none is left that this process may do; the main process then waits for those of others.
+    """Do shards until every shard of this array task has its part.
 
     Raises:
         FileNotFoundError: the work folder is gone: another process has finished the whole job.
@@ -56,11 +95,10 @@ def classify(
     """
     task, tasks = config.array_task()
     own = range(task, work.files.num_shards, tasks)
-    missing = set(own) - parts.finished(work.parts)
-    if not missing:
+    if set(own) <= parts.finished(work.parts):
         return
     try:
-        _classify(config, bundle, work, group, worker, stop, own, missing)
+        _classify(config, bundle, work, place, stop, own)
     except torch.OutOfMemoryError:
         raise FlowersError(
             f"the device's memory is full: pass a smaller --batch-size than {config.batch_size}"
@@ -68,16 +106,14 @@ def classify(
 
 
 def _classify(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker, stop: StopRequest,
-    own: range, missing: set[int],
-) -> None:  # fmt: skip
-    engine = _build_engine(config, bundle, work, group, worker)
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place, stop: StopRequest, own: range
+) -> None:
+    missing = set(own) - parts.finished(work.parts)
+    engine = _build_engine(config, bundle, work, place)
     embeddings = embeddings_file(config, bundle, work)
-    claims = Claims(work.folder / "claims", worker)
-    total = sum(map(work.size, missing))
     on_cpu = engine.name in ENGINES or not torch.cuda.is_available()
-    with console.progress("classify", total) as meter:
-        progress = _Progress(meter, group, worker, stop)
+    with console.progress("classify", sum(map(work.size, missing))) as meter:
+        progress = _Progress(meter, work, missing, stop, alone=place.world_size == 1)
         pipeline = Pipeline(
             functools.partial(read_input, os.fsencode(input_root(config.input))),
             bundle.preprocessing,
@@ -89,16 +125,22 @@ def _classify(
             on_cpu=on_cpu,
             on_batch=progress.advance,
         )
+        about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
+        before = pipeline.seconds()
         try:
-            _run(pipeline, work, claims, embeddings, shard_order(own, group.rank, group.world_size))
-            while group.is_main and (left := sorted(set(own) - parts.finished(work.parts))):
-                progress.wait(claims.owner(parts.part_name(left[0])), len(left))
-                _run(pipeline, work, claims, embeddings, left)  # those of processes that died meanwhile
-            if group.is_main:
-                errors = sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in missing)
-                progress.complete(total, errors)
+            for result in pipeline.run(shards_for(work, own, place)):
+                start_s = time.perf_counter()
+                now = pipeline.seconds()
+                seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
+                facts = {"counts": result.counts, "seconds": seconds, **about}
+                if embeddings is not None:
+                    facts["embeddings_crc32"] = embeddings.write(result.index, result.features)
+                parts.write_part(work.parts, result.index, result.rows, facts)
+                progress.mine.add(result.index)
+                before = now
+                pipeline.wrote(time.perf_counter() - start_s)
+            progress.complete()
         finally:
-            claims.give_all_back()
             pipeline.close()
             engine.close()
     progress.tell(pipeline.seconds(), cpus_per_process(), on_cpu)
@@ -111,106 +153,73 @@ def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowForm
     return RowFormat(classes.labels, classes.folders, topk, config.min_prob, OUTPUT_KINDS[config.suffix()])
 
 
-def _run(pipeline: Pipeline, work: Work, claims: Claims, embeddings: EmbeddingsFile | None, order: list[int]) -> None:
-    before = pipeline.seconds()
-    for result in pipeline.run(work.claimed(claims, order)):
-        start_s = time.perf_counter()
-        if embeddings is not None:
-            embeddings.write(result.index * work.settings["shard_size"], result.features)
-        now = pipeline.seconds()
-        seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
-        parts.write_part(work.parts, result.index, result.rows, {"counts": result.counts, "seconds": seconds})
-        claims.give_back(parts.part_name(result.index))
-        before = now
-        pipeline.wrote(time.perf_counter() - start_s)
-
-
-def _build_engine(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, group: Group, worker: Worker
-) -> Engine:
+def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place) -> Engine:
     """The engine that all processes of the job agree on: who comes first chooses."""
     settled = work.engine()
     while True:
         asked = settled or {"engine": config.engine, "precision": config.precision}
         try:
-            engine = _build(config, bundle, group, **asked)
+            engine = _build(config, bundle, place, **asked)
         except (ModelError, UsageError) as error:
             if settled is None:
                 raise
             begun = f"{readable(work.folder)} was begun with engine {settled['engine']} {settled['precision']}"
             raise ModelError(f"{begun}, which cannot run here: {error}") from error
         chosen = {"engine": engine.name, "precision": engine.precision}
-        settled = work.settle_engine(chosen, worker)
+        settled = work.settle_engine(chosen)
         if settled == chosen:
             console.say(f"engine: {console.plain(engine.description)}")
             return engine
         engine.close()
 
 
-def _build(config: PredictConfig, bundle: Bundle | ExportedModel, group: Group, engine: str, precision: str) -> Engine:
+def _build(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, engine: str, precision: str) -> Engine:
     if isinstance(bundle, ExportedModel):
         return build_exported_engine(bundle, engine=engine, precision=precision, batch_size=config.batch_size)
     features = config.embeddings is not None
     return build_engine(
-        bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=group.device, features=features
+        bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=place.device, features=features
     )
 
 
 class _Progress:
-    """What the user sees while this process and those launched with it are at work."""
+    """What the user sees while this process and others are at work.
 
-    def __init__(self, meter: console.Meter, group: Group, worker: Worker, stop: StopRequest):
-        self._meter, self._worker, self._stop = meter, worker, stop
-        self._others: dict[str, tuple[int, int]] = {}
-        self._alone = group.world_size == 1
-        self._shown = 0
+    Attributes:
+        mine: shards whose part this process wrote.
+    """
+
+    def __init__(self, meter: console.Meter, work: Work, missing: set[int], stop: StopRequest, alone: bool):
+        self.mine: set[int] = set()
+        self._meter, self._work, self._missing, self._stop, self._alone = meter, work, missing, stop, alone
+        self._done = self._errors = self._of_others = self._shown = 0
         self._looked_s = self._start_s = time.monotonic()
-        self._waiting_s: float | None = None
 
     def advance(self, done: int, failed: int) -> None:
-        """Count a batch of this process.
+        """Count a batch of this process, and now and then the shards that others have finished.
 
         Raises:
+            FileNotFoundError: the work folder is gone: another process has finished the whole job.
             StoppedError: a signal came.
         """
-        self._worker.done += done
-        self._worker.errors += failed
-        self._show(done)
-        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
-            self.look()
+        self._done += done
+        self._errors += failed
+        if not self._alone and time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            others = (self._missing & parts.finished(self._work.parts)) - self.mine
+            self._of_others = sum(map(self._work.size, others))
+        self._show(min(self._done + self._of_others, self._total()))
         self._stop.check()
 
-    def look(self) -> None:
-        """Count what the other processes of the launch have done since."""
-        self._looked_s = time.monotonic()
-        if self._alone:
-            return
-        before = sum(done for done, _ in self._others.values())
-        for info in self._worker.peers():
-            self._others[info["token"]] = (info["done"], info["errors"])
-        self._show(sum(done for done, _ in self._others.values()) - before)
-
-    def wait(self, owner: str | None, shards: int) -> None:
-        """Wait a moment for shards that are in other hands; say so once if it takes long.
-
-        Raises:
-            StoppedError: a signal came.
-        """
-        self._stop.check()
-        self.look()
-        self._waiting_s = self._waiting_s or time.monotonic()
-        if time.monotonic() - self._waiting_s > _LONG_WAIT_S:
-            self._waiting_s = math.inf
-            console.say(f"waiting for {shards} shards of others, such as {console.plain(self._worker.describe(owner))}")
-        time.sleep(POLL_S)
-
-    def complete(self, total: int, errors: int) -> None:
-        """All is done, some of it perhaps by processes that left before anyone looked again."""
-        self._meter.advance(total - self._shown, errors=errors)
+    def complete(self) -> None:
+        """All has its part, some of it by other processes; only now are their errors known."""
+        for index in self._missing - self.mine:
+            self._errors += parts.read_facts(self._work.parts, index)["counts"].get("error", 0)
+        self._show(self._total())
 
     def tell(self, seconds: dict[str, float], cpus: int, on_cpu: bool) -> None:
         """Where the time of this process went, and how close it came to what its machine can do."""
-        done, elapsed_s = self._worker.done, time.monotonic() - self._start_s
+        done, elapsed_s = self._done, time.monotonic() - self._start_s
         if not done:
             return
         total_s = sum(seconds.values()) or 1e-9
@@ -230,6 +239,9 @@ class _Progress:
         )
         console.say(f"time: {shares}")
 
+    def _total(self) -> int:
+        return sum(map(self._work.size, self._missing))
+
     def _show(self, done: int) -> None:
-        self._shown += done
-        self._meter.advance(done, errors=self._worker.errors + sum(errors for _, errors in self._others.values()))
+        self._meter.advance(max(0, done - self._shown), errors=self._errors)
+        self._shown = max(done, self._shown)

@@ -19,8 +19,7 @@ from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.files import explain_os_error
-from flowers.prediction.archives import Archive
-from flowers.prediction.inputs import input_root
+from flowers.prediction.inputs import Archive, input_root
 from flowers.prediction.table import read_rows
 
 UNSURE = "_unsure"

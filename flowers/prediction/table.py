@@ -91,7 +91,8 @@ def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Cal
     except OSError as error:
         raise explain_os_error(error, output) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return totals
 
 

@@ -118,3 +118,14 @@ def test_failed_task_cancels_the_merge(submit: Submit, output: Path) -> None:
     assert tasks[0].wait()["JobState"] == "FAILED"
     assert "was ended by SIGKILL" in tasks[0].log
     assert merge.wait()["JobState"] == "CANCELLED"
+
+
+def test_plain_srun_shares_the_work(cluster: Cluster, bundle: Path, photos: Path, output: Path, local: bytes) -> None:
+    flags = ("--checkpoint", bundle, "--input", photos, "--output", output, *HOW)
+    step = ("srun", "--ntasks=2", "--nodes=1", "--cpus-per-task=1", "--label", "--unbuffered")
+    done = cluster.run(*step, sys.executable, ROOT / "jobs" / "predict.py", "--log", "plain", *flags)
+    assert output.read_bytes() == local
+    assert not output.with_name(f"{output.name}.parts").exists()
+    images = int(re.search(r"0: (\d+) images in", done.stdout)[1])
+    assert (PHOTOS + 1) // 5 < images < (PHOTOS + 1) * 4 // 5, "each takes its share"
+    assert not re.search(r"^1: .*rows \(", done.stdout, re.M), "one process speaks"
