@@ -358,17 +358,35 @@ def test_no_connection_says_where_the_file_goes(
         assert timeout <= 10
         raise urllib.error.URLError("no net here")
 
-    def no_hub(*args: object, etag_timeout: float) -> None:
-        assert etag_timeout <= 10
-        raise OSError("no net here")
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_hub)
     monkeypatch.setattr(downloads.urllib.request, "urlopen", no_net)
     with pytest.raises(ModelError) as caught:
         build_backbone(name)
     for part in ("no net here", address, str(tmp_path / "hub" / "checkpoints"), "--weights PATH"):
         assert part in str(caught.value)
+
+
+def test_weights_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own client fetches and caches them; a file that was put into torch's cache by hand comes first."""
+    own = build_backbone("timm/test_resnet", "none").network.state_dict()
+    asked = []
+
+    def hub(repository: str, file: str, etag_timeout: float) -> str:
+        asked.append((repository, file))
+        save_file({name: value.contiguous() for name, value in own.items()}, tmp_path / "fetched.safetensors")
+        return str(tmp_path / "fetched.safetensors")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(downloads, "_require_connection", lambda url: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    state = build_backbone("timm/test_resnet").network.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in state.items())
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
+    by_hand = tmp_path / "hub" / "checkpoints" / "timm--test_resnet.r160_in1k.safetensors"
+    by_hand.parent.mkdir(parents=True)
+    (tmp_path / "fetched.safetensors").rename(by_hand)
+    build_backbone("timm/test_resnet")
+    assert len(asked) == 1
 
 
 def test_every_default_tag_of_timm_has_a_source_that_timm_itself_takes() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import os
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,12 +64,25 @@ def fetch_from_hub(repository: str, file: str, folder: Path) -> Path:
         cached = try_to_load_from_cache(repository, candidate)
         if isinstance(cached, str):
             return Path(cached)
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = f"{host}/{repository}/resolve/main/{file}"
     try:
+        _require_connection(url)
         return Path(hf_hub_download(repository, file, etag_timeout=CONNECT_TIMEOUT_S))
     except Exception as error:  # of the hub, its HTTP client and the system; all mean that the file cannot be had
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        raise _unreachable(reason, _hint(f"{host}/{repository}/resolve/main/{file}", target)) from None
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
+        raise _unreachable(reason, _hint(url, target)) from None
+
+
+def _require_connection(url: str) -> None:
+    """Fail at once without a connection: the hub's client would retry for a minute, with a line each time.
+
+    Raises:
+        OSError: no connection.
+    """
+    request = urllib.request.Request(url, method="HEAD")
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S):
+        pass
 
 
 def _hint(url: str, target: Path) -> str:
