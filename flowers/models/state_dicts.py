@@ -1,8 +1,8 @@
 """Import from other trainers: a state dict and a list of classes become a bundle.
 
-The file is any that ``--weights`` of training takes (see ``flowers.models.weight_files`` and ``weight_match``); here its
-head counts too: one linear layer, or two, which are taken to have a ReLU between them, since tensors do not say. A batch
-norm right behind a linear layer is folded into it. Other heads are refused.
+The file is any that ``--weights`` of training takes (see ``flowers.models.weight_files`` and ``weight_match``); here
+its head counts too: one linear layer, or two, which are taken to have a ReLU between them, since tensors do not say. A
+batch norm right behind a linear layer is folded into it. Other heads are refused.
 """
 
 import math
