@@ -217,13 +217,16 @@ def words_of(place: Path) -> list:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize(("columns", "env"), TERMINALS)
-def test_predict_on_a_terminal(columns: int, env: dict, place: Path, tmp_path: Path) -> None:
-    code, shown = Terminal("predict", words_of(place), tmp_path, columns, env).finish()
+def test_predict_on_a_terminal(columns: int, env: dict, verbose: bool, place: Path, tmp_path: Path) -> None:
+    words = [*words_of(place), *(["--verbose"] if verbose else [])]
+    code, shown = Terminal("predict", words, tmp_path, columns, env).finish()
     assert code == 0, shown
     assert not re.search("[\u202a-\u202e\u2066-\u2069]", shown)
     assert ("\x1b" in shown) == (env["TERM"] != "dumb")
     assert "predictions.csv" in shown
+    assert ("of the ceiling of" in shown, "time: read " in shown) == (verbose, verbose)
 
 
 def close_stdout() -> None:

@@ -93,7 +93,7 @@ def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
         if inside and path.name.lower().endswith(tuple(_extensions(config))):
             raise UsageError(f"{flag} {readable(path)} lies in the input folder, and --ext makes it input")
     check_target(config)
-    if config.topk > len(bundle.classes.folders):
+    if config.topk > max(len(bundle.classes.folders), PredictConfig.topk):  # fewer than the default surprise nobody
         console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
 
 

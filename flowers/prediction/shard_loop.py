@@ -233,11 +233,9 @@ class _Progress:
         else:
             ceiling = min(cpus * decode_per_s, infer_per_s)
             why = f"{cpus * decode_per_s:.0f} decoding on {cpus} CPUs, {infer_per_s:.0f} inferring on the device"
-        console.say(
-            f"{done} images in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s, "
-            f"{done / elapsed_s / ceiling:.0%} of the ceiling of {ceiling:.0f} ({why})"
-        )
-        console.say(f"time: {shares}")
+        console.say(f"{done} images in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s")
+        console.verbose(f"{done / elapsed_s / ceiling:.0%} of the ceiling of {ceiling:.0f} images/s ({why})")
+        console.verbose(f"time: {shares}")
 
     def _total(self) -> int:
         return sum(map(self._work.size, self._missing))
