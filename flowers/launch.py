@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from flowers import console
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
@@ -207,13 +208,20 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a wrong word in one line, as the jobs do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see flowers-launch --help")
+
+
 def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     """Read the command line: the plan that it asks for, and all flags.
 
     Raises:
         UsageError: numbers that do not fit together, or no such script.
     """
-    parser = argparse.ArgumentParser("flowers-launch", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = _Parser("flowers-launch", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--num-processes", type=int, help="over all machines; default: one per GPU, without GPUs one")
     parser.add_argument("--num-machines", type=int, default=1, help="each runs this launcher once (default: 1)")
     parser.add_argument("--machine-rank", type=int, help="this machine's number from 0; default under srun: its own")

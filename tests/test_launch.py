@@ -18,7 +18,7 @@ from jobs_in_processes import Job
 from flowers import distributed
 from flowers.distributed import check_world_size
 from flowers.errors import ProcessError, UsageError
-from flowers.launch import LaunchPlan, free_port, parse
+from flowers.launch import LaunchPlan, free_port, main, parse
 from flowers.machine import local_world_size
 from flowers.prediction.shard_loop import take_place
 
@@ -182,6 +182,17 @@ def test_signals_reach_every_worker_once(launch, name: str, processes: int) -> N
     code, out, err = launcher.end()
     assert sorted(out.splitlines()) == [f"{rank} got {int(getattr(signal, name))}" for rank in range(processes)]
     assert (code, err) == (75, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "script"), (["--num-processes", "two", "x.py"], "invalid int value: 'two'")]
+)
+def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert error.endswith("; see flowers-launch --help\n")
 
 
 def test_a_closed_terminal_does_not_end_the_workers(launch) -> None:
