@@ -200,6 +200,12 @@ def test_flags_that_do_not_go_together(flags: dict, words: str) -> None:
         ExportConfig(**{"output": Path("site"), "checkpoint": Path("run"), **flags})
 
 
+@pytest.mark.parametrize("name", ["README.md", ".ci/run"])
+def test_one_version_everywhere(name: str) -> None:
+    text = (Path(__file__).parents[1] / name).read_text()
+    assert re.findall(r"onnxruntime-web@([\w.]+)", text) == [runtime.VERSION]
+
+
 def test_every_pinned_hash_is_a_sha256() -> None:
     assert len(set(HASHES)) == 4
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in HASHES)

@@ -32,6 +32,11 @@ from flowers.prediction.predict import predict
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason="pip install -e .[export]")
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from models import quick_bundle  # noqa: E402
+
+WAIT_MS = 60_000
 CLASSES = ClassIndex(("1", "10", "2", "a b"), ("daisy", "<img src=x onerror=alert(1)>", "tulip", 'é, "t"'))
 PROB_TOLERANCE = 2e-4
 
@@ -159,6 +164,29 @@ def test_a_folder_gets_the_rows_of_prediction_and_then_no_server_is_needed(
     own = (page.url, f"blob:{page.url}")
     assert all(url.startswith(own) for url in watched.requests), watched.requests
     assert (watched.errors, watched.exceptions) == ([], [])
+
+
+@pytest.mark.slow
+def test_real_photos_get_the_answers_of_prediction(
+    site: Path, flowers102: Path, serve: Callable, open_page: Callable, tmp_path: Path
+) -> None:
+    """A network of usual size on photos as they came: best classes of at least 99%, probabilities within rounding."""
+    photos = flowers102 / "photos"
+    bundle = quick_bundle(tmp_path / "bundle", flowers102 / "train")
+    export(ExportConfig(tmp_path / "site", bundle, "web", check_images=photos, check_count=30))
+    predict(
+        PredictConfig(checkpoint=bundle, input=photos, output=tmp_path / "out.csv", engine="torch", precision="float32")
+    )
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        wanted = list(csv.DictReader(file))
+    page = open_page(serve(tmp_path / "site")[0]).page
+    page.set_input_files("#files", sorted(photos.iterdir()))
+    page.wait_for_selector(f"#count:has-text('{len(wanted)} of {len(wanted)} photos')", timeout=5 * WAIT_MS)
+    found = saved_rows(page)
+    assert [row["path"] for row in found] == [row["path"] for row in wanted]
+    pairs = list(zip(found, wanted, strict=True))
+    assert np.mean([row["class"] == right["class"] for row, right in pairs]) >= 0.99
+    assert max(abs(float(row["prob"]) - float(right["prob"])) for row, right in pairs) < PROB_TOLERANCE
 
 
 def test_the_square_is_cut_to_the_last_bit_as_prediction_cuts_it(opened: Callable) -> None:

@@ -73,6 +73,7 @@ async function hasGpu() {
 
 async function open(backend, model) {
   ort = await import(here(`runtime/ort-${backend}.js`));
+  ort.env.logLevel = "error"; // it warns of every GPU that leaves a node to the CPU
   ort.env.wasm.wasmPaths = { wasm: here(`runtime/ort-${backend}.wasm`) };
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
   const options = { executionProviders: [backend] };
