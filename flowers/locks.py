@@ -5,6 +5,7 @@ for the seconds that they outlive a killed job, so they close their copy as soon
 """
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import IO
 
 from flowers.console import warn
 from flowers.errors import InUseError
+from flowers.files import explain_os_error
 
 try:
     import fcntl
@@ -76,7 +78,12 @@ def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        if path.is_dir():
+            raise explain_os_error(IsADirectoryError(errno.EISDIR, "a folder", path), path)
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        except FileNotFoundError:  # the folder was removed between our two steps
+            continue
         try:
             if fcntl is None:
                 return file, False

@@ -1,10 +1,13 @@
 """The prediction job in one process: every file accounted for, every kind of input and output, nothing lost."""
 
 import csv
+import errno
 import gzip
+import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 import types
@@ -26,6 +29,7 @@ from flowers.errors import DataError, FlowersError, OutputError, StoppedError, U
 from flowers.models.bundle import load_bundle
 from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
+from flowers.prediction import work as work_module
 from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
@@ -106,7 +110,9 @@ def test_the_sidecar_tells_what_was_done(run: Callable, bundle: Path, tmp_path: 
     assert facts["counts"] == {"ok": 30}
     assert facts["files"] == 30
     assert facts["engine"] == {"engine": "torch", "precision": "float32"}
-    assert facts["output"] == {"name": "out.csv", "bytes": (tmp_path / "out.csv").stat().st_size}
+    written = (tmp_path / "out.csv").read_bytes()
+    digest = hashlib.sha256(written).hexdigest()
+    assert facts["output"] == {"name": "out.csv", "bytes": len(written), "sha256": digest}
     assert set(facts["seconds"]) == {"read", "decode", "infer", "write", "join"}
     assert all(facts["seconds"][stage] > 0 for stage in ("read", "decode", "infer", "write"))
     assert facts["made"]["config"]["topk"] == 3
@@ -474,7 +480,9 @@ def test_embeddings_stand_in_the_rows_order(run: Callable, bundle: Path, photos:
     assert np.array_equal(np.load(tmp_path / "features.npy"), features, equal_nan=True)
 
 
-def test_a_part_found_damaged_in_the_end_is_done_again_with_its_embeddings(run: Callable, tmp_path: Path) -> None:
+def test_a_part_found_damaged_in_the_end_is_done_again_with_its_embeddings(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     flags = {"embeddings": tmp_path / "features.npy", "shard_size": 8}
     run(**flags, output=tmp_path / "whole.csv")
     whole = (tmp_path / "features.npy").read_bytes()
@@ -482,9 +490,10 @@ def test_a_part_found_damaged_in_the_end_is_done_again_with_its_embeddings(run: 
     run(**flags, shard="0/2")
     (part, *_) = (tmp_path / "out.csv.parts").glob("????????????/parts/*")
     part.write_bytes(part.read_bytes().replace(b"ok", b"no", 1))
-    with pytest.raises(OutputError, match="was damaged, and is removed"):
-        run(**flags, shard="1/2")
-    assert run(**flags) == 0
+    assert run(**flags, shard="1/2") == 0
+    assert "was damaged, and is removed" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists(), "the damaged shard is of the other task"
+    assert run(**flags, shard="0/2") == 0
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "features.npy").read_bytes() == whole
 
@@ -761,6 +770,114 @@ def test_strict_of_an_array_task_counts_its_own_files(run: Callable, tmp_path: P
     assert run(input=folder, shard="1/3", strict=True, shard_size=2) == 0
     assert run(input=folder, shard="0/3", strict=True, shard_size=2) == 3
     assert run(input=folder, shard="2/3", strict=True, shard_size=2) == 3, "it joins, and sees all"
+
+
+# Damage to the work of a stopped job
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the last third."""
+    data = bytearray(path.read_bytes() or b"x")
+    data[len(data) * 2 // 3] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def make_folder_of(path: Path) -> None:
+    path.unlink()
+    (path / "x").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b""), Path.unlink, make_folder_of])
+def test_no_damage_to_any_file_of_the_work_changes_the_table(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
+    """Every file that a stopped job leaves, so that a new kind of file cannot be forgotten."""
+    flags = {"embeddings": tmp_path / "features.npy", "shard_size": 4}
+    run(**flags, output=tmp_path / "whole.csv")
+    features = (tmp_path / "features.npy").read_bytes()
+    (tmp_path / "features.npy").unlink()
+    assert run_until(5, run, monkeypatch, **flags) == 75
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "out.csv.parts", kept)
+    names = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
+    assert {name.name for name in names} >= {"job.json", "list.bin", "offsets.bin", "engine.json", "00000000"}
+    for name in names:
+        shutil.rmtree(tmp_path / "out.csv.parts", ignore_errors=True)
+        shutil.copytree(kept, tmp_path / "out.csv.parts")
+        target = tmp_path / "out.csv.parts" / name
+        damage(target)
+        if damage is make_folder_of and target.suffix == ".lock":
+            with pytest.raises(FlowersError, match="cannot write"):
+                run(**flags)
+            continue
+        assert run(**flags) == 0
+        assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes(), name
+        assert (tmp_path / "features.npy").read_bytes() == features, name
+        assert not (tmp_path / "out.csv.parts").exists(), name
+        for path in (tmp_path / "out.csv", tmp_path / "out.json", tmp_path / "features.npy"):
+            path.unlink()
+
+
+def test_a_planted_work_folder_removes_nothing_outside_it(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    settings = {"embeddings": str(tmp_path / "precious.txt")}
+    for name in ("abcdefabcdef", work_module._key(settings)):
+        planted = tmp_path / "out.csv.parts" / name
+        (planted / "parts").mkdir(parents=True)
+        (planted / "unfinished").write_bytes(os.fsencode(tmp_path / "precious.txt"))
+        (planted / "job.json").write_text(json.dumps({"settings": settings, "listed_by": None}))
+    (tmp_path / "out.csv.parts" / "gone-x").symlink_to(tmp_path)
+    assert run() == 0
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_a_changed_table_is_not_called_complete(run: Callable, tmp_path: Path) -> None:
+    run()
+    flip(tmp_path / "out.csv")
+    with pytest.raises(OutputError, match="not known to be this job's; .*--overwrite"):
+        run()
+    assert run(overwrite=True) == 0
+    flags = {"embeddings": tmp_path / "features.npy", "overwrite": True}
+    run(**flags)
+    flip(tmp_path / "features.npy")
+    with pytest.raises(OutputError, match="embeddings: missing then"):
+        run(embeddings=tmp_path / "features.npy")
+
+
+def test_files_that_cannot_be_removed_are_a_warning(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As on a network disk that is unwell."""
+
+    def refuse(path: object, *args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        patch.setattr(os, "rmdir", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        assert run() == 0
+    assert len(rows_of(tmp_path / "out.csv")) == 30
+    assert "cannot be removed" in capsys.readouterr().err
+
+
+def test_files_are_listed_once_ahead_of_an_array(run: Callable, photos: Path, tmp_path: Path) -> None:
+    run(output=tmp_path / "whole.csv")
+    assert run(list_only=True) == 0
+    assert not (tmp_path / "out.csv").exists()
+    extra = photos / "zz-late.jpg"
+    shutil.copy(next(photos.rglob("*.jpg")), extra)  # it arrives after the list was made
+    try:
+        assert [run(shard=f"{task}/2") for task in range(2)] == [0, 0]
+    finally:
+        extra.unlink()
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    with pytest.raises(UsageError, match="--list-only only lists the files"):
+        run(list_only=True, shard="0/2")
 
 
 # A full disk

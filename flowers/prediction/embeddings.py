@@ -17,7 +17,6 @@ import numpy as np
 
 from flowers import console
 from flowers.data.paths import readable
-from flowers.errors import OutputError
 from flowers.files import explain_os_error, sync_folder, write_atomically
 from flowers.prediction import parts
 from flowers.prediction.work import Work
@@ -55,6 +54,8 @@ class EmbeddingsFile:
                 console.warn(f"{readable(self.path)}: embeddings of finished shards are lost; they are made again")
             for index in done:
                 parts.remove_part(self._work.parts, index)
+            if self._partial.is_dir():
+                shutil.rmtree(self._partial)
             with open(self._partial, "ab") as file:  # several processes may do this at a time
                 file.truncate(self.bytes)
             with open(self._partial, "r+b") as file:
@@ -94,7 +95,7 @@ class EmbeddingsFile:
 
         Raises:
             FileNotFoundError: a part is gone: another process has finished the whole job.
-            OutputError: blocks are damaged; their parts are removed.
+                DamagedError: blocks are damaged; their parts are removed.
         """
         try:
             source = self._partial if self._partial.exists() else self.path
@@ -132,9 +133,8 @@ class EmbeddingsFile:
             with contextlib.suppress(OSError):  # a cut file is stretched to its size again
                 if source == self._partial:
                     os.truncate(source, self.bytes)
-            raise OutputError(
-                f"{readable(self.path)}: the embeddings of {len(damaged)} shards were damaged; start the same command "
-                "again to make them anew"
+            raise parts.DamagedError(
+                f"{readable(self.path)}: the embeddings of {len(damaged)} shards were damaged: they are done again"
             )
 
     def _start(self, index: int) -> int:

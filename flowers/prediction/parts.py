@@ -7,11 +7,13 @@ keep (a power cut, a network file system) is found out before its rows are belie
 import contextlib
 import json
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from flowers.data.paths import readable
 from flowers.errors import OutputError
 from flowers.files import explain_os_error
 
@@ -20,6 +22,10 @@ STAGES = ("read", "decode", "infer", "write")
 
 _TAIL_BYTES = 4096
 _COPY_BYTES = 1 << 20
+
+
+class DamagedError(OutputError):
+    """A finished shard is not what was written; its part is removed, so that the shard is done again."""
 
 
 def part_name(index: int) -> str:
@@ -40,6 +46,7 @@ def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
         FlowersError: the disk is full or the folder cannot be written.
     """
     tail = {"bytes": len(rows), "crc32": zlib.crc32(rows), **facts}
+    tail["check"] = _check(tail)
     temporary = folder / f"{part_name(index)}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -47,7 +54,7 @@ def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
             file.write(b"\0" + json.dumps(tail).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / part_name(index))
+        put(temporary, folder / part_name(index))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -56,21 +63,28 @@ def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
         raise explain_os_error(error, folder) from error
 
 
+def put(new: Path, path: Path) -> None:
+    """Rename a file to its final name, also where a folder has taken that."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    os.replace(new, path)
+
+
 def read_facts(folder: Path, index: int) -> dict:
     """What ``write_part`` was told to remember, and bytes and crc32 of the rows.
 
     Raises:
         FileNotFoundError: there is no such part.
-        OutputError: it is damaged, and removed.
+        DamagedError: it is damaged, and removed.
     """
     path = folder / part_name(index)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         _, mark, tail = file.read().rpartition(b"\0")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
         facts = json.loads(tail) if mark else {}
-        if facts.get("bytes") == size - len(tail) - 1:
+        if facts.pop("check", None) == _check(facts) and facts.get("bytes") == size - len(tail) - 1:
             return facts
     raise _damaged(path)
 
@@ -80,7 +94,7 @@ def read_rows(folder: Path, index: int) -> Iterator[bytes]:
 
     Raises:
         FileNotFoundError: there is no such part.
-        OutputError: it is damaged, and removed.
+        DamagedError: it is damaged, and removed.
     """
     facts = read_facts(folder, index)
     left, crc = facts["bytes"], 0
@@ -102,7 +116,7 @@ def finished(folder: Path) -> set[int]:
     Raises:
         FileNotFoundError: the folder is gone: another process has finished the whole job.
     """
-    return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit()}
+    return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit() and entry.is_file()}
 
 
 def remove_part(folder: Path, index: int) -> None:
@@ -111,7 +125,11 @@ def remove_part(folder: Path, index: int) -> None:
         os.unlink(folder / part_name(index))
 
 
-def _damaged(path: Path) -> OutputError:
+def _damaged(path: Path) -> DamagedError:
     with contextlib.suppress(OSError):
         path.unlink()
-    return OutputError(f"{path} was damaged, and is removed: start the same command again to do its shard anew")
+    return DamagedError(f"{readable(path)} was damaged, and is removed: its shard has to be done again")
+
+
+def _check(facts: dict) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())

@@ -20,16 +20,18 @@ from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
 from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, list_inputs
+from flowers.prediction.parts import DamagedError
 from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.shard_loop import Place, classify, embeddings_file, take_place
 from flowers.prediction.sort_photos import check_target, sort_photos
-from flowers.prediction.table import finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
+from flowers.prediction.table import as_written, finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
 from flowers.prediction.work import LIST_ONLY, Work, WorkFolder, lock_of, remove_left_over
 from flowers.stopping import StopRequest
 
 _SIDECAR_BYTES = 1 << 20  # more than any of ours has
 _LISTED_AT_A_TIME = 1000
+_FINISHING_S = 10.0  # between the last parts of an equal job and the sidecar that says that it is done
 
 
 def predict(config: PredictConfig) -> int:
@@ -71,10 +73,17 @@ def _do_and_join(
             work = folder.open(key)
             if not config.merge:
                 work.check_sees(os.fsencode(input_root(config.input)))
-                classify(config, bundle, work, place, stop)
-            return _join(config, bundle, work, stop) if place.rank == 0 else None
+            while True:
+                try:
+                    if not config.merge:
+                        classify(config, bundle, work, place, stop)
+                    return _join(config, bundle, work, stop) if place.rank == 0 else None
+                except DamagedError as error:
+                    if config.merge:
+                        raise
+                    console.warn(str(error))
     except FileNotFoundError:
-        return _facts_of_equal(config, folder)
+        return _facts_of_equal(config, folder) if place.rank == 0 else None
 
 
 def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
@@ -189,9 +198,11 @@ def _facts_of_equal(config: PredictConfig, folder: WorkFolder) -> dict:
     Raises:
         OutputError: none has; somebody took it away.
     """
-    facts = _finished(config)
-    if facts is None:
-        raise OutputError(f"{readable(folder.path)} was taken away; start the same command again") from None
+    until_s = time.monotonic() + _FINISHING_S
+    while (facts := _finished(config)) is None:
+        if time.monotonic() > until_s:
+            raise OutputError(f"{readable(folder.path)} was taken away; start the same command again") from None
+        time.sleep(0.1)
     return facts
 
 
@@ -234,7 +245,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "files": work.num_files,
         **totals,
         "engine": work.engine(),
-        "embeddings": embeddings and {"bytes": embeddings.bytes, "columns": embeddings.width},
+        "embeddings": embeddings and {"columns": embeddings.width, **as_written(config.embeddings)},
         "settings": work.settings,
         "listed_by": work.listed_by,
         "made": how_made(to_plain(config)),

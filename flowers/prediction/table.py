@@ -9,6 +9,7 @@ import collections
 import contextlib
 import csv
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -49,18 +50,26 @@ def require_writer(output: Path) -> None:
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
     """What the sidecar says, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         facts = json.loads(sidecar_path(output).read_text(encoding="utf-8"))
-        if facts["output"]["bytes"] == output.stat().st_size:
-            if embeddings is not None and facts["embeddings"]:
-                try:
-                    whole = embeddings.stat().st_size == facts["embeddings"]["bytes"]
-                except FileNotFoundError:
-                    whole = False
-                if not whole:
-                    facts["settings"]["embeddings"] = "missing"
+        if _is_as_written(output, facts["output"]):
+            if embeddings is not None and facts["embeddings"] and not _is_as_written(embeddings, facts["embeddings"]):
+                facts["settings"]["embeddings"] = "missing"
             return facts
     return None
+
+
+def as_written(path: Path) -> dict:
+    """Size and SHA-256 of a file, by which a later start knows it again."""
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _is_as_written(path: Path, known: dict) -> bool:
+    """Compare a file with what the sidecar remembers of it; those of earlier versions remember its size only."""
+    if not path.is_file() or path.stat().st_size != known["bytes"]:
+        return False
+    return "sha256" not in known or as_written(path)["sha256"] == known["sha256"]
 
 
 def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
@@ -104,7 +113,7 @@ def write_sidecar(work: Work, output: Path, facts: dict) -> None:
         FlowersError: the disk is full or the place cannot be written.
     """
     name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
-    facts = {"output": {"name": name, "bytes": output.stat().st_size}, **facts}
+    facts = {"output": {"name": name, **as_written(output)}, **facts}
     temporary = work.folder / f"facts-{os.getpid()}"
     try:
         temporary.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")

@@ -105,7 +105,7 @@ class Work:
     def missing(self, order: Sequence[int]) -> Iterator[tuple[int, list[Entry]]]:
         """The shards without a part, in this order, each looked up when it is its turn."""
         for index in order:
-            if not (self.parts / parts.part_name(index)).exists():
+            if not (self.parts / parts.part_name(index)).is_file():
                 yield index, self.shard(index)
 
     def engine(self) -> dict | None:
@@ -115,7 +115,7 @@ class Work:
             return _read_sealed(path)
         except FileNotFoundError:
             return None
-        except _DAMAGE:
+        except (OSError, *_DAMAGE):
             pass
         for index in sorted(parts.finished(self.parts)):
             with contextlib.suppress(OSError, OutputError):
@@ -124,8 +124,8 @@ class Work:
                     self._replace("engine.json", engine)
                     return engine
         console.warn(f"{readable(path)} was damaged, and is made anew")
-        with contextlib.suppress(OSError):
-            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)  # a folder in its place
+        _unlink(path)
         return None
 
     def settle_engine(self, chosen: dict) -> dict:
@@ -196,7 +196,7 @@ class Work:
     def _replace(self, name: str, value: dict) -> None:
         temporary = self.folder / f"{name}-{uuid.uuid4().hex}"
         _write_sealed(temporary, value)
-        os.replace(temporary, self.folder / name)
+        parts.put(temporary, self.folder / name)
 
 
 class WorkFolder:
@@ -399,10 +399,10 @@ def _mend(folder: Path, listed: Path) -> None:
             same = False
         if not same:
             console.warn(f"{readable(folder / name)} was damaged, and is made anew")
-            os.replace(listed / name, folder / name)
+            parts.put(listed / name, folder / name)
     if _open(folder) is None:
         console.warn(f"{readable(folder / 'job.json')} was damaged, and is made anew")
-        os.replace(listed / "job.json", folder / "job.json")
+        parts.put(listed / "job.json", folder / "job.json")
 
 
 def _open(folder: Path) -> Work | None:
@@ -426,6 +426,9 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         os.rename(folder, gone)
         shutil.rmtree(gone, ignore_errors=True)
+    for left in (folder, gone):
+        if left.exists():
+            console.warn(f"{readable(left)} is of no more use but cannot be removed")
 
 
 def _unlink(path: Path) -> None:
