@@ -2,9 +2,13 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +17,11 @@ from flowers.errors import FlowersError
 
 FULL_BELOW_BYTES = 64 * 2**20
 """A write that failed with less than this left on the disk is taken to have failed because the disk is full."""
+NPZ_DAMAGE = (
+    ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
+    zlib.error, struct.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for an ``.npz`` that is not as it was written, where it is not an OSError."""
 
 
 @contextlib.contextmanager
@@ -121,6 +130,33 @@ def make_folder(path: Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def file_digest(path: Path) -> dict[str, int | str]:
+    """Size and SHA-256 of a file, as they are stored beside it to notice damage.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or whatever folder stands in its place; one that is not there is fine.
+
+    Raises:
+        FlowersError: it cannot be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except NotADirectoryError:  # a file stands in the place of its folder
+        return
     except OSError as error:
         raise explain_os_error(error, path) from error
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import ProcessError, UsageError
-from flowers.training.features import Piece, _join, pieces_of
+from flowers.training.features import Piece, _join, _whole_pieces, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
 
@@ -72,7 +73,7 @@ def write_pieces(folder: Path, pieces: list[Piece]) -> None:
     folder.mkdir(exist_ok=True)
     for piece in pieces:
         values = [[10 * row + piece.view] for row in range(piece.first, piece.end)]
-        np.save(folder / piece.file_name, np.array(values, np.float32))
+        np.savez(folder / piece.file_name, features=np.array(values, np.float32))
 
 
 def test_pieces_become_one_array(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_pieces_become_one_array(tmp_path: Path) -> None:
 def test_what_a_process_did_not_bring_is_missed(tmp_path: Path) -> None:
     pieces = pieces_of(5, 1, batch_size=2)
     write_pieces(tmp_path / "train.parts", pieces[:-1])
-    with pytest.raises(ProcessError, match=r"0-4-5\.npy: cannot be read .*must be one that all machines share"):
+    with pytest.raises(ProcessError, match=r"0-4-5\.npz: cannot be read .*must be one that all machines share"):
         _join(pieces, tmp_path / "train.parts", tmp_path / "train.npy", {})
     assert not (tmp_path / "train.npy").exists()
     assert not (tmp_path / "train.json").exists()
@@ -112,7 +113,49 @@ def test_no_piece_is_asked_for_before_it_is_there(
     monkeypatch.setattr(os, "stat", write_down)
     assert train(parse(TrainConfig, flags(sample_set, tmp_path / "run", "--no-report"))) == 0
     assert tmp_path / "run" / "features" / "train.npy" in asked
-    assert not [path for path in asked if path.parent.suffix == ".parts" and path.suffix == ".npy"]
+    assert not [path for path in asked if path.parent.suffix == ".parts" and path.suffix == ".npz"]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 0x10
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [("train.npy", flip, True), ("valid.npy", cut, True), ("test.npy", Path.unlink, True), ("train.json", cut, False)],
+)
+def test_damaged_features_are_computed_again(
+    name: str, damage: Callable, said: bool, sample_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    assert train(parse(TrainConfig, flags(sample_set, whole, "--no-report"))) == 0
+    shutil.copytree(whole / "features", run_dir / "features")
+    damage(run_dir / "features" / name)
+    capsys.readouterr()
+    assert train(parse(TrainConfig, flags(sample_set, run_dir, "--no-report"))) == 0
+    assert ("is damaged or gone: its features are computed again" in capsys.readouterr().err) == said
+    weights = "last/model.safetensors"
+    assert (run_dir / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_damaged_pieces_are_missing_pieces(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pieces = pieces_of(9, 1, batch_size=2)
+    write_pieces(tmp_path, pieces)
+    names = [piece.file_name for piece in pieces]
+    flip(tmp_path / names[0])
+    cut(tmp_path / names[1])
+    (tmp_path / names[2]).write_bytes(b"")
+    (tmp_path / names[3]).unlink()
+    (tmp_path / names[3]).mkdir()
+    assert _whole_pieces(tmp_path) == set(names[4:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[4:]
+    assert "4 damaged files of features are computed again" in capsys.readouterr().err
 
 
 def test_ranks_wait_for_one_that_joins_a_large_set(

@@ -207,7 +207,7 @@ def write_down_pieces(signal_at: int | None, number: int) -> None:
     written: list[str] = []
 
     def write(path: Path, *mode: str):
-        if path.parent.suffix == ".parts" and path.suffix == ".npy":
+        if path.parent.suffix == ".parts" and path.suffix == ".npz":
             if len(written) == signal_at:
                 os.kill(os.getpid(), number)
             written.append(path.parent.name + "/" + path.name)

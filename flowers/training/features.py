@@ -2,14 +2,14 @@
 
 The images are cut into pieces, which the ranks share; rank 0 joins the pieces into one ``.npy`` per split in the run
 folder, which all ranks map. A resumed run finds that file, or the pieces that an earlier start finished, and does not
-run the backbone over them again.
+run the backbone over them again. Damaged ones are noticed, by the SHA-256 beside the file and the CRC-32 in each
+piece, and computed again.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +24,12 @@ from flowers.data.folders import Samples
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import Batch, ViewLoader
 from flowers.data.order import Draw, eval_batches
+from flowers.data.paths import readable
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
 from flowers.engines.engine import Engine, build_engine
 from flowers.errors import ProcessError, StoppedError
-from flowers.files import make_folder, write_atomically
+from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
 from flowers.models.weights import add_tensors
 from flowers.stopping import agree_to_stop
 from flowers.training.flags import images_digest
@@ -131,8 +132,8 @@ class Piece(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """Of its features, float32 [end - first, D]."""
-        return f"{self.view}-{self.first}-{self.end}.npy"
+        """Of its features, float32 [end - first, D]. An ``.npz`` holds their CRC-32, which numpy checks."""
+        return f"{self.view}-{self.first}-{self.end}.npz"
 
     def batches(self, batch_size: int) -> Iterator[list[Draw]]:
         """Its images in batches of one shape; the gaps are filled with draws of weight 0."""
@@ -170,8 +171,7 @@ def extract_features(stage: Stage, engine: Engine, images: ViewLoader, views: in
         folder = path.with_suffix(".parts")
         from_main(lambda: _settle(folder, key))
         pieces = pieces_of(len(images), views, engine.batch_size)
-        # Listed, not looked up one by one: NFS caches for a while that a file does not exist.
-        there = set(from_main(lambda: os.listdir(folder)))
+        there = from_main(lambda: _whole_pieces(folder))
         missing = [piece for piece in pieces if piece.file_name not in there]
         _compute(stage, engine, images, missing, path)
         stage.accelerator.wait_for_everyone()
@@ -180,16 +180,54 @@ def extract_features(stage: Stage, engine: Engine, images: ViewLoader, views: in
 
 
 def _are_there(path: Path, key: dict) -> bool:
-    """True if an earlier start left these features; rank 0 decides, as views of a network file system may differ."""
-    return from_main(lambda: path.exists() and _read_key(path.with_suffix(".json")) == key)
+    """True if an earlier start left these features, undamaged.
+
+    Rank 0 looks, as views of a network file system may differ, and reads the file once to check its SHA-256.
+    """
+
+    def look() -> bool:
+        found = _read_key(path.with_suffix(".json"))
+        if found is None:
+            return False
+        written = found.pop("file", None)
+        if found != key:
+            return False
+        try:
+            if file_digest(path) == written:
+                return True
+        except OSError:
+            pass  # gone, or not a file
+        console.warn(f"{readable(path)} is damaged or gone: its features are computed again")
+        return False
+
+    return from_main(look)
 
 
 def _settle(folder: Path, key: dict) -> None:
     """Keep the pieces of an earlier start if they are of the same features."""
     if _read_key(folder / "key.json") != key:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         make_folder(folder)
         _write_key(folder / "key.json", key)
+
+
+def _whole_pieces(folder: Path) -> set[str]:
+    """Names of the pieces of an earlier start; damaged ones are removed.
+
+    Listed, not looked up one by one: NFS caches for a while that a file does not exist.
+    """
+    whole, damaged = set(), 0
+    for name in os.listdir(folder):
+        try:
+            if name.endswith(".npz"):
+                _load(folder / name)
+                whole.add(name)
+        except (OSError, *NPZ_DAMAGE):
+            damaged += 1
+            remove(folder / name)
+    if damaged:
+        console.warn(f"{readable(folder)}: {damaged} damaged files of features are computed again")
+    return whole
 
 
 def _compute(stage: Stage, engine: Engine, images: ViewLoader, missing: list[Piece], path: Path) -> None:
@@ -207,7 +245,7 @@ def _compute(stage: Stage, engine: Engine, images: ViewLoader, missing: list[Pie
         features.append(handle.result().features[:left])
         if left <= size:
             with write_atomically(folder / piece.file_name, "wb") as file:
-                np.save(file, np.concatenate(features))
+                np.savez(file, features=np.concatenate(features))
             features.clear()
         meter.advance(min(left, size) * world_size)
 
@@ -239,7 +277,8 @@ def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:
     Raises:
         ProcessError: a piece of another process is not visible here.
     """
-    path.with_suffix(".json").unlink(missing_ok=True)
+    for old in (path.with_suffix(".json"), path):
+        remove(old)
     views = 1 + max(piece.view for piece in pieces)
     with write_atomically(path, "wb") as file:
         for first in range(0, len(pieces), views):
@@ -248,21 +287,33 @@ def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:
                 header = np.lib.format.header_data_from_array_1_0(images)
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (pieces[-1].end, *images.shape[1:])})
             file.write(images.tobytes())
-    _write_key(path.with_suffix(".json"), key)
-    shutil.rmtree(folder)
+    _write_key(path.with_suffix(".json"), {**key, "file": file_digest(path)})
+    remove(folder)
+
+
+def _load(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        return file["features"]
 
 
 def _read(path: Path) -> np.ndarray:
     try:
-        return np.load(path)
+        return _load(path)
     except OSError as error:
         raise ProcessError(
             f"{path}: cannot be read ({error.strerror}): the run folder must be one that all machines share"
         ) from None
+    except NPZ_DAMAGE as error:
+        raise ProcessError(f"{path}: damaged since it was written ({error}); start the same command again") from None
 
 
 def _read_key(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    """The key of features; None for one that is not there or damaged, whose features do not count either."""
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return key if isinstance(key, dict) else None
 
 
 def _write_key(path: Path, key: dict) -> None:
