@@ -128,7 +128,7 @@ def leave(code: int) -> NoReturn:
 def _explain(error: RuntimeError) -> str | None:
     """The line for an error of torch's that is not our bug."""
     if is_lost_peer(error):
-        return "another process of this job is gone, see what it said; this one cannot go on alone"
+        return "another process of this job is gone, see what it said; this one cannot continue alone"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; torch itself is not imported here
         return (
             "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
