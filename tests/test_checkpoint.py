@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 
 from flowers.data.folders import ClassIndex
 from flowers.errors import CheckpointError, FlowersError, InUseError
+from flowers.files import file_digest
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
-from flowers.training.checkpoint import Progress, lock_run
+from flowers.training.checkpoint import Progress, lock_run, save_checkpoint
 from flowers.training.history import History, read_history
+from flowers.training.resume import take_history
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,90 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, bundle: Bundle) -> None:
         checkpoints.load_checkpoint(path.parent)
 
 
+DAMAGE = {
+    "a changed number": lambda text: text.replace('"step": 2', '"step": 3'),
+    "another fingerprint": lambda text: text.replace('"global_batch_size": 8', '"global_batch_size": 4'),
+    "finished": lambda text: text.replace('"finished": false', '"finished": true'),
+    "beyond float64": lambda text: text.replace('"step": 2', '"step": 1e400'),
+    "not a number": lambda text: text.replace('"step": 2', '"step": NaN'),
+    "nested": lambda text: "[" * 100_000 + "]" * 100_000,
+    "a list": lambda text: "[1]",
+    "not UTF-8": lambda text: "\udcff" + text,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_state_leads_to_the_checkpoint_before(
+    damage: Callable[[str], str], tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture
+) -> None:
+    save(tmp_path, bundle, 1)
+    file = save(tmp_path, bundle, 2) / "state.json"
+    text = file.read_text()
+    assert damage(text) != text
+    file.write_bytes(damage(text).encode(errors="surrogateescape"))
+    assert checkpoints.newest_checkpoint(tmp_path).progress.step == 1
+    said = capsys.readouterr().err
+    assert "step-00000002" in said
+    assert "trying the one before" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("step", "2"), ("step", -1), ("step", True), ("step", 2.0), ("best_loss", float("nan")), ("finished", 1),
+     ("rank_sums", [1.0]), ("rank_sums", [["1"]]), ("validated", None), ("unknown", 1)],
+)  # fmt: skip
+def test_a_state_without_sha256_holds_values_of_their_types(
+    name: str, value: object, tmp_path: Path, bundle: Bundle
+) -> None:
+    """As earlier versions wrote it; it loads, unless a value cannot be."""
+    file = save(tmp_path, bundle, 2) / "state.json"
+    state = json.loads(file.read_text())
+    del state["sha256"]
+    file.write_text(json.dumps(state))
+    assert checkpoints.load_checkpoint(file.parent).progress.step == 2
+    state["progress"][name] = value
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=rf"step-00000002: cannot be read .*{name}"):
+        checkpoints.load_checkpoint(file.parent)
+
+
+def test_a_state_names_files_of_its_own_folder_only(tmp_path: Path, bundle: Bundle) -> None:
+    file = save(tmp_path, bundle, 2) / "state.json"
+    state = json.loads(file.read_text())
+    state["files"]["../../secret"] = state["files"]["model.json"]
+    del state["sha256"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"names '../../secret', expected a file of the checkpoint itself"):
+        checkpoints.load_checkpoint(file.parent)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_history_comes_back_from_the_checkpoint(
+    damage: str, tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture
+) -> None:
+    history = History(tmp_path / "history.jsonl")
+    for step in (1, 2):
+        history.append("valid", step=step)
+    whole, size_bytes = history.path.read_bytes(), history.size_bytes
+    progress = Progress(step=2, history_bytes=size_bytes)
+    save_checkpoint(tmp_path, bundle=bundle, tensors={}, progress=progress, fingerprint={}, keep=2)
+    history.append("valid", step=3)
+    found = checkpoints.newest_checkpoint(tmp_path)
+    take_history(history, found)
+    assert history.path.read_bytes() == whole
+    assert not capsys.readouterr().err
+    if damage == "gone":
+        history.path.unlink()
+    else:
+        history.path.write_bytes(whole[:9] if damage == "cut" else whole.replace(b"1", b"7"))
+    take_history(history, found)
+    assert history.path.read_bytes() == whole
+    assert "history.jsonl was damaged or gone: taken from the checkpoint" in capsys.readouterr().err
+    history.path.write_bytes(whole[:9])
+    take_history(history, dataclasses.replace(found, history=None))  # of an earlier version
+    assert "the lines before step 2 are lost" in capsys.readouterr().err
+
+
 def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path, bundle: Bundle) -> None:
     (save(tmp_path, bundle, 1) / "state.json").unlink()
     with pytest.raises(CheckpointError, match="none of its 1 checkpoints"):
@@ -94,7 +181,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, bundle: Bundle, monk
     path = save(tmp_path, bundle, 1)
     torch.save({"optimizer": Attack()}, path / "optimizer.pt")
     state = json.loads((path / "state.json").read_text())
-    state["files"]["optimizer.pt"] = checkpoints._digest(path / "optimizer.pt")  # the attacker knows the format
+    state["files"]["optimizer.pt"] = file_digest(path / "optimizer.pt")  # the attacker knows the format
+    del state["sha256"]  # as earlier versions wrote it
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match="more than plain tensors; refused"):
         checkpoints.load_checkpoint(path)

@@ -1,6 +1,7 @@
 """``report.html`` of a trained model: what it was measured to be, where it errs, how it came about."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,9 +211,12 @@ def _run_folder(run_dir: Path | None) -> dict:
 
 
 def _lines(path: Path) -> list[dict]:
-    """JSON lines; a last one that a crash cut short is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """JSON lines; one that a crash cut short or that is damaged is left out."""
+    lines = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _png(path: Path) -> str:

@@ -1,14 +1,17 @@
 """Checkpoints: written whole or not at all; the newest sound one is loaded, one that does not fit is refused by name.
 
 A checkpoint is a folder ``checkpoints/step-00000123`` in the run folder: a model bundle, ``optimizer.pt`` (tensors
-only, read with ``weights_only=True``) and ``state.json``, which also holds size and SHA-256 of the other files, so
-that a damaged file is detected before it is used.
+only, read with ``weights_only=True``), a copy of ``history.jsonl`` and ``state.json``, which also holds size and
+SHA-256 of the other files and the SHA-256 of its own values, so that damage is detected before anything is used.
+Checkpoints of earlier versions have neither the copy nor the SHA-256 of ``state.json``; they load.
 """
 
 import hashlib
 import json
+import math
 import pickle
 import shutil
+import typing
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,14 +19,15 @@ from pathlib import Path
 import torch
 
 from flowers.console import warn
-from flowers.errors import CheckpointError
-from flowers.files import replace_folder
+from flowers.errors import CheckpointError, ModelError
+from flowers.files import file_digest, replace_folder
 from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
+HISTORY_FILE = "history.jsonl"
 
 
 @dataclass
@@ -47,19 +51,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: ``tensors`` holds the states of optimizer, scaler and weight average (if in use)."""
+    """A checkpoint as read.
+
+    Attributes:
+        tensors: the states of optimizer, scaler and weight average (if in use).
+        history: the run's ``history.jsonl`` at its step; None if an earlier version wrote it.
+    """
 
     path: Path
     progress: Progress
     fingerprint: dict
     bundle: Bundle
     tensors: dict
+    history: bytes | None = None
 
 
 def save_checkpoint(
     run_dir: Path, *, bundle: Bundle, tensors: dict, progress: Progress, fingerprint: dict, keep: int
 ) -> Path:
-    """Write the checkpoint of this step, then remove the oldest beyond ``keep``.
+    """Write the checkpoint of this step, with a copy of the run's history, then remove the oldest beyond ``keep``.
 
     Raises:
         FlowersError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -68,12 +78,15 @@ def save_checkpoint(
     with replace_folder(path) as folder:
         write_bundle(bundle, folder)
         torch.save(tensors, folder / OPTIMIZER_FILE)
+        if (run_dir / HISTORY_FILE).exists():
+            shutil.copyfile(run_dir / HISTORY_FILE, folder / HISTORY_FILE)
         state = {
             "format_version": FORMAT_VERSION,
             "progress": asdict(progress),
             "fingerprint": fingerprint,
-            "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
+            "files": {file.name: file_digest(file) for file in sorted(folder.iterdir())},
         }
+        state["sha256"] = _digest(state)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     for old in list_checkpoints(run_dir)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -112,23 +125,64 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        written = state.pop("sha256", None)
+        if written is not None and _digest(state) != written:
+            raise CheckpointError(f"{path}: {STATE_FILE} is damaged (its SHA-256 is not what was written)")
         version = state["format_version"]
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format version {version}, this flowers reads {FORMAT_VERSION}")
         for name, digest in state["files"].items():
-            if _digest(path / name) != digest:
+            if Path(name).name != name:
+                raise CheckpointError(f"{path}: {STATE_FILE} names {name!r}, expected a file of the checkpoint itself")
+            if file_digest(path / name) != digest:
                 raise CheckpointError(f"{path}: {name} is damaged (its size or SHA-256 is not what was written)")
-        progress = Progress(**state["progress"])
-        fingerprint = state["fingerprint"]
+        progress = _read_progress(state["progress"])
+        fingerprint = dict(state["fingerprint"])
+        history = (path / HISTORY_FILE).read_bytes() if HISTORY_FILE in state["files"] else None
         tensors = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {Path(error.filename).name} is missing") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {OPTIMIZER_FILE} holds more than plain tensors; refused") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error
-    return Checkpoint(path, progress, fingerprint, load_bundle(path), tensors)
+    try:
+        return Checkpoint(path, progress, fingerprint, load_bundle(path), tensors, history)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_progress(values: dict) -> Progress:
+    """Take the values of ``Progress``, each of its own type.
+
+    Raises:
+        ValueError: one is of another type, or below 0 or not finite.
+        TypeError: a name is unknown.
+    """
+    progress = Progress(**values)
+    for name, kind in typing.get_type_hints(Progress).items():
+        if not _is_of(getattr(progress, name), kind):
+            raise ValueError(f"{name} is {str(values[name])[:80]!r}")
+    return progress
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """True if a value read from JSON is of a type as a field of ``Progress`` has."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(item, inner[0]) for item in value)
+    if inner:  # int | None
+        return any(_is_of(value, one) for one in inner)
+    if kind in (int, float):
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and 0 <= value < math.inf
+    return isinstance(value, kind)
+
+
+def _digest(values: dict) -> str:
+    """SHA-256 (hex) of the content of ``state.json``, whatever its layout."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmetic: str) -> None:
@@ -170,8 +224,3 @@ def remove_leftovers(run_dir: Path) -> None:
     for pattern in (".*.tmp", "features/.*.tmp"):  # see flowers.files.write_atomically
         for file in run_dir.glob(pattern):
             file.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

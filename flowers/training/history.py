@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from flowers.errors import FlowersError
 from flowers.files import explain_os_error
 
 
@@ -36,14 +37,21 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FlowersError):
                 self.cut(size_bytes)
             raise explain_os_error(error, self.path) from error
 
     def cut(self, size_bytes: int) -> None:
-        """Drop the lines written after a checkpoint, whose steps will be repeated."""
-        if self.size_bytes > size_bytes:
-            os.truncate(self.path, size_bytes)
+        """Drop the lines written after a checkpoint, whose steps will be repeated.
+
+        Raises:
+            FlowersError: the file cannot be written.
+        """
+        try:
+            if self.size_bytes > size_bytes:
+                os.truncate(self.path, size_bytes)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
 
 
 def read_history(path: Path) -> list[dict]:

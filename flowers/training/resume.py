@@ -1,7 +1,6 @@
 """Resuming a run: find the checkpoint, the same on all ranks, and restore the trainer from it."""
 
 import os
-import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,7 +9,7 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
-from flowers.files import old_name, write_atomically
+from flowers.files import explain_os_error, old_name, remove, write_atomically
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
@@ -95,17 +94,33 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
     for path in list_checkpoints(run_dir):
         if path.name > resumed.path.name:
             aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             os.rename(path, aside)
 
 
 def take_history(history: History, resumed: Checkpoint) -> None:
-    """Cut the history to the checkpoint; that of a run in another folder is copied first."""
-    if not is_own(history.path.parent, resumed):
-        other = resumed.path.parent.parent / history.path.name
+    """Bring the history to where the checkpoint was taken, from the copy in it if need be.
+
+    Raises:
+        FlowersError: the file cannot be read or written.
+    """
+    of_run, size_bytes = resumed.path.parent.parent / history.path.name, resumed.progress.history_bytes
+    try:
+        found = of_run.read_bytes()[:size_bytes]
+    except FileNotFoundError:
+        found = b""
+    except OSError as error:
+        raise explain_os_error(error, of_run) from error
+    lines = found if resumed.history is None else resumed.history
+    if found != lines:
+        console.warn(f"{of_run} was damaged or gone: taken from the checkpoint")
+    elif len(found) < size_bytes:  # an earlier version wrote the checkpoint, without a copy
+        console.warn(f"{of_run} was cut or is gone: the lines before step {resumed.progress.step} are lost")
+    if is_own(history.path.parent, resumed) and found == lines:
+        history.cut(size_bytes)
+    else:
         with write_atomically(history.path, "wb") as file:
-            file.write(other.read_bytes() if other.exists() else b"")
-    history.cut(resumed.progress.history_bytes)
+            file.write(lines)
 
 
 def take_best(run_dir: Path, resumed: Checkpoint) -> None:
