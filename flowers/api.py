@@ -240,7 +240,7 @@ def load(
 
 
 class TrainResult(NamedTuple):
-    """What a training run left.
+    """The result of a training run.
 
     Attributes:
         run_dir: the run folder; ``load`` takes it.
@@ -269,7 +269,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 class FolderResult(NamedTuple):
-    """What a bulk prediction left.
+    """The result of a bulk prediction.
 
     Attributes:
         output: the table.

@@ -138,7 +138,7 @@ def _explain(error: RuntimeError) -> str | None:
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed since another process died; torch has a class of error for it on GPUs only."""
+    """Tell if a collective failed because another process died; torch has a class of error for it on GPUs only."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
 
 

@@ -141,7 +141,7 @@ def show_as(mode: str, verbose: bool = False) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0, by the environment that launchers set."""
+    """True on rank 0, by the environment that launchers set."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -164,7 +164,7 @@ def say(text: str = "") -> None:
 
 
 def is_verbose() -> bool:
-    """Whether details are shown."""
+    """True if details are shown."""
     return _verbose
 
 
@@ -203,7 +203,7 @@ def error(text: str) -> None:
 
 
 def _is_first_to_say(text: str) -> bool:
-    """Whether no process of this launch has said the same; a file that must not be there yet settles who was first."""
+    """True for the first process of this launch to say this; a file created exclusively settles which one that is."""
     folder = os.environ.get("FLOWERS_SAID_DIR")
     try:
         if folder is not None:
@@ -233,7 +233,7 @@ def _escaped(char: str) -> str:
 
 
 def page(sections: Iterable[tuple[str, str]]) -> None:
-    """What was asked for and nothing else, in any mode: sections of (heading, text), a blank line between them."""
+    """Print sections of (heading, text) and nothing else, in any mode, a blank line between them."""
     for index, (heading, text) in enumerate(sections):
         lines = [f"[bold]{escape(heading)}[/]"] if heading else []
         _out.print("\n".join([*([""] if index else []), *lines, escape(text)]))
@@ -281,7 +281,7 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
 
 
 def done(title: str, written: Sequence[tuple[str, object]], commands: Sequence[Sequence[object]] = ()) -> None:
-    """What a job ends with: what was written where, and what to type next.
+    """End a job: list the written files, and the commands to run next.
 
     Args:
         title: what is done, in a few words.
@@ -320,7 +320,7 @@ def job_command(job: str, *words: object) -> list[str]:
 
 
 class Meter:
-    """What a running ``progress`` is told: images done, and figures to show beside them."""
+    """Takes the progress of a job: images done, and figures to show beside them."""
 
     def __init__(self, description: str, total: int | None, unit: str, bar: Progress | None):
         self._description, self._total, self._unit, self._bar = description, total, unit, bar

@@ -21,7 +21,7 @@ _PLACEHOLDERS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
 class Flag:
-    """What a field's type does not say of its flag; stands in ``Annotated``.
+    """Facts about a flag beyond its field's type; stands in ``Annotated``.
 
     Args:
         names: other names, such as "-b".
@@ -59,12 +59,12 @@ class Option(NamedTuple):
 
     @property
     def required(self) -> bool:
-        """Whether it has to be given."""
+        """True if it has to be given."""
         return self.default is dataclasses.MISSING
 
     @property
     def is_switch(self) -> bool:
-        """Whether it takes no value: on as --x, off as --no-x."""
+        """True if it takes no value: on as --x, off as --no-x."""
         return self.kinds == (bool,)
 
     @property
@@ -77,7 +77,7 @@ class Option(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What it takes, for a message."""
+        """The values it takes, for a message."""
         if self.count != 1:
             number = "any number of" if self.count is None else str(self.count)
             noun = {int: "whole numbers", float: "numbers"}.get(self.kinds[0], "values")
@@ -89,7 +89,7 @@ class Option(NamedTuple):
 
     @property
     def placeholder(self) -> str:
-        """What it takes, for the help; empty for a switch."""
+        """The values it takes, for the help; empty for a switch."""
         if self.is_switch:
             return ""
         one = "|".join("|".join(typing.get_args(kind)) or _PLACEHOLDERS[kind] for kind in self.kinds)

@@ -87,7 +87,7 @@ def _left(option: Option) -> str:
 
 
 def _default(option: Option, text: str) -> str:
-    """What holds without the flag, where its text does not say so."""
+    """The default in words, where the flag's text does not name it."""
     value = option.default
     if option.required:
         return "Required."

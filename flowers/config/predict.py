@@ -119,7 +119,7 @@ class PredictConfig:
         return int(index), int(count)
 
     def suffix(self) -> str:
-        """Which of ``OUTPUT_KINDS`` --output ends in."""
+        """The ending of --output, one of ``OUTPUT_KINDS``."""
         return next(suffix for suffix in OUTPUT_KINDS if self.output.name.lower().endswith(suffix))
 
     def extensions(self) -> frozenset[str] | None:

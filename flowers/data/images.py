@@ -267,7 +267,7 @@ def _check_png(data: bytearray) -> None:
 
 
 def _kind(data: bytearray) -> str | None:
-    """What the file began as."""
+    """Format of a file, by its first bytes."""
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "AVIF"
     return next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)

@@ -92,7 +92,7 @@ def read_view(weights: Path) -> TrainedView:
 
 
 def _view(values: Mapping) -> TrainedView:
-    """What either kind of file says."""
+    """Read either kind of file."""
     if isinstance(values.get("pretrained_cfg"), dict) or ("crop_pct" in values and "input_size" in values):
         timm = values.get("pretrained_cfg", values)
         interpolation = timm.get("interpolation")

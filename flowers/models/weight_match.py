@@ -23,7 +23,7 @@ Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Match(NamedTuple):
-    """What of a file belongs to a network.
+    """The tensors of a file that belong to a network.
 
     Attributes:
         tensors: by the network's names; step counters of batch norm may be missing (old files lack them).

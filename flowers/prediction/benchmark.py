@@ -72,7 +72,7 @@ class PipelineSpeed:
 
     @property
     def flags(self) -> str:
-        """What to give to jobs/predict.py."""
+        """The flags for jobs/predict.py."""
         return (
             f"--engine {self.engine} --precision {self.precision} --batch-size {self.batch_size} "
             f"--workers {self.workers}"

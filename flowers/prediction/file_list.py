@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class ListInfo(NamedTuple):
-    """What was written: number of files, files a shard, SHA-256 of the list, entries left out as duplicates."""
+    """Facts about a list: number of files, files a shard, SHA-256 of the list, entries left out as duplicates."""
 
     files: int
     shard_size: int
@@ -159,7 +159,7 @@ def _write(file, digest, entry: Entry) -> None:
 
 
 def _shard_offsets(path: Path, shard_size: int) -> np.ndarray:
-    """Where each shard begins, and the end: every ``2 * shard_size``-th NUL ends one."""
+    """Offset of each shard, and of the end: every ``2 * shard_size``-th NUL ends one."""
     offsets, seen, start = [0], 0, 0
     with open(path, "rb") as file:
         while block := file.read(_CHUNK):
@@ -174,7 +174,7 @@ def _shard_offsets(path: Path, shard_size: int) -> np.ndarray:
 
 
 def _table(path: Path, offsets: np.ndarray) -> np.ndarray:
-    """What ``offsets.bin`` holds: uint64 [shards + 1, 2]."""
+    """Content of ``offsets.bin``: uint64 [shards + 1, 2]."""
     table = np.zeros((len(offsets), 2), "<u8")
     table[:, 0] = offsets
     with open(path, "rb") as file:

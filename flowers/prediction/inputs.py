@@ -142,7 +142,7 @@ def _read_range(file: int, offset: int, size: int) -> bytes:
 
 
 def tar_headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """What an archive says of each of its members; none is kept.
+    """Yield the header of each member of an archive; none is kept.
 
     Raises:
         tarfile.TarError: it is damaged, or leads in a circle.
@@ -200,7 +200,7 @@ class Archive:
         self._members: dict[str, tarfile.TarInfo] = {}
 
     def find(self, path: str) -> bool:
-        """Whether a path lies in an archive: ``archive.tar/member``."""
+        """True if a path lies in an archive: ``archive.tar/member``."""
         if not (self._path and path.startswith(self._path + "/")):
             end = path.lower().find(TAR + "/")
             while end >= 0 and not os.path.isfile(os.path.join(self._root, path[: end + len(TAR)])):

@@ -71,7 +71,7 @@ def put(new: Path, path: Path) -> None:
 
 
 def read_facts(folder: Path, index: int) -> dict:
-    """What ``write_part`` was told to remember, and bytes and crc32 of the rows.
+    """Read the facts that ``write_part`` stored, and bytes and crc32 of the rows.
 
     Raises:
         FileNotFoundError: there is no such part.
@@ -111,7 +111,7 @@ def read_rows(folder: Path, index: int) -> Iterator[bytes]:
 
 
 def finished(folder: Path) -> set[int]:
-    """Which shards have their part.
+    """Numbers of the shards that have their part.
 
     Raises:
         FileNotFoundError: the folder is gone: another process has finished the whole job.

@@ -123,7 +123,7 @@ def _check_free(config: PredictConfig) -> None:
 
 
 def _earlier_facts(sidecar: Path) -> dict | None:
-    """What a sidecar says; None if there is none, or the file is something else."""
+    """Read a sidecar; None if there is none, or the file is something else."""
     with contextlib.suppress(OSError, ValueError):
         if sidecar.stat().st_size <= _SIDECAR_BYTES:
             facts = json.loads(sidecar.read_bytes())
@@ -161,7 +161,7 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
 def _find_work(
     config: PredictConfig, bundle: Bundle | ExportedModel, folder: WorkFolder, place: Place, stop: StopRequest
 ) -> dict:
-    """What there is to do ("job"), or the facts about an output that is complete ("facts")."""
+    """Find the work to do ("job"), or the facts about an output that is complete ("facts")."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None
     listed_by = LIST_ONLY if config.list_only else array or place.step
     if config.merge:
@@ -266,7 +266,7 @@ def _errors_of_task(config: PredictConfig, folder: Path) -> int:
 
 
 def _finish(config: PredictConfig, facts: dict, stop: StopRequest) -> int:
-    """What follows once the output is there."""
+    """Sort photos, write the report and say what was done, once the output is there."""
     counts = {status: facts["counts"].get(status, 0) for status in STATUSES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
     if config.copy_to or config.link_to:

@@ -15,7 +15,7 @@ from flowers.reports.predictions_report import write_predictions_report
 
 
 def report_path(config: PredictConfig) -> Path:
-    """Where the page goes: ``predictions.html`` beside ``predictions.csv``."""
+    """Path of the page: ``predictions.html`` beside ``predictions.csv``."""
     return config.output.with_name(config.output.name[: -len(config.suffix())] + ".html")
 
 
@@ -52,7 +52,7 @@ def write_report(config: PredictConfig, facts: dict) -> None:
 
 
 def _address(folder: Path, start: Path) -> str:
-    """How a page in ``start`` names a folder, with a slash at the end."""
+    """Address of a folder as seen from a page in ``start``, with a slash at the end."""
     return urllib.parse.quote(os.fsencode(os.path.relpath(folder, start) + "/"))
 
 

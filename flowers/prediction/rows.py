@@ -28,7 +28,7 @@ def columns(topk: int) -> list[str]:
 
 
 def header(topk: int, kind: str) -> bytes:
-    """What a file of rows begins with: the columns of a CSV, nothing for JSON lines."""
+    """The first bytes of a file of rows: the columns of a CSV, nothing for JSON lines."""
     return (",".join(columns(topk)) + "\r\n").encode() if kind == "csv" else b""
 
 

@@ -26,7 +26,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Score:
-    """What a predictions file is worth.
+    """Accuracy of a predictions file.
 
     Attributes:
         images: rows with a label; the figures are shares of these.
@@ -175,7 +175,7 @@ def _guesses(row: dict[str, str], column: str) -> Iterator[str]:
 
 
 def _class_column(predictions: Path, truth: dict[str, str] | None) -> str:
-    """Whether the true classes are folder names ("class") or display names ("label"): what fits more of them.
+    """Tell if the true classes are folder names ("class") or display names ("label"), by which fits more of them.
 
     Raises:
         DataError: neither fits any.

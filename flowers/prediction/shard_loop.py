@@ -32,7 +32,7 @@ _WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; o
 
 
 class Place(NamedTuple):
-    """Which process this is.
+    """This process among those that share the work.
 
     Attributes:
         rank: its number.
@@ -147,7 +147,7 @@ def _classify(
 
 
 def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowFormat:
-    """How this job writes its rows."""
+    """The format of this job's rows."""
     classes = bundle.classes
     topk = min(config.topk, len(classes.folders))
     return RowFormat(classes.labels, classes.folders, topk, config.min_prob, OUTPUT_KINDS[config.suffix()])
@@ -183,7 +183,7 @@ def _build(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, 
 
 
 class _Progress:
-    """What the user sees while this process and others are at work.
+    """Progress on the screen while this process and others are at work.
 
     Attributes:
         mine: shards whose part this process wrote.
@@ -218,7 +218,7 @@ class _Progress:
         self._show(self._total())
 
     def tell(self, seconds: dict[str, float], cpus: int, on_cpu: bool) -> None:
-        """Where the time of this process went, and how close it came to what its machine can do."""
+        """Report where the time of this process went, and its speed against what its machine can do."""
         done, elapsed_s = self._done, time.monotonic() - self._start_s
         if not done:
             return

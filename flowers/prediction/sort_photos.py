@@ -129,7 +129,7 @@ def _names(path: str) -> Iterator[str]:
 
 
 def _link(source: str, final: Path) -> bool:
-    """Whether ``final`` now leads to ``source``; False if the name is taken."""
+    """Make ``final`` a link to ``source``; False if the name is taken."""
     try:
         os.symlink(source, final)
     except FileExistsError:
@@ -138,7 +138,7 @@ def _link(source: str, final: Path) -> bool:
 
 
 def _copy(source: str, final: Path) -> bool:
-    """Whether ``final`` is now a copy of ``source``; False if the name is taken."""
+    """Make ``final`` a copy of ``source``; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and filecmp.cmp(source, final, shallow=False)
     temporary = _temporary(final)
@@ -151,7 +151,7 @@ def _copy(source: str, final: Path) -> bool:
 
 
 def _extract(archive: Archive, path: str, final: Path) -> bool:
-    """Whether ``final`` now holds that member of the archive; False if the name is taken."""
+    """Write that member of the archive to ``final``; False if the name is taken."""
     data = archive.read(path)
     if os.path.lexists(final):
         return final.is_file() and final.read_bytes() == data

@@ -49,7 +49,7 @@ def require_writer(output: Path) -> None:
 
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
-    """What the sidecar says, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
+    """Read the sidecar, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         facts = json.loads(sidecar_path(output).read_text(encoding="utf-8"))
         if _is_as_written(output, facts["output"]):

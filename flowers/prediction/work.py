@@ -109,7 +109,7 @@ class Work:
                 yield index, self.shard(index)
 
     def engine(self) -> dict | None:
-        """What the first process runs the network with: all others must do the same."""
+        """Engine and precision of the first process, which all others use, too."""
         path = self.folder / "engine.json"
         try:
             return _read_sealed(path)
@@ -437,7 +437,7 @@ def _unlink(path: Path) -> None:
 
 
 def _has_results(folder: Path) -> bool:
-    """Whether more than the list of files would be lost: not where a wrong flag ended a job before its first photo."""
+    """True if more than the list of files would be lost: not where a wrong flag ended a job before its first photo."""
     with contextlib.suppress(OSError):
         return any(os.scandir(folder / "parts"))
     return True
@@ -479,7 +479,7 @@ def _key(settings: dict) -> str:
 
 
 def _begins_with(whole: dict, settings: dict) -> bool:
-    """Whether full settings agree with those that are known before the files are."""
+    """True if full settings agree with those that are known before the files are."""
     return all(whole.get(name) == value for name, value in settings.items())
 
 

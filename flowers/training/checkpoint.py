@@ -32,7 +32,7 @@ HISTORY_FILE = "history.jsonl"
 
 @dataclass
 class Progress:
-    """How far training has come: ``step_in_epoch`` updates of ``epoch`` are done, ``step`` in all."""
+    """Progress of training: ``step_in_epoch`` updates of ``epoch`` are done, ``step`` in all."""
 
     step: int = 0
     epoch: int = 0

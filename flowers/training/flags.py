@@ -175,12 +175,12 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
 
 
 def images_digest(samples: Samples) -> str:
-    """How many images, and a short hash of their names and classes."""
+    """Number of images, and a short hash of their names and classes."""
     return _digest(samples.paths, samples)
 
 
 def _digest(names, samples: Samples | None) -> str:
-    """How many, and a short hash of the names (and classes): equal only for the same images in the same order."""
+    """Number and short hash of the names (and classes): equal only for the same images in the same order."""
     found = hashlib.sha256()
     for name in names:
         found.update(os.fsencode(name) + b"\0")

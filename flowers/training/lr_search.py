@@ -39,7 +39,7 @@ NOISES = 4.0  # and a fall must be so many standard errors of the smoothed loss
 
 @dataclass(frozen=True)
 class LrCurve:
-    """What a range test found.
+    """The result of a range test.
 
     Attributes:
         rates: of each step, growing.

@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def run_dir(self) -> Path:
-        """Where it writes."""
+        """The run folder."""
         return self.config.output_dir
 
     @property

@@ -117,7 +117,7 @@ def copy_runtime(source: Path, backends: tuple[str, ...], target: Path) -> None:
 
 
 def _module_folders() -> Iterator[Path]:
-    """Where node looks, then npm's global folder."""
+    """The folders that node searches, then npm's global one."""
     here = Path.cwd()
     yield from (folder / "node_modules" for folder in (here, *here.parents))
     yield from (Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder)

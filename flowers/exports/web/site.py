@@ -94,7 +94,7 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _facts(config: ExportConfig, bundle: Bundle, model: Path, agreement: Agreement) -> dict:
-    """What the page has to know, for facts.json; it says nothing of this machine's folders."""
+    """Facts for the page, for facts.json; no folder of this machine is named."""
     min_prob = bundle.made.get("min_prob", 0)
     return {
         "format": FORMAT,
