@@ -1,5 +1,7 @@
 """Resuming a run: find the checkpoint, the same on all ranks, and restore the trainer from it."""
 
+import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
-from flowers.files import explain_os_error, old_name, remove, write_atomically
-from flowers.models.bundle import load_bundle, save_bundle
+from flowers.files import explain_os_error, remove, write_atomically
+from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
 from flowers.training.trainer import Trainer
@@ -124,25 +126,93 @@ def take_history(history: History, resumed: Checkpoint) -> None:
 
 
 def take_best(run_dir: Path, resumed: Checkpoint) -> None:
-    """Make sure that ``best/`` exists: copy it from the other run folder, or else let the next model be the best."""
-    progress, best = resumed.progress, run_dir / "best"
+    """Make sure that ``best/`` is there and whole: copy it from the other run folder, or rebuild it from a checkpoint.
+
+    Where neither can be done, the next model will be the best, and a warning says so.
+    """
 
     def take() -> bool:
-        if progress.best_step is None or best.exists() or old_name(best).exists():
+        if resumed.progress.best_step is None or (is_own(run_dir, resumed) and _load(run_dir / "best") is not None):
             return True
-        try:
-            bundle = load_bundle(resumed.path.parent.parent / "best")
-        except ModelError:
-            return False
-        known = (bundle.metrics.get("valid_top1"), bundle.metrics.get("valid_loss"))
-        if known != (progress.best_top1, progress.best_loss):  # that run has continued since
-            return False
-        save_bundle(bundle, best)
+        bundle = _load(resumed.path.parent.parent / "best")
+        if bundle is None or not _is_best(bundle, resumed):  # damaged, or that run has continued since
+            return rebuild_best(run_dir, resumed)
+        save_bundle(bundle, run_dir / "best")
         return True
 
     if not from_main(take):
         console.warn("the best model so far is not at hand: the best from here on will be kept")
+        progress = resumed.progress
         progress.best_step = progress.best_top1 = progress.best_loss = None
+
+
+def is_whole(run_dir: Path, resumed: Checkpoint, has_report: bool) -> bool:
+    """True if a finished run has all that its last start had to leave; a damaged ``best/`` is rebuilt if possible.
+
+    Args:
+        has_report: a report belongs to it.
+
+    Raises:
+        CheckpointError: ``best/`` is gone or damaged, and no checkpoint holds that model.
+    """
+    best = _load(run_dir / "best")
+    if best is None or not _is_best(best, resumed):
+        if not rebuild_best(run_dir, resumed):
+            raise CheckpointError(
+                f"{run_dir} is finished, but its best/ is gone or damaged and no checkpoint holds that model: use the "
+                f"model of the last step, --checkpoint {run_dir / 'last'}, or train again with another --output-dir"
+            )
+        best = load_bundle(run_dir / "best")
+    try:
+        figures = json.loads((run_dir / "metrics.json").read_bytes())["valid"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+    if figures != {name.removeprefix("valid_"): value for name, value in best.metrics.items()}:
+        return False
+    # A start that was killed while it wrote the report has the figures alone.
+    return _load(run_dir / "last") is not None and (not has_report or (run_dir / "report.html").is_file())
+
+
+def rebuild_best(run_dir: Path, resumed: Checkpoint) -> bool:
+    """Write ``best/`` anew if a checkpoint was taken at its step; its figures stand in the history.
+
+    Returns:
+        False if that cannot be done.
+    """
+    step = resumed.progress.best_step
+    try:
+        (path,) = [path for path in list_checkpoints(resumed.path.parent.parent) if path.name == f"step-{step:08d}"]
+        found = load_checkpoint(path)
+        lines = [json.loads(line) for line in (found.history or b"").splitlines()]
+        (line,) = [line for line in lines if line["event"] == "valid" and line["step"] == step]
+    except (CheckpointError, ValueError, LookupError, TypeError):
+        return False
+    figures = {f"valid_{name}": line[name] for name in line if name not in ("event", "step", "epoch", "train_loss")}
+    state = dict(found.bundle.state_dict)
+    average = found.tensors.get("average", {})
+    prefix = "" if average.keys() <= state.keys() else "head."  # on cached features the head alone is averaged
+    state.update({prefix + name: tensor for name, tensor in average.items()})
+    best = dataclasses.replace(found.bundle, metrics=figures, state_dict=state)
+    if not _is_best(best, resumed):
+        return False
+    remove(run_dir / "best")
+    save_bundle(best, run_dir / "best")
+    console.warn(f"{run_dir / 'best'} was gone or damaged: rebuilt from {found.path.name}")
+    return True
+
+
+def _load(folder: Path) -> Bundle | None:
+    """A model of the run; None if it is gone or damaged."""
+    try:
+        return load_bundle(folder)
+    except ModelError:
+        return None
+
+
+def _is_best(bundle: Bundle, resumed: Checkpoint) -> bool:
+    """True if a bundle has the figures of the best model at a checkpoint."""
+    progress, metrics = resumed.progress, bundle.metrics
+    return (metrics.get("valid_top1"), metrics.get("valid_loss")) == (progress.best_top1, progress.best_loss)
 
 
 def is_own(run_dir: Path, resumed: Checkpoint) -> bool:

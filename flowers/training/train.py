@@ -28,7 +28,7 @@ from flowers.training.flags import check_flags, fingerprint, resolve
 from flowers.training.head_search import tune_head
 from flowers.training.lr_search import search_lr
 from flowers.training.model import HEAD_STAGE, build_model
-from flowers.training.resume import agree_on_checkpoint, restore
+from flowers.training.resume import agree_on_checkpoint, is_whole, restore
 from flowers.training.stage import Stage
 from flowers.training.trainer import Trainer
 
@@ -199,14 +199,14 @@ def build_batches(stage: Stage) -> Batches:
 
 
 def is_finished(stage: Stage, resumed: Checkpoint | None) -> bool:
-    """True if an earlier start came to the end and wrote the final figures and the report, if one can be made."""
+    """True if an earlier start came to the end and left its models, the figures and the report, if one can be made.
+
+    Raises:
+        CheckpointError: the best model is lost.
+    """
     if resumed is None or not resumed.progress.finished:
         return False
-    has_figures, has_report = distributed.from_main(
-        lambda: [(stage.run_dir / name).exists() for name in ("metrics.json", "report.html")]
-    )
-    # A start that was killed while it wrote the report has the figures alone.
-    return has_figures and (has_report or not wants_report(stage))
+    return distributed.from_main(lambda: is_whole(stage.run_dir, resumed, wants_report(stage)))
 
 
 def wants_report(stage: Stage) -> bool:
