@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from flowers import console
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
 from flowers.machine import cpu_has_bf16, keep_freed_memory, local_world_size, threads_per_process
 
@@ -18,6 +19,15 @@ _SPLITTERS = {
     "PARALLELISM_CONFIG": "parallelism",
 }
 """Ways to split a network that `accelerate launch` offers, by the end of their variable's name; none is of use here."""
+HONOURED = (
+    "USE_CPU", "MIXED_PRECISION", "CPU_AFFINITY", "DEBUG_MODE", "DEBUG_RDV_FILE", "ENABLE_RICH", "LOG_LEVEL",
+    "NUM_PROCESSES",
+)  # fmt: skip
+"""What may stay of ``ACCELERATE_*``: the launcher's choice of device and precision, and what changes no result."""
+ARITHMETIC = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+"""Variables by which torch and cuBLAS compute otherwise; left as they are, and shown."""
+_UNSET = ("", "1", "no", "none", "false", "default")
+"""What `accelerate launch` writes for a choice that nobody made; left out without a word."""
 
 
 def start(
@@ -49,6 +59,7 @@ def start(
     """
     import torch
 
+    ignore_other_settings()
     has_gpu = torch.cuda.is_available()
     cpu_only = told_to_use_cpu() or not (has_gpu or torch.backends.mps.is_available())
     if has_gpu and not cpu_only:
@@ -59,12 +70,6 @@ def start(
         keep_freed_memory()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    for name, what in _SPLITTERS.items():
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise UsageError(
-                f"accelerate's configuration asks for {what}, which splits a network over devices, here each has all "
-                "of it: give `accelerate launch` a --config_file of launch/, or start with flowers-launch"
-            )
     if log_with is not None:
         check_tracker(log_with)
     handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []
@@ -77,6 +82,7 @@ def start(
     try:
         accelerator = Accelerator(
             cpu=cpu_only,
+            gradient_accumulation_steps=1,  # the trainer accumulates itself
             mixed_precision=mixed_precision,
             log_with=log_with,
             project_dir=run_dir,
@@ -86,6 +92,31 @@ def start(
         raise UsageError(f"cannot start on this machine: {error}") from error
     check_world_size(accelerator.num_processes)
     return accelerator
+
+
+def ignore_other_settings() -> None:
+    """Remove from the environment what would change a job behind its flags, and say so.
+
+    Accelerate reads dozens of variables, and prefers some to the arguments it is given: gradient accumulation divides
+    every gradient. One left by another job, a profile or a container is not meant for this one.
+
+    Raises:
+        UsageError: a network is to be split over devices.
+    """
+    for name, what in _SPLITTERS.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"accelerate's configuration asks for {what}, which splits a network over devices, here each has all "
+                "of it: give `accelerate launch` a --config_file of launch/, or start with flowers-launch"
+            )
+    names = sorted(name for name in os.environ if name.startswith("ACCELERATE_"))
+    others = {name: os.environ.pop(name) for name in names if name.removeprefix("ACCELERATE_") not in HONOURED}
+    meant = [f"{name}={value}" for name, value in others.items() if value.lower() not in _UNSET]
+    if meant:
+        console.warn(f"ignored, flags say it here: {', '.join(meant)}")
+    shown = [f"{name}={os.environ[name]}" for name in ARITHMETIC if name in os.environ]
+    if shown:
+        console.say(f"arithmetic as the environment says: {', '.join(shown)}")
 
 
 def told_to_use_cpu() -> bool:

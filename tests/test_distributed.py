@@ -1,8 +1,13 @@
 """What processes tell one another: results, and errors that end all of them alike."""
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import accelerate
 import pytest
 from jobs_in_processes import free_port, server
 
@@ -93,3 +98,51 @@ def test_one_process_alone_asks_nobody():
     for ask in (from_main, from_all):
         with pytest.raises(DataError, match="no such file"):
             ask(wrong)
+
+
+def variables_of_accelerate() -> set[str]:
+    """Every ACCELERATE_* that the installed accelerate mentions."""
+    sources = Path(accelerate.__file__).parent.rglob("*.py")
+    return {name for file in sources for name in re.findall(r"ACCELERATE_[A-Z0-9_]*[A-Z0-9]", file.read_text())}
+
+
+def start_with(**environment: str) -> subprocess.CompletedProcess:
+    lines = "from flowers import distributed; print(distributed.start('no').gradient_accumulation_steps)"
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", **environment}
+    return subprocess.run([sys.executable, "-c", lines], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_variables_of_accelerate_change_no_job():
+    """All at once, as found in its source: what a new version reads is removed, too."""
+    honoured = {f"ACCELERATE_{name}" for name in distributed.HONOURED}
+    splitting = {name for name in variables_of_accelerate() if name.startswith("ACCELERATE_USE_")} - honoured
+    others = variables_of_accelerate() - honoured - splitting
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in others
+    assert honoured <= variables_of_accelerate()
+    assert splitting == {
+        f"ACCELERATE_USE_{name}" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
+    }, "a new way to split a network: refuse it"
+    done = start_with(
+        **dict.fromkeys(others, "auto") | {"ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_TORCH_DEVICE": "cuda"}
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    said = [line for line in done.stderr.splitlines() if "ignored" in line]
+    assert all(f"{name}=" in " ".join(done.stderr.split()) for name in others), done.stderr
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("steps", ["4", "0", "auto"])
+def test_gradient_accumulation_of_another_job_is_ignored_and_said(monkeypatch, capsys, steps: str):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    distributed.ignore_other_settings()
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in os.environ
+    assert f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}" in capsys.readouterr().err
+
+
+def test_what_a_launcher_writes_by_default_is_no_warning(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    distributed.ignore_other_settings()
+    written = capsys.readouterr()
+    assert "DYNAMO" not in written.err
+    assert "NVIDIA_TF32_OVERRIDE=0" in written.out + written.err
