@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs_in_processes import free_port
+from jobs_in_processes import free_port, server
 from PIL import Image
 
 from flowers import distributed
@@ -133,10 +133,11 @@ def test_a_ram_cache_leaves_no_name_behind(samples, memory):
     assert cache.read(0).shape == (30, 50, 3)
 
 
-def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: Path, results) -> None:
+def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: Path, memory: Path, results) -> None:
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in group.items()})
     distributed.start("no")
+    cache_module.SHARED_MEMORY = str(memory)
     decoded = []
     original = cache_module.read_image
 
@@ -152,10 +153,9 @@ def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: P
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory, kind):
-    results = FORK.Queue()
-    port = free_port()
-    arguments = (port, samples, kind, tmp_path / "cache", results)
-    ranks = [FORK.Process(target=open_and_report, args=(rank, *arguments)) for rank in range(3)]
+    results = server.Queue()  # forked from a process that is in no group yet
+    arguments = (free_port(), samples, kind, tmp_path / "cache", memory, results)
+    ranks = [server.Process(target=open_and_report, args=(rank, *arguments)) for rank in range(3)]
     for rank in ranks:
         rank.start()
     reports = [results.get(timeout=60) for _ in ranks]

@@ -170,8 +170,9 @@ def test_a_resumed_run_keeps_the_rate_that_was_found(colours: Path, tmp_path: Pa
 @pytest.mark.parametrize("how", ["head", "full"])
 def test_two_processes_draw_the_curve_of_one(how: str, colours: Path, tmp_path: Path) -> None:
     # Of images through layers that learn, batch norm sees each process's own: a network without it.
-    model = ["--model", "timm/test_vit", "--image-size", 96] if how == "full" else []
-    flags = [*TINY[:-2], *model, "--data-dir", colours, "--finetune", how, "--mixed-precision", "no"]
+    model = "timm/test_vit" if how == "full" else "timm/test_resnet"
+    tiny = ["--model", model, "--weights", "none", "--image-size", 96 if how == "full" else 64, "-j", 0]
+    flags = [*tiny, "--data-dir", colours, "--finetune", how, "--mixed-precision", "no"]
     flags += ["--min-lr", 1e-5, "--max-lr", 10, "--steps", 40]
     curves = []
     for processes in (1, 2):

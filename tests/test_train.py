@@ -56,7 +56,7 @@ def test_features_and_the_classic_loop_agree(sample_set: Path, tmp_path: Path) -
     square = tmp_path / "square"
     shutil.copytree(sample_set, square)
     losses = []
-    for name, flags in (("features", []), ("loop", ["--no-feature-cache", "--lr", 0.003])):
+    for name, flags in (("features", []), ("loop", ["--no-feature-cache"])):
         folder = tmp_path / name
         folder.mkdir()
         job = train(folder, *TINY, "--data-dir", square, *plain, "--lr", 0.003, *flags)

@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowers.config.predict import OUTPUT_KINDS
 from flowers.data.paths import readable
@@ -22,7 +23,9 @@ from flowers.errors import DataError, UsageError
 from flowers.files import explain_os_error, sync_file, sync_folder
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, header
-from flowers.prediction.work import Work
+
+if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
+    from flowers.prediction.work import Work
 
 _ROW_GROUP = 65536
 
@@ -72,7 +75,7 @@ def _is_as_written(path: Path, known: dict) -> bool:
     return "sha256" not in known or as_written(path)["sha256"] == known["sha256"]
 
 
-def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
+def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
     """Write the final file from all parts.
 
     Args:
@@ -105,7 +108,7 @@ def join_parts(work: Work, output: Path, suffix: str, topk: int, check_stop: Cal
     return totals
 
 
-def write_sidecar(work: Work, output: Path, facts: dict) -> None:
+def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
     """Write the JSON beside the output, which says that the job is done.
 
     Raises:
@@ -159,14 +162,14 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _blocks(work: Work, first: bytes, check_stop: Callable[[], None]) -> Iterator[bytes]:
+def _blocks(work: "Work", first: bytes, check_stop: Callable[[], None]) -> Iterator[bytes]:
     yield first
     for index in range(work.files.num_shards):
         check_stop()
         yield from parts.read_rows(work.parts, index)
 
 
-def _totals(work: Work) -> dict:
+def _totals(work: "Work") -> dict:
     counts: collections.Counter = collections.Counter()
     seconds: collections.Counter = collections.Counter()
     for index in range(work.files.num_shards):
