@@ -67,6 +67,44 @@ class TestClasses:
         touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg")
         assert list(load(tmp_path).valid.paths) == ["val/b/3.jpg"]
 
+    @pytest.mark.parametrize("name", ["val", "validation", "eval", "dev"])
+    def test_usual_names_of_the_validation_split(self, name: str, tmp_path: Path):
+        touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{name}/a/3.jpg", f"{name}/b/4.jpg", "testing/b/5.jpg")
+        found = load(tmp_path)
+        assert list(found.valid.paths) == [f"{name}/a/3.jpg", f"{name}/b/4.jpg"]
+        assert list(found.test.paths) == ["testing/b/5.jpg"]
+        assert list(load_split(tmp_path, "valid", found.classes).paths) == list(found.valid.paths)
+
+    def test_a_class_of_one_tree_may_be_called_like_a_split(self, tmp_path: Path):
+        touch(tmp_path, *(f"{name}/{index}.jpg" for name in ("dev", "rose") for index in range(5)))
+        assert load(tmp_path).classes.folders == ("dev", "rose")
+
+    def test_what_is_not_used_is_named(self, tmp_path: Path, warnings: list[str]):
+        touch(
+            tmp_path,
+            "train/a/1.jpg",
+            "train/b/2.jpg",
+            "valid/a/1.jpg",
+            "valid/b/1.jpg",
+            "holdout/a/1.jpg",
+            "docs/x.jpg",
+        )
+        load(tmp_path)
+        assert warnings == [f"{tmp_path}: not used, no name of a split: holdout"]
+
+    def test_classes_without_images_in_a_split_are_named(self, tmp_path: Path, warnings: list[str]):
+        touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/1.jpg", "test/b/1.jpg")
+        load(tmp_path)
+        assert warnings == [
+            f"{tmp_path}/valid: no images of 1 of 2 classes: b",
+            f"{tmp_path}/test: no images of 1 of 2 classes: a",
+        ]
+
+    def test_a_drawn_split_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        load(touch(tmp_path, *(f"train/{name}/{index}.jpg" for name in "ab" for index in range(5))), seed=3)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "2 images drawn from train (--val-fraction 0.2, --seed 3)" in said
+
     @pytest.mark.parametrize(
         ("names", "expected"),
         [
@@ -111,7 +149,7 @@ class TestClasses:
 class TestClassNames:
     @pytest.fixture
     def data_dir(self, tmp_path: Path) -> Path:
-        return touch(tmp_path, "train/1/a.jpg", "train/2/a.jpg", "valid/1/a.jpg")
+        return touch(tmp_path, "train/1/a.jpg", "train/2/a.jpg", "valid/1/a.jpg", "valid/2/a.jpg")
 
     def test_default_file(self, data_dir: Path):
         assert load(data_dir).classes.labels == ("1", "2")
@@ -160,8 +198,8 @@ class TestLoadSplit:
             load_split(tmp_path, "test", classes)
         with pytest.raises(DataError, match=r"no split 'train' \(found: test, valid\)"):
             load_split(tmp_path, "train", classes)
-        with pytest.raises(DataError, match=r"no split 'testing' \(found"):
-            load_split(tmp_path, "testing", classes)
+        with pytest.raises(DataError, match=r"no split 'holdout' \(found"):
+            load_split(tmp_path, "holdout", classes)
         with pytest.raises(DataError, match="valid: no images"):
             load_split(tmp_path, "val", classes)
         with pytest.raises(DataError, match="no such folder"):

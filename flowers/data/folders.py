@@ -3,8 +3,8 @@
 The class index is that of train/: its folder names sorted as strings ("1", "10", "100", "101", "11", ...), and every
 other split is mapped through it by name. Layouts that are understood:
 
-- ``D/train/CLASS/...``, ``D/valid/CLASS/...`` (or ``val``), ``D/test/CLASS/...``; only train/ must be there. Any of
-  them may instead be a list, ``D/train.csv`` and so on;
+- ``D/train/CLASS/...``, ``D/valid/CLASS/...`` (or ``val``, ``validation``, ``eval``, ``dev``), ``D/test/CLASS/...`` (or
+  ``testing``); only train/ must be there. Any of them may instead be a list, ``D/train.csv`` and so on;
 - ``D/CLASS/IMAGE``: one tree without splits, taken as train/;
 - ``D.csv``: a list with the columns path,class and perhaps split, or ``D.txt``, one path a line (see
   ``flowers.data.lists``).
@@ -28,6 +28,8 @@ from flowers.data.scan import scan_images
 from flowers.data.splits import read_split, split_train
 from flowers.errors import DataError, UsageError
 
+SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", "testing": "test"}
+"""Names of folders and lists in a data set, and the splits that they mean."""
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
 
@@ -131,6 +133,10 @@ def load_image_folders(
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None and not len(samples):
             raise DataError(f"{splits[name].where}: no images; add some, or remove it")
+    _warn_of_unused(Path(data_dir))
+    for name, samples in (("valid", valid), ("test", test)):
+        if samples is not None:
+            warn_of_missing_classes(splits[name].where, samples, classes)
     if valid is None and val_fraction > 0:
         held_out = split_train(
             train.paths, train.targets, val_fraction=val_fraction, seed=seed, split_file=split_file, anew=anew
@@ -139,6 +145,9 @@ def load_image_folders(
             raise DataError(f"{where}: {NONE_TO_HOLD_OUT}")
         valid = train.take(np.flatnonzero(held_out))
         train = train.take(np.flatnonzero(~np.array(held_out)))
+        console.say(
+            f"validation split: {len(valid)} images drawn from train (--val-fraction {val_fraction}, --seed {seed})"
+        )
     return ImageFolders(classes, train, valid, test)
 
 
@@ -155,7 +164,7 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
     Raises:
         DataError: no such folder or split, no images in it, or a class that the model does not know.
     """
-    name = SPLITS.get(split)
+    name = SPLIT_NAMES.get(split)
     root, splits = find_splits(Path(data_dir))
     drawn = (
         split_file is not None and os.path.exists(split_file) and "valid" not in splits and name in ("train", "valid")
@@ -177,6 +186,28 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
     return samples
 
 
+def warn_of_missing_classes(where: str, samples: Samples, classes: ClassIndex) -> None:
+    """Name the classes that a split has no images of: figures on it say nothing about them."""
+    counts = np.bincount(samples.targets, minlength=len(classes))
+    missing = [readable(classes.folders[index]) for index in np.flatnonzero(counts == 0)]
+    if missing:
+        console.warn(f"{where}: no images of {len(missing)} of {len(classes)} classes: {some(missing)}")
+
+
+def _warn_of_unused(data_dir: Path) -> None:
+    """Name the folders of class folders beside train/ that are taken for no split."""
+    if not os.path.isdir(data_dir / "train"):
+        return
+    unused = [
+        readable(name)
+        for name in _subfolders(data_dir)
+        if name not in SPLIT_NAMES
+        and any(_has_images(data_dir / name / folder) for folder in _subfolders(data_dir / name))
+    ]
+    if unused:
+        console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
+
+
 def find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
     """The folder that paths start from, and train, valid and test as far as they are there.
 
@@ -190,13 +221,14 @@ def find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
     if not os.path.isdir(data_dir):
         raise DataError(f"{readable(data_dir)}: no such folder or list file")
     splits: dict[str, Split] = {}
-    for name, split in SPLITS.items():
+    for name, split in SPLIT_NAMES.items():
         if not name:
             continue
         folder, list_file = data_dir / name, data_dir / f"{name}.csv"
         found = [folder] if os.path.isdir(folder) else []
         found += [list_file] if os.path.isfile(list_file) else []
-        if not found:
+        # In one tree of class folders, a class may have the name "dev".
+        if not found or (name not in SPLITS and "train" not in splits and _has_images(folder)):
             continue
         if len(found) > 1 or split in splits:
             other = list_file if len(found) > 1 else splits[split].where

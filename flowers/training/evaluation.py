@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.classes import ClassIndex
-from flowers.data.folders import Samples, load_split
+from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.loaders import Batch
 from flowers.datasets.check import check_splits
 from flowers.datasets.check_report import findings
@@ -81,6 +81,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     """
     bundle = load_bundle(config.checkpoint)
     samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
+    warn_of_missing_classes(f"{console.plain(config.data_dir)}, {config.split}", samples, bundle.classes)
     place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
     output = config.output or place / f"metrics-{config.split}.json"
     if console.is_main_process():
