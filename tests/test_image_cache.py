@@ -248,3 +248,27 @@ def test_it_pickles_by_what_it_maps(samples, tmp_path, kind):
     copy = pickle.loads(pickled)
     assert isinstance(copy, ImageCache)
     assert all(np.array_equal(copy.read(row), cache.read(row)) for row in range(21))
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "index.npz"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "removed", "a folder"])
+def test_a_damaged_cache_is_built_again(samples, tmp_path, capsys, name, how):
+    open_cache(samples, "disk", 64, folder=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob(f"*/{name}")
+    whole = file.read_bytes()
+    if how in ("removed", "a folder"):
+        file.unlink()
+    if how == "a folder":
+        file.mkdir()
+    elif how != "removed":
+        middle = 300  # among the values: a date in the zip may well be another
+        flipped = whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]
+        file.write_bytes({"flipped": flipped, "cut": whole[:middle], "emptied": b""}[how])
+    capsys.readouterr()
+    cache = open_cache(samples, "disk", 64, folder=tmp_path / "cache")
+    assert file.stat().st_size == len(whole)
+    is_told = (name, how) != ("index.npz", "removed")  # then it was never complete, as after a kill
+    assert ("it is built again" in capsys.readouterr().err) == is_told
+    assert all(cache.read(row).shape[2] == 3 for row in range(21))
+    if name == "pixels.u8":
+        assert file.read_bytes() == whole

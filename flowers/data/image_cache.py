@@ -6,7 +6,8 @@ antialiasing, never enlarged. One that was not shrunk gives exactly the views th
 gives the same views, a touch softer, but for some 3 in 1000, which get another crop: there the last rounding of the
 picture's proportions decides whether a drawn box fits. The order of images is not touched at all.
 
-``disk`` is built by the main process, is whole or has no index, and stays for the next start. ``ram`` is built by
+``disk`` is built by the main process, is whole or has no index, and stays for the next start, which checks its CRC-32
+and builds a damaged one again. ``ram`` is built by
 one process of each machine, in shared memory and without a name: the others open it through that process, and the
 kernel frees it when the last one ends, however that happens.
 """
@@ -16,6 +17,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal
@@ -32,11 +34,12 @@ from flowers.data.scan import file_stamps
 from flowers.data.threads import in_order
 from flowers.distributed import first_rank_here, from_all, from_main, rank
 from flowers.errors import DataError, ImageError
-from flowers.files import explain_os_error, write_atomically
+from flowers.files import NPZ_DAMAGE, explain_os_error, remove, write_atomically
 from flowers.machine import available_memory_bytes
 
 FORMAT = 1
 _PIXELS, _INDEX = "pixels.u8", "index.npz"
+_BLOCK = 2**22  # bytes read at a time
 
 
 class ImageCache:
@@ -132,9 +135,15 @@ def open_cache(
 
 
 def _build_on_disk(samples: Samples, short_side: int, place: Path, threads: int) -> None:
-    """Write the pixels, then the index, whose presence says that the pixels are whole; do nothing if it is there."""
-    if (place / _INDEX).exists():
-        return
+    """Write the pixels, then the index, whose presence says that the pixels are whole; do nothing if both are there."""
+    if os.path.lexists(place / _INDEX):
+        if _is_whole(place):
+            return
+        console.warn(
+            f"{console.plain(str(place))}: this image cache is damaged or of an earlier version; it is built again"
+        )
+    for old in (place / _INDEX, place / _PIXELS):
+        remove(old)
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in place.glob(f".{_PIXELS}*"):  # by a build that was killed
@@ -146,6 +155,22 @@ def _build_on_disk(samples: Samples, short_side: int, place: Path, threads: int)
         index = _decode_all(samples, short_side, threads, file)
     with write_atomically(place / _INDEX, "wb") as file:
         np.savez(file, **index)
+
+
+def _is_whole(place: Path) -> bool:
+    """True if the pixels are those that the index was written for; they are read once, from front to back."""
+    crc = 0
+    try:
+        with np.load(place / _INDEX, allow_pickle=False) as file:
+            index = {name: file[name] for name in file.files}  # all of it, so that zip's own CRC-32 is checked too
+        written = [int(index[name]) for name in ("size_bytes", "crc32")]
+        with open(place / _PIXELS, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            while size_bytes == written[0] and (block := file.read(_BLOCK)):
+                crc = zlib.crc32(block, crc)
+    except (OSError, *NPZ_DAMAGE):
+        return False
+    return [size_bytes, crc] == written
 
 
 def _share_in_memory(samples: Samples, short_side: int, threads: int) -> ImageCache:
@@ -213,11 +238,12 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
     """Write the pixels of all images, one after the other.
 
     Returns:
-        The index: places int64 [N, 3] as in ImageCache, bad_rows int64 and reasons of those that give no picture.
+        The index: places int64 [N, 3] as in ImageCache, bad_rows int64 and reasons of those that give no picture;
+        size_bytes and crc32 of all pixels.
     """
     places = np.zeros((len(samples), 3), np.int64)
     reasons: dict[int, str] = {}
-    offset = 0
+    offset = crc = 0
     pictures = in_order(lambda row: _picture(samples, row, short_side), range(len(samples)), threads)
     with console.progress("caching images", len(samples)) as meter:
         for row, picture in enumerate(pictures):
@@ -226,6 +252,7 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
                 reasons[row] = picture
             else:
                 file.write(picture.data)
+                crc = zlib.crc32(picture.data, crc)
                 places[row, 1:] = picture.shape[:2]
                 offset += picture.size
             meter.advance(1)
@@ -233,6 +260,8 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
         "places": places,
         "bad_rows": np.array(list(reasons), np.int64),
         "reasons": np.array(list(reasons.values()), np.str_),
+        "size_bytes": np.int64(offset),
+        "crc32": np.int64(crc),
     }
 
 
