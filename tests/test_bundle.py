@@ -284,6 +284,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_tampered_bundles_are_refused_with_the_reason(case: str, bundle: Bundle, tmp_path: Path) -> None:
     tamper, message = TAMPERED[case]
     save_bundle(bundle, tmp_path / "best")
+    change(made={})(tmp_path / "best")  # without the hash: as earlier versions wrote it, and whoever tampers would
     tamper(tmp_path / "best")
     with pytest.raises(ModelError, match=message) as caught:
         load_bundle(tmp_path / "best").build()
@@ -336,3 +337,24 @@ def test_made_outside_git_or_without_git(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert how_made()["git_commit"] is None
     monkeypatch.setattr(bundles.flowers, "__file__", str(tmp_path / "flowers" / "__init__.py"))
     assert how_made()["git_commit"] is None
+
+
+def flip_a_weight(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[len(content) * 2 // 3] ^= 0x10
+    (folder / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_weight, change(labels=["1", "10", "3"]), change_in("preprocessing", mean=[0.5, 0.5, 0.4])]
+)
+def test_damage_that_would_change_answers_is_noticed(
+    damage: Callable[[Path], None], bundle: Bundle, tmp_path: Path
+) -> None:
+    save_bundle(bundle, tmp_path / "best")
+    assert load_bundle(tmp_path / "best").made.keys() == bundle.made.keys()
+    damage(tmp_path / "best")
+    with pytest.raises(ModelError, match=r"best: damaged, its hash is not the one that model\.json says"):
+        load_bundle(tmp_path / "best")
+    change(made={})(tmp_path / "best")  # an earlier version's: nothing to compare with
+    load_bundle(tmp_path / "best")

@@ -7,7 +7,10 @@
      "classes": ["1", "10", ...],               class folders in index order
      "labels": ["pink primrose", ...],          their display names
      "preprocessing": {...},                    see flowers.data.augment.Preprocessing
-     "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, ...}}
+     "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, "hash": ..., ...}}
+
+``made.hash`` is ``Bundle.hash`` when it was written; a model that no longer has it is refused as damaged. Models of
+earlier versions have none; they load.
 """
 
 import contextlib
@@ -111,6 +114,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         ModelError: classes, head and tensors do not belong together.
     """
     description = _describe(bundle)
+    description["made"] = {**bundle.made, "hash": bundle.hash}
     _read_description(description, "bundle to save")  # what could not be loaded is not written
     tensors = {name: value.detach().cpu().contiguous() for name, value in strip_wrappers(bundle.state_dict).items()}
     _check_head(bundle.head, {name: list(value.shape) for name, value in tensors.items()}, "bundle to save")
@@ -151,8 +155,16 @@ def load_bundle(path: Path) -> Bundle:
             raise ModelError(_shortened(str(error))) from None
         state_dict = _read_tensors(folder, head)
         if _read_file(folder / DESCRIPTION_FILE) == before:  # else a training run has just put a better one there
-            figures = description["metrics"], description["made"]
-            return Bundle(model, head, classes, preprocessing, *figures, state_dict=state_dict, folder=folder)
+            made = dict(description["made"])
+            written = made.pop("hash", None)
+            figures = description["metrics"], made
+            bundle = Bundle(model, head, classes, preprocessing, *figures, state_dict=state_dict, folder=folder)
+            if written not in (None, bundle.hash):
+                raise ModelError(
+                    f"bundle {folder}: damaged, its hash is not the one that {DESCRIPTION_FILE} says it was written "
+                    f'with; copy it again (or, if you edited {DESCRIPTION_FILE}, remove "hash" from its "made")'
+                )
+            return bundle
 
 
 def how_made(config: Mapping | None = None) -> dict:

@@ -1,0 +1,123 @@
+"""Every file that a run leaves, damaged in every way: the next start ends with the same model, or in one line."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flowers.cli import parse
+from flowers.config.train import TrainConfig
+from flowers.errors import FlowersError, StoppedError
+from flowers.models.bundle import load_bundle
+from flowers.training.trainer import Trainer
+from jobs.train import main as train
+
+HEAD = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "-j", 0, "-b", 8, "--epochs", 3,
+        "--lr", 0.01, "--save-every", 4, "--no-report"]  # fmt: skip
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[len(content) * 2 // 3] ^= 0x10
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_text("else")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": flip, "cut": cut, "emptied": empty, "removed": Path.unlink, "a folder": become_a_folder
+}  # fmt: skip
+
+
+class Run:
+    """A run in a folder of its own, as one start left it."""
+
+    def __init__(self, data: Path, folder: Path, flags: list[object]):
+        self.flags, self.folder = [*flags, "--data-dir", data], folder
+
+    def start(self, *more: object, folder: Path | None = None) -> None:
+        words = [*self.flags, "--output-dir", folder or self.folder, *more]
+        assert train(parse(TrainConfig, [str(word) for word in words])) == 0
+
+
+def models(folder: Path) -> list[str]:
+    return [load_bundle(folder / name).hash for name in ("best", "last")]
+
+
+def walk(run: Run, whole: Path, folder: Path, capsys: pytest.CaptureFixture, pattern: str = "*") -> dict[str, str]:
+    """Damage one file after the other and start again: each in one way, in turn, or in all with FLOWERS_SLOW_TESTS.
+
+    Returns:
+        By file and damage: the line in which the start ended, or "" if it ended with the models of ``whole``.
+    """
+    ends = {}
+    files = sorted(path.relative_to(run.folder) for path in run.folder.rglob(pattern) if path.is_file())
+    assert files
+    thorough = bool(os.environ.get("FLOWERS_SLOW_TESTS"))
+    for number, file in enumerate(files):
+        for how, damage in list(DAMAGE.items()) if thorough else [list(DAMAGE.items())[number % len(DAMAGE)]]:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(run.folder, folder)
+            damage(folder / file)
+            capsys.readouterr()
+            case = f"{file} {how}"
+            try:
+                run.start(folder=folder)
+            except FlowersError as error:
+                ends[case] = str(error)
+                continue
+            said = capsys.readouterr().err
+            if "the best from here on will be kept" not in said:
+                assert models(folder) == models(whole), f"{case}: {said}"
+                if run.folder != whole:  # nothing reads a finished one's, except for a report
+                    history = "history.jsonl"
+                    assert (folder / history).read_bytes() == (whole / history).read_bytes(), f"{case}: {said}"
+            ends[case] = ""
+    assert not [case for case, line in ends.items() if "\n" in line]
+    return ends
+
+
+@pytest.fixture(scope="module")
+def whole(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(sample_set, tmp_path_factory.mktemp("whole") / "run", HEAD)
+    run.start()
+    return run
+
+
+def test_a_finished_run(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    ends = walk(whole, whole.folder, tmp_path / "run", capsys)
+    assert all(case.endswith("a folder") for case, line in ends.items() if line), ends
+
+
+def test_a_run_stopped_after_a_checkpoint(
+    whole: Run, sample_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = Run(sample_set, tmp_path / "stopped", HEAD)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Trainer, "vote", lambda trainer: (trainer.progress.step == 6, False))
+        stopped.start()
+    ends = walk(stopped, whole.folder, tmp_path / "run", capsys)
+    assert all(case.endswith("a folder") for case, line in ends.items() if line), ends
+
+
+def test_features_of_a_stopped_run(whole: Run, sample_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    stopped = Run(sample_set, tmp_path / "stopped", HEAD)
+    with pytest.raises(StoppedError, match="finished parts are kept"):
+        stopped.start("--max-hours", 1e-9)
+    ends = walk(stopped, whole.folder, tmp_path / "run", capsys, "features/*/*")
+    assert not any(ends.values())
