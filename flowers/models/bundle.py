@@ -89,11 +89,7 @@ class Bundle:
 
         Metrics and the way it was made do not count.
         """
-        meaning = _describe(self)
-        meaning = {name: meaning[name] for name in sorted(_FIELDS - {"metrics", "made"})}
-        digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
-        add_tensors(digest, strip_wrappers(self.state_dict))
-        return digest.hexdigest()
+        return _hash(self)
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -114,7 +110,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         ModelError: classes, head and tensors do not belong together.
     """
     description = _describe(bundle)
-    description["made"] = {**bundle.made, "hash": bundle.hash}
+    description["made"] = {**bundle.made, "hash": _hash(bundle)}
     _read_description(description, "bundle to save")  # what could not be loaded is not written
     tensors = {name: value.detach().cpu().contiguous() for name, value in strip_wrappers(bundle.state_dict).items()}
     _check_head(bundle.head, {name: list(value.shape) for name, value in tensors.items()}, "bundle to save")
@@ -190,6 +186,15 @@ def _describe(bundle: Bundle) -> dict:
         "metrics": bundle.metrics,
         "made": bundle.made,
     }
+
+
+def _hash(bundle: Bundle) -> str:
+    """``Bundle.hash`` of the tensors as they are now: they may have been changed since it was last asked for."""
+    meaning = _describe(bundle)
+    meaning = {name: meaning[name] for name in sorted(_FIELDS - {"metrics", "made"})}
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    add_tensors(digest, strip_wrappers(bundle.state_dict))
+    return digest.hexdigest()
 
 
 def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassIndex, Preprocessing]:
