@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from flowers import usage
+from flowers import console, usage
 from flowers.errors import UsageError
 
 _WORDS = {int: "a whole number", float: "a number", Path: "a path", str: "a word"}
@@ -61,6 +61,11 @@ class Option(NamedTuple):
     def required(self) -> bool:
         """True if it has to be given."""
         return self.default is dataclasses.MISSING
+
+    @property
+    def is_number(self) -> bool:
+        """True if it takes one number, or perhaps a word in its place."""
+        return self.count == 1 and bool({int, float} & set(self.kinds))
 
     @property
     def is_switch(self) -> bool:
@@ -176,6 +181,7 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in known:
         settings: dict = {"dest": option.name, "default": argparse.SUPPRESS, "action": _Once}
+        settings |= {"action": _LastNumber} if option.is_number else {}
         settings |= {"action": "extend"} if option.count is None else {}
         if option.flag.positional:
             parser.add_argument(option.name, nargs="?", default=argparse.SUPPRESS)
@@ -210,6 +216,17 @@ class _Once(argparse.Action):
             option = "--" + self.dest.replace("_", "-")
             raise argparse.ArgumentError(self, f"{option} is given twice; give it once")
         setattr(namespace, self.dest, not option_string.startswith("--no-") if self.nargs == 0 else values)
+
+
+class _LastNumber(argparse.Action):
+    """Stores a number. Of two the last one counts, as scripts expect that add to a common command; a line says so."""
+
+    def __call__(self, _parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest, values)
+        if before != values:
+            option = "--" + self.dest.replace("_", "-")
+            console.warn(f"{option} is given twice ({before}, then {values}): {values} counts")
+        setattr(namespace, self.dest, values)
 
 
 def _with_hyphens(argv: Sequence[str]) -> list[str]:

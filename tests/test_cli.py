@@ -156,3 +156,11 @@ def test_every_job_with_many_flags_takes_them_from_a_file(config_type: type, wor
     (tmp_path / "a.yaml").write_text(f"{setting}\n" + "checkpoint: C\n" * ("checkpoint" in config_type.__annotations__))
     name, _, value = setting.partition(": ")
     assert str(getattr(cli.parse(config_type, ["--config", str(tmp_path / "a.yaml"), *words]), name)) == value
+
+
+def test_of_two_numbers_the_last_one_counts_and_a_line_says_so(capsys: pytest.CaptureFixture) -> None:
+    """A script adds to a common command; which of two folders is meant nobody can know."""
+    assert cli.parse(TrainConfig, ["--data-dir", "x", "--lr", "0.1", "--epochs", "1", "--lr", "0.025"]).lr == 0.025
+    assert capsys.readouterr().err == "warning: --lr is given twice (0.1, then 0.025): 0.025 counts\n"
+    with pytest.raises(UsageError, match="--data-dir is given twice"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--data-dir", "y"])
