@@ -112,7 +112,7 @@ def run_job(
             if parts and (not seen or len(parts) > seen[-1][1]):
                 seen.append((time.perf_counter(), len(parts)))
                 if not shard_size:
-                    shard_size = json.loads((job / "job.json").read_text())["settings"]["shard_size"]
+                    shard_size = json.loads((job / "job.json").read_text())["value"]["settings"]["shard_size"]
         time.sleep(0.02)
     assert process.returncode == 0, process.stdout.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
