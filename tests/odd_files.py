@@ -1,5 +1,6 @@
 """Makes the odd files that real folders hold, each with the pixels or the reason that the decoder owes for it."""
 
+import importlib.util
 import io
 import os
 import socket
@@ -15,6 +16,9 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 ORIENTATION_TAG = 0x0112
 FINE = {"quality": 95, "subsampling": 0}
 """Of a JPEG, so that its blocks' colours stay where they are."""
+
+HEIF = importlib.util.find_spec("pillow_heif") is not None
+HEIF_MISSING = "HEIC needs the extra heif: pip install flowers[heif]"
 
 ODD_NAMES = [
     b"plain.jpg",
@@ -51,6 +55,8 @@ class OddFile(NamedTuple):
     """Greatest difference from ``pixels``, of 255."""
     reason: str = ""
     """The error's text."""
+    damage: str | None = None
+    """What is said of a picture that is given all the same."""
 
 
 def quarters(side: int = 16) -> np.ndarray:
@@ -175,7 +181,7 @@ def _deep_grey() -> list[tuple[OddFile, bytes]]:
         (OddFile("grey32.tif", _grey([[0, 3], [255, 128]])), tiff(int32, 2)),
         (OddFile("grey32 unsigned.tif", _grey([[0, 255], [64, 128]])), tiff(uint32, 1)),
         (OddFile("grey32 of 8 bits.tif", _grey([[3, 200]])), tiff(np.array([[3, 200]], np.int32), 2)),
-        (OddFile("grey32 of 16 bits.tif", _grey([[1, 200]])), tiff(np.array([[257, 51400]], np.int32), 2)),
+        (OddFile("grey32 of 16 bits.tif", _grey([[1, 255]])), tiff(np.array([[257, 51400]], np.int32), 2)),
         (OddFile("grey32 flat.tif", _grey([[0, 0]])), tiff(np.array([[-7, -7]], np.int32), 2)),
         (OddFile("float.tif", _grey([[0, 64, 128, 255]])), tiff(unit, 3)),
         (OddFile("float of 8 bits.tif", _grey([[0, 64, 128, 255]])), tiff(np.rint(unit * 255), 3)),
@@ -288,11 +294,17 @@ def _broken() -> list[tuple[OddFile, bytes]]:
         (OddFile("cut.png", None, reason="truncated PNG"), portable[: len(portable) // 2]),
         (OddFile("half zeros.png", None, reason="broken PNG: wrong checksum"), zeros),
         (OddFile("cut.webp", None, reason="truncated WEBP"), webp[: len(webp) // 2]),
-        (OddFile("page.jpg", None, reason="not an image"), b"<!DOCTYPE html><title>404 Not Found</title>"),
-        (OddFile("zeros.jpg", None, reason="not an image"), bytes(5000)),
-        (OddFile("program.jpg", None, reason="not an image"), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         (
-            OddFile("phone.heic", None, reason="HEIC is not supported: convert it to JPEG"),
+            OddFile("page.jpg", None, reason="a web page (HTML), not an image"),
+            b"<!DOCTYPE html><title>404 Not Found</title>",
+        ),
+        (OddFile("zeros.jpg", None, reason="not an image"), bytes(5000)),
+        (
+            OddFile("program.jpg", None, reason="a PostScript file, not an image"),
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        ),
+        (
+            OddFile("phone.heic", None, reason="truncated or broken HEIF" if HEIF else HEIF_MISSING),
             b"\0\0\0\x18ftypheic" + bytes(12),
         ),
         (OddFile("bomb.png", None, reason="too many pixels (100000 x 90000)"), large),

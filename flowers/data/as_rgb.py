@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image
 
 from flowers.data import pixels
-from flowers.data.images import MAX_PIXELS, check_size, read_image
+from flowers.data.formats.exif import orientation
+from flowers.data.formats.limits import MAX_PIXELS, check_size
+from flowers.data.images import read_image
 from flowers.errors import ImageError
 
 _EXPECTED = "[H, W], [H, W, 3] or [H, W, 4] of uint8, uint16 or float from 0 to 1"
@@ -68,7 +70,7 @@ def _from_pillow(picture: Image.Image) -> np.ndarray:
         array = pixels.to_rgb(picture)
     except Exception as error:  # what a lazily opened, broken file does to its decoder
         raise ImageError(f"a Pillow image that cannot be read: {' '.join(str(error).split())[:120]}") from None
-    return pixels.upright(array, pixels.orientation(picture))
+    return pixels.upright(array, orientation(picture.info.get("exif"), picture.info.get("xmp")))
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:

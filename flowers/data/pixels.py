@@ -1,21 +1,28 @@
 """What the pixels of each of Pillow's modes mean in 8-bit RGB: scaled, not clipped; on white; upright.
 
-Grey of more than 8 bits:
+Grey of more than 8 bits, by one rule: black is 0 or the lowest value, if that is less; white is the value that the
+format or the file gives for it, else the highest value that is there, and at least 255 among integers and 1 among
+floats. So the same numbers give the same picture in each type, and a slightly larger number a slightly darker one.
 
-- 16-bit integers are scaled by 1/257, so that 65535 becomes 255, whatever the picture's own brightest pixel.
-- 32-bit integers and floats have no agreed white. Floats within 0..1 are scaled by 255. Other values are taken as
-  8-bit ones if they lie within 0..255 and reach its upper half, as 16-bit ones if they do so for 0..65535;
-  anything else is stretched, its least value to 0 and its greatest to 255. NaN is black.
+- PNG, PPM and JPEG 2000 give white: the greatest value of their depth. 65535 of 16 bits becomes 255, however dark the
+  picture is.
+- TIFF may give it: MaxSampleValue, SMaxSampleValue, or fewer than 16 bits a sample. A greater value that is there
+  shows that the tag is wrong. WhiteIsZero is turned round. NaN is black.
 
-Colour of 16 bits a channel comes from Pillow as the upper 8 bits. CMYK is converted by the plain formula, LAB to
-sRGB. ICC profiles are not applied: the networks were trained without.
+Colour of 16 bits a channel comes from Pillow as the upper 8 bits. LAB is converted to sRGB, CMYK by the plain formula.
+Only Adobe's programs store no ink as 255, and mark it. A CMYK JPEG without the mark is taken as the standard says,
+unless much more of it would then be under more ink than paper holds than the other way round.
 """
 
 import numpy as np
 from PIL import Image, ImageChops
 
-_ORIENTATION_TAG = 0x0112
+from flowers.data.formats.tiff import black_and_white
+
 _SAMPLE_FORMAT_TAG, _UNSIGNED = 339, (1,)
+_COLOUR_TAG, _WHITE_IS_ZERO = 262, 0
+_MOST_INK = 867
+"""Of 4 x 255: 340%, above which presses smear."""
 _BLOCK_PIXELS = 1 << 16  # so that a block stays in the cache
 
 
@@ -26,15 +33,10 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
         uint8 [H, W, 3], C-contiguous and writable; not yet turned by EXIF.
     """
     mode = picture.mode
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):  # "I": by older Pillows
-        return _grey_to_rgb(_stretch(np.asarray(picture), 0, 65535))
-    if mode in ("I", "F"):
-        grey = np.asarray(picture)
-        if mode == "I" and getattr(picture, "tag_v2", {}).get(_SAMPLE_FORMAT_TAG) == _UNSIGNED:
-            grey = grey.view(np.uint32)
-        return _grey_to_rgb(_stretch(grey, *_black_and_white(grey)))
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _deep_grey(picture)
     if mode == "CMYK" and picture.format in ("JPEG", "MPO") and "adobe" not in picture.info:
-        picture = ImageChops.invert(picture)  # only Adobe stores no ink as 255 (libjpeg.txt), Pillow assumes it of all
+        picture = _by_ink(picture)
     if mode == "La":
         picture = picture.convert("LA")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or picture.has_transparency_data:
@@ -43,15 +45,6 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
         white.paste(picture, mask=picture)
         picture = white
     return np.array(picture.convert("RGB") if picture.mode != "RGB" else picture)
-
-
-def orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; a broken EXIF block is no reason to lose the picture, and means 1."""
-    try:
-        value = picture.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -73,23 +66,47 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _black_and_white(grey: np.ndarray) -> tuple[float, float]:
-    """The values that become 0 and 255."""
+def _deep_grey(picture: Image.Image) -> np.ndarray:
+    grey, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
+    if picture.mode == "I" and tags.get(_SAMPLE_FORMAT_TAG) == _UNSIGNED:
+        grey = grey.view(np.uint32)
+    if picture.mode != "F" and (picture.format in ("PNG", "PPM", "JPEG2000") or (not tags and picture.mode != "I")):
+        black, white = 0.0, 65535.0
+    else:
+        black, white = _black_and_white(grey, *black_and_white(tags, picture.mode))
+    scaled = _stretch(grey, black, white)
+    if tags.get(_COLOUR_TAG) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        scaled[grey == clear] = 255
+    return _grey_to_rgb(scaled)
+
+
+def _black_and_white(grey: np.ndarray, black: float | None, white: float | None) -> tuple[float, float]:
+    """The values that become 0 and 255, from those that the file gives, if any."""
     finite = np.isfinite(grey)
+    low = float(np.min(grey, where=finite, initial=np.inf)) if grey.dtype.kind == "f" else float(grey.min())
+    high = float(np.max(grey, where=finite, initial=-np.inf)) if grey.dtype.kind == "f" else float(grey.max())
     if not finite.any():
         return 0, 1
-    if grey.dtype.kind == "f":
-        low = float(np.min(grey, where=finite, initial=np.inf))
-        high = float(np.max(grey, where=finite, initial=-np.inf))
-    else:
-        low, high = float(grey.min()), float(grey.max())
-    if low >= 0:
-        if grey.dtype.kind == "f" and high <= 1:
-            return 0, 1
-        for white in (255, 65535):
-            if white / 2 < high <= white:
-                return 0, white
-    return low, high if high > low else low + 1
+    black = min(0.0, low) if black is None else min(black, low)
+    if white is None:
+        white = 1.0 if grey.dtype.kind == "f" else 255.0
+    white = max(white, high)
+    return black, white if white > black else black + 1
+
+
+def _by_ink(picture: Image.Image) -> Image.Image:
+    """A CMYK picture of which Pillow assumed that no ink is 255, the other way round if there is no better evidence."""
+    stored = 255 - np.asarray(picture)  # undoes what Pillow did
+    small = stored[:: max(1, stored.shape[0] // 256), :: max(1, stored.shape[1] // 256)].astype(np.int32)
+    total = small.sum(axis=2)
+    too_much, inverted_too_much = (total > _MOST_INK).mean(), (4 * 255 - total > _MOST_INK).mean()
+    all_black = (small[:, :, 3] == 255).all()  # stored inverted by a program that uses no black ink
+    if too_much > inverted_too_much or (too_much == inverted_too_much and all_black):
+        return picture
+    return ImageChops.invert(picture)
 
 
 def _stretch(grey: np.ndarray, black: float, white: float) -> np.ndarray:

@@ -23,8 +23,8 @@ from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, t
 from PIL import Image
 from torchvision import transforms
 
-from flowers.data import images
 from flowers.data.augment import Preprocessing
+from flowers.data.formats import jpeg
 from flowers.data.images import read_image
 
 BATCH_SIZE = 32
@@ -60,9 +60,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
             preprocessing.normalize(torch.from_numpy(views))
 
     def decode_with_pillow() -> None:
-        fast, images.decode_jpeg = images.decode_jpeg, None
+        fast, jpeg.decode_jpeg = jpeg.decode_jpeg, None
         each(lambda data: read_image(data, min_short_side=short_side))
-        images.decode_jpeg = fast
+        jpeg.decode_jpeg = fast
 
     def each(work: Callable[[bytes], object]) -> None:
         for data in photos:

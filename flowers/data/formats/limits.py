@@ -1,0 +1,83 @@
+"""How much one picture may take: pixels, bytes and company.
+
+The ceiling: one file takes at most 2 GiB of memory and 30 s of CPU time, whatever its bytes say; a refused one takes
+neither. ``tests/test_hostile_images.py`` holds small files to a quarter of that.
+"""
+
+import contextlib
+import threading
+from typing import Any, NamedTuple
+
+from flowers.errors import ImageError
+
+MAX_PIXELS = 100_000_000
+"""Pictures of more pixels than this after decoding are refused. One of this size needs 0.3 GB of memory on its way as a
+JPEG, 1 to 2 GB in other formats."""
+
+SHARE_OF_PIXELS = {"JPEG2000": 1 / 2, "animated WEBP": 1 / 4, "compressed BMP": 1 / 4, "plain PPM": 1 / 4}
+"""Kinds that take more memory or time per pixel, and the share of the limit that they get."""
+
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are refused before they are read."""
+
+MAX_PROFILE_BYTES = 4 << 20
+"""Larger colour profiles are ignored; those of printers have up to 3 MB."""
+
+LARGE_PIXELS = 16_000_000
+"""Of pictures above this only two are decoded at a time, so that many threads do not add them up in memory."""
+
+_large_pictures = threading.BoundedSemaphore(2)
+
+
+class Prepared(NamedTuple):
+    """A file as its decoder gets it."""
+
+    data: bytes | bytearray
+    info: dict[str, Any] = {}  # noqa: RUF012
+    """What was read on the way, under Pillow's names: ``icc_profile``, ``transparency``."""
+    damage: str | None = None
+    """What is wrong with the file, although it decodes."""
+
+
+def check_size(size_bytes: int) -> None:
+    """Refuse a file before it is read.
+
+    Raises:
+        ImageError: it is larger than any photo.
+    """
+    if size_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"too large a file ({size_bytes / (1 << 30):.1f} GiB)")
+
+
+def check_pixels(width: int, height: int, max_pixels: int, kind: str = "") -> None:
+    """Refuse a picture before it is decoded.
+
+    Args:
+        width: pixels after decoding.
+        height: pixels after decoding.
+        max_pixels: the limit of plain formats.
+        kind: of ``SHARE_OF_PIXELS``, or any other.
+
+    Raises:
+        ImageError: it has too many pixels.
+    """
+    if width * height > max_pixels * SHARE_OF_PIXELS.get(kind, 1):
+        raise too_many_pixels(width, height, kind if kind in SHARE_OF_PIXELS else "")
+
+
+def too_many_pixels(width: int, height: int, kind: str = "") -> ImageError:
+    """The error of a picture that is too large."""
+    return ImageError(f"too many pixels ({width} x {height}{' in ' + kind if kind else ''})")
+
+
+def turn(width: int, height: int) -> contextlib.AbstractContextManager:
+    """Small pictures go ahead, large ones wait until there is room."""
+    return _large_pictures if width * height > LARGE_PIXELS else contextlib.nullcontext()
+
+
+def broken(kind: str, error: Exception | str) -> ImageError:
+    """The error of a file whose decoder gave up, in one short line."""
+    text = " ".join(str(error).split())
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return ImageError(f"truncated {kind}")
+    return ImageError(f"broken {kind}: {text[:120]}" if text else f"broken {kind}")
