@@ -3,13 +3,15 @@
 import os
 import re
 import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_files import FINE, OddFile, encode, exif, odd_files, png, png_chunk, quarters, sideways
+from hostile_files import rgb_tags, tiff_of
+from odd_files import FINE, OddFile, encode, exif, odd_files, png, png_chunk, quarters, sideways, tiff
 from PIL import Image
 
 from flowers.data import pixels
@@ -251,6 +253,79 @@ def test_tiff_that_its_library_doubts_is_marked_with_its_words(capfd: pytest.Cap
     with pytest.raises(ImageError, match="broken TIFF: Decoding error at scanline"):
         read_image(deflated)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+def test_twelve_bits_are_the_same_picture_in_every_type(kind: str):
+    values = np.array([[0, 1000, 2048, 4095]])
+    found = read_image(tiff(values.astype(kind), {"uint16": 1, "int32": 2, "float32": 3}[kind]))
+    assert found[0, :, 0].tolist() == [0, 62, 128, 255]
+
+
+def test_float_grey_has_no_jump():
+    for white in (127, 128):
+        assert read_image(tiff(np.array([[0, 50, white]], np.float32), 3))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_white_may_be_zero_in_16_bits_too():
+    data = tiff(np.array([[0, 65535]], np.uint16), 1)
+    black_is_zero, white_is_zero = (struct.pack("<HHII", 262, 4, 1, value) for value in (1, 0))
+    assert read_image(data.replace(black_is_zero, white_is_zero))[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "clear", "right"),
+    [
+        (16, 0, struct.pack(">HHH", 0, 40000, 65535), struct.pack(">H", 40000), [0, 255, 255]),
+        (16, 2, struct.pack(">9H", 0, 0, 0, 65535, 0, 0, 0, 0, 0), struct.pack(">HHH", 65535, 0, 0), [0, 255, 0]),
+        (2, 0, b"\x18", b"\0\2", [0, 85, 255]),
+    ],
+    ids=["grey of 16 bits", "colour of 16 bits", "grey of 2 bits"],
+)
+def test_clear_colour_of_a_png_of_another_depth(depth: int, colour: int, row: bytes, clear: bytes, right: list[int]):
+    found = read_image(png(3, 1, depth, colour, b"\0" + row, png_chunk(b"tRNS", clear)))
+    assert (found == np.array(right)[None, :, None]).all()
+
+
+def test_orientation_counts_if_it_is_stored_as_a_byte():
+    entry = struct.pack(">HHIBBBB", 0x112, 1, 1, 6, 0, 0, 0)
+    block = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    assert difference(read_image(encode(sideways(quarters(), 6), "JPEG", exif=block, **FINE)), quarters()).max() <= 4
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_cmyk_jpeg_without_a_mark_is_read_by_its_ink(inverted: bool):
+    for upright in (quarters(), photo()):
+        ink = np.asarray(Image.fromarray(upright).convert("CMYK"))
+        # Pillow inverts what it writes.
+        data = encode(Image.fromarray(ink if inverted else 255 - ink, "CMYK"), "JPEG", **FINE)
+        mark = data.index(b"\xff\xee")
+        data = data[:mark] + data[mark + 2 + int.from_bytes(data[mark + 2 : mark + 4]) :]
+        assert difference(read_image(data), upright).mean() < 3
+
+
+def preview_first(below: bool, colour: int = 2) -> bytes:
+    """A TIFF whose first picture is a small one; the full one comes after it, or below it, as in a DNG."""
+    full, small = quarters(), np.ascontiguousarray(quarters()[::8, ::8])
+    body = full.tobytes() + small.tobytes() + struct.pack("<HHH", 8, 8, 8)
+    depths = (258, 3, 3, 8 + full.size + small.size)
+    first = {tag[0]: tag for tag in [*rgb_tags(small, 8 + full.size), depths, (254, 4, 1, 1)]}
+    start = 8 + len(body) + 2 + 12 * (len(first) + below) + 4
+    if below:
+        first[330] = (330, 4, 1, start)
+    second = {tag[0]: tag for tag in [*rgb_tags(full), depths, (254, 4, 1, 0), (262, 3, 1, colour)]}
+    head = tiff_of(sorted(first.values()), body, following=0 if below else start)
+    return head + tiff_of(sorted(second.values()), b"")[8:]
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_full_picture_is_taken_and_not_the_preview_before_it(below: bool):
+    assert (read_image(preview_first(below)) == quarters()).all()
+
+
+def test_preview_of_raw_values_is_refused():
+    with pytest.raises(ImageError, match="a camera raw file"):
+        read_image(preview_first(True, colour=32803))
 
 
 @pytest.mark.parametrize(

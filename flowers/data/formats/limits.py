@@ -1,7 +1,9 @@
 """How much one picture may take: pixels, bytes and company.
 
-The ceiling: one file takes at most 2 GiB of memory and 30 s of CPU time, whatever its bytes say; a refused one takes
-neither. ``tests/test_hostile_images.py`` holds small files to a quarter of that.
+The ceiling: one file takes at most 2 GiB of memory and 30 s of CPU time. Small files are held to a quarter of that by
+``tests/test_hostile_images.py``. Flat pictures as large as the limit allows took 0.9 GiB (JPEG 2000) to 1.7 GiB (WebP)
+and 2 to 4 s. Not bounded by what the file says: an AVIF stream whose pictures are larger than its container says, for
+which libavif's own limit of 268 megapixels holds.
 """
 
 import contextlib
