@@ -1,9 +1,11 @@
 """The decoder: every kind of file gives its right pixels, or the reason why there are none."""
 
+import io
 import os
 import re
 import socket
 import struct
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hostile_files import rgb_tags, tiff_of
-from odd_files import FINE, OddFile, encode, exif, odd_files, png, png_chunk, quarters, sideways, tiff
+from odd_files import FINE, HEIF_MISSING, OddFile, encode, exif, odd_files, png, png_chunk, quarters, sideways, tiff
 from PIL import Image
 
 from flowers.data import pixels
@@ -302,6 +304,41 @@ def test_cmyk_jpeg_without_a_mark_is_read_by_its_ink(inverted: bool):
         mark = data.index(b"\xff\xee")
         data = data[:mark] + data[mark + 2 + int.from_bytes(data[mark + 2 : mark + 4]) :]
         assert difference(read_image(data), upright).mean() < 3
+
+
+@pytest.fixture
+def heif() -> object:
+    return pytest.importorskip("pillow_heif")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photo_of_a_phone_is_turned_once(orientation: int, heif: object):
+    heif.register_heif_opener()
+    data = encode(sideways(quarters(64), orientation), "HEIF", quality=95, chroma=444, exif=exif(orientation).tobytes())
+    assert difference(read_image(data), quarters(64)).mean() < 3
+
+
+def test_first_picture_of_a_burst_is_taken(heif: object):
+    burst = heif.from_pillow(Image.fromarray(quarters(64)))
+    burst.add_from_pillow(Image.fromarray(255 - quarters(64)))
+    file = io.BytesIO()
+    burst.save(file, quality=95, chroma=444)
+    assert difference(read_image(file.getvalue()), quarters(64)).mean() < 3
+
+
+def test_ten_bits_of_a_phone(heif: object):
+    deep = quarters(64).astype(np.uint16) * 257
+    file = io.BytesIO()
+    heif.from_bytes("RGB;16", (192, 128), deep.tobytes()).save(file, quality=95, chroma=444)
+    assert difference(read_image(file.getvalue()), quarters(64)).mean() < 3
+
+
+def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(ImageError) as error:
+        read_image(b"\0\0\0\x18ftypheic" + bytes(12))
+    assert str(error.value) == HEIF_MISSING
 
 
 def preview_first(below: bool, colour: int = 2) -> bytes:

@@ -35,8 +35,21 @@ HOMES = {
     "onnxruntime": {"engines", "exports"},
     "nncf": {"exports"},
     "gradio": {"demo"},
+    "pillow_heif": {"data"},
 }
-LAZY = {"timm", "openvino", "onnx", "onnxruntime", "nncf", "matplotlib", "scipy", "pyarrow", "jinja2", "gradio"}
+LAZY = {
+    "timm",
+    "openvino",
+    "onnx",
+    "onnxruntime",
+    "nncf",
+    "matplotlib",
+    "scipy",
+    "pyarrow",
+    "jinja2",
+    "gradio",
+    "pillow_heif",
+}
 FILES = sorted((ROOT / "flowers").rglob("*.py"))
 
 

@@ -39,7 +39,7 @@ IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif"}
     | {".jp2", ".ppm", ".pgm", ".pnm", ".heic", ".heif"}
 )
-"""What makes a file an input of a scan, in any case. HEIC is here to get an error that says what to do about it."""
+"""What makes a file an input of a scan, in any case. Without its extra HEIC gets an error that says what to do."""
 
 Image.init()
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own check comes with warnings on stderr; ours takes its place
@@ -160,7 +160,7 @@ def _decode_other(data: bytearray, max_pixels: int) -> Decoded:
     kind = identify(data)
     if kind is None:
         raise ImageError(refusal(data))
-    if kind not in Image.OPEN:
+    if kind not in Image.OPEN and not (kind == "HEIF" and _add_heif()):
         raise ImageError(_missing_decoder(kind))
     prepared = _PREPARE[kind](data, max_pixels) or Prepared(data)
     picture = _open(prepared.data, kind)
@@ -197,6 +197,16 @@ def _load(picture: Image.Image, kind: str) -> tuple[np.ndarray, str | None]:
         raise
     except Exception as error:
         raise broken(kind, errors[0] if errors else error) from None
+
+
+def _add_heif() -> bool:
+    """Let Pillow open HEIC, if the extra is installed; imported with the first such file."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return True
 
 
 def _missing_decoder(kind: str) -> str:
