@@ -26,9 +26,9 @@ from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.data.as_rgb import as_rgb, is_one
 from flowers.data.augment import Preprocessing
-from flowers.engines.engine import Engine, Outputs, build_engine
+from flowers.engines.engine import Engine, Outputs
 from flowers.engines.exported import ExportedModel, open_model
-from flowers.engines.exported_engine import build_exported_engine
+from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.prediction.rows import best_classes
@@ -96,11 +96,9 @@ class Model:
         self.preprocessing: Preprocessing = model.preprocessing
         self.hash: str = model.hash
         self._embeds = not isinstance(model, ExportedModel)
-        options: dict[str, Any] = {"engine": engine, "precision": precision, "batch_size": batch_size}
-        if self._embeds:
-            self._engine: Engine = build_engine(model, **options, features=True)
-        else:
-            self._engine = build_exported_engine(model, **options)
+        self._engine: Engine = open_engine(
+            model, engine=engine, precision=precision, batch_size=batch_size, features=True
+        )
         self.description: str = self._engine.description
         self._decoders = ThreadPoolExecutor(cpus_per_process(), thread_name_prefix="decode")
 

@@ -3,7 +3,7 @@
 import datetime
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flowers import console
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
@@ -238,6 +238,47 @@ def rank() -> int:
 def first_rank_here() -> int:
     """The number of the first process on this machine; launchers count machine by machine."""
     return rank() - int(os.environ["LOCAL_RANK"]) if _are_several() else 0
+
+
+class Place(NamedTuple):
+    """This process among those that share the work.
+
+    Attributes:
+        rank: its number.
+        world_size: how many share the work.
+        device: where to compute; None: wherever it is fastest.
+        step: Slurm's name for the step of processes that know nothing of one another but their numbers, or None.
+    """
+
+    rank: int
+    world_size: int
+    device: str | None
+    step: str | None = None
+
+
+def take_place(timeout_s: float) -> Place:
+    """Find this process among those of a launcher, or of plain ``srun``; else it is alone.
+
+    Args:
+        timeout_s: how long the processes of a launcher wait for their main one in ``from_main``.
+
+    Raises:
+        ProcessError: the processes in the group are not those that were launched.
+    """
+    if _are_several():
+        return Place(rank(), int(os.environ["WORLD_SIZE"]), str(start(timeout_s=timeout_s).device))
+    check_world_size(1)
+    device = "cpu" if told_to_use_cpu() else None
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or "1")  # set by srun, not in a shell of salloc
+    if tasks == 1 or "WORLD_SIZE" in os.environ:
+        return Place(0, 1, device)
+    number = int(os.environ["SLURM_PROCID"])
+    os.environ["RANK"] = str(number)  # the console lets rank 0 speak
+    import torch
+
+    if device is None and torch.cuda.device_count() > 1:  # a step that was given no GPU for each task sees all of them
+        device = f"cuda:{int(os.environ['SLURM_LOCALID']) % torch.cuda.device_count()}"
+    return Place(number, tasks, device, f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}")
 
 
 def _are_several() -> bool:

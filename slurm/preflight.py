@@ -223,7 +223,7 @@ def main(arguments: list[str]) -> int:
     except FlowersError as reason:
         error(str(reason))
         return reason.exit_code
-    except SystemExit:  # after --help, which is no job to go on with
+    except SystemExit:  # after --help, which starts no job
         return EXIT_USAGE
     return 0
 

@@ -16,11 +16,10 @@ import torch
 from jobs_in_processes import Job
 
 from flowers import distributed
-from flowers.distributed import check_world_size
+from flowers.distributed import check_world_size, take_place
 from flowers.errors import ProcessError, UsageError
 from flowers.launch import LaunchPlan, free_port, main, parse
 from flowers.machine import local_world_size
-from flowers.prediction.shard_loop import take_place
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -379,9 +378,9 @@ def test_a_gpu_is_left_alone_on_request(gpus: Callable, monkeypatch: pytest.Monk
     assert (asked["cpu"], asked["mixed_precision"]) == (False, "bf16")
     asked = gpus(1, ACCELERATE_USE_CPU="true")  # what launch/cpu.yaml comes to
     assert (asked["cpu"], asked["mixed_precision"]) == (True, "no")
-    assert take_place().device == "cpu"
+    assert take_place(60).device == "cpu"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert take_place().device is None
+    assert take_place(60).device is None
 
 
 GROUP = """

@@ -29,11 +29,11 @@ from flowers.errors import DataError, FlowersError, OutputError, StoppedError, U
 from flowers.models.bundle import load_bundle
 from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
-from flowers.prediction import work as work_module
 from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
-from flowers.prediction.work import Work, WorkFolder
+from flowers.prediction.work import Work, key_of
+from flowers.prediction.work_folder import WorkFolder
 from flowers.stopping import StopRequest
 
 
@@ -262,7 +262,7 @@ def test_probabilities_that_are_no_numbers_are_an_error(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", lambda *args, **options: Broken())
+    monkeypatch.setattr("flowers.prediction.shard_loop.open_engine", lambda *args, **options: Broken())
     run()
     rows = rows_of(tmp_path / "out.csv")
     assert [row["status"] for row in rows[:8]] == ["error", "ok", "ok", "ok"] * 2
@@ -601,7 +601,7 @@ def test_a_finished_job_is_not_done_again(
 ) -> None:
     run()
     before = (tmp_path / "out.csv").stat()
-    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", lambda *args, **options: pytest.fail("built"))
+    monkeypatch.setattr("flowers.prediction.shard_loop.open_engine", lambda *args, **options: pytest.fail("built"))
     assert run() == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (tmp_path / "out.csv").stat() == before
@@ -825,7 +825,7 @@ def test_no_damage_to_any_file_of_the_work_changes_the_table(
 def test_a_planted_work_folder_removes_nothing_outside_it(run: Callable, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
     settings = {"embeddings": str(tmp_path / "precious.txt")}
-    for name in ("abcdefabcdef", work_module._key(settings)):
+    for name in ("abcdefabcdef", key_of(settings)):
         planted = tmp_path / "out.csv.parts" / name
         (planted / "parts").mkdir(parents=True)
         (planted / "unfinished").write_bytes(os.fsencode(tmp_path / "precious.txt"))
@@ -960,7 +960,7 @@ def test_a_device_without_memory_is_one_line(run: Callable, monkeypatch: pytest.
     def fail(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("flowers.prediction.shard_loop.build_engine", fail)
+    monkeypatch.setattr("flowers.prediction.shard_loop.open_engine", fail)
     with pytest.raises(FlowersError, match="memory is full: pass a smaller --batch-size than 4"):
         run()
 

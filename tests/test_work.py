@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from flowers.distributed import Place, take_place
 from flowers.errors import DataError, InUseError, OutputError
 from flowers.locks import share
 from flowers.prediction import file_list, parts
-from flowers.prediction import work as work_module
 from flowers.prediction.file_list import Entry, FileList, write_list
-from flowers.prediction.shard_loop import Place, shards_for, take_place
-from flowers.prediction.work import LIST_ONLY, Work, WorkFolder, lock_of, remove_left_over
+from flowers.prediction.shard_loop import shards_for
+from flowers.prediction.work import LIST_ONLY, Work, lock_of
+from flowers.prediction.work_folder import WorkFolder, default_shard_size, remove_left_over
 
 SETTINGS = {"model": "a" * 64, "topk": 5}
 
@@ -66,9 +67,9 @@ def test_the_digest_is_of_the_files_not_of_their_order(tmp_path: Path) -> None:
 
 
 def test_the_shard_size_goes_by_files_and_batch() -> None:
-    assert work_module.default_shard_size(1, 32) == 32
-    assert work_module.default_shard_size(3000, 32) == 64
-    assert work_module.default_shard_size(100_000_000, 32) == 2048
+    assert default_shard_size(1, 32) == 32
+    assert default_shard_size(3000, 32) == 64
+    assert default_shard_size(100_000_000, 32) == 2048
 
 
 # Parts
@@ -265,6 +266,7 @@ def test_what_killed_starts_left_goes_and_what_living_ones_have_stays(job: Job) 
     (parent / "0123456789ab.lock").touch()
     with share(parent / "new-alive.lock"):
         job.open().remove()
+        remove_left_over(parent)
         assert {path.name for path in parent.iterdir()} == {"new-alive", "new-alive.lock", "turn.lock"}
     remove_left_over(parent)
     assert not parent.exists()
@@ -321,13 +323,13 @@ def test_a_process_finds_its_place_under_srun_only(monkeypatch: pytest.MonkeyPat
     for name in ("WORLD_SIZE", "RANK", "FLOWERS_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert take_place()[:2] == (0, 1), "a shell of salloc or sbatch"
+    assert take_place(60)[:2] == (0, 1), "a shell of salloc or sbatch"
     step = {"JOB_ID": "5", "STEP_ID": "2", "STEP_NUM_TASKS": "8", "PROCID": "3", "LOCALID": "1"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("RANK", "")  # so that it is put back
-    assert take_place()[:2] == (3, 8)
-    assert take_place().step == "5.2"
+    assert take_place(60)[:2] == (3, 8)
+    assert take_place(60).step == "5.2"
 
 
 def test_merge_finds_the_work_without_the_files(job: Job) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from flowers.data.classes import display_names
 from flowers.data.images import read_image
 from flowers.demo.occlusion import occlusion_map
-from flowers.engines.engine import Engine, build_engine
-from flowers.engines.exported import ExportedModel, open_model
-from flowers.engines.exported_engine import build_exported_engine
+from flowers.engines.engine import Engine
+from flowers.engines.exported import open_model
+from flowers.engines.exported_engine import open_engine
 from flowers.prediction.rows import best_classes
 
 TOPK = 5
@@ -64,8 +64,7 @@ class Oracle:
         if class_names is not None:
             self.labels = display_names(self.folders, Path(), class_names)
         self._preprocessing = model.preprocessing
-        build = build_exported_engine if isinstance(model, ExportedModel) else build_engine
-        self._engine: Engine = build(model, engine=engine, precision=precision, batch_size=_BATCH_SIZE)
+        self._engine: Engine = open_engine(model, engine=engine, precision=precision, batch_size=_BATCH_SIZE)
 
     @property
     def description(self) -> str:

@@ -3,12 +3,13 @@
 import numpy as np
 
 from flowers.engines import openvino_engine
-from flowers.engines.engine import CPU_CHUNK, Engine
+from flowers.engines.engine import CPU_CHUNK, Engine, build_engine
 from flowers.engines.exported import ExportedModel, reader
 from flowers.engines.onnx_engine import onnx_worker
 from flowers.engines.pool import Pool
 from flowers.errors import ModelError, UsageError
 from flowers.machine import cpus_per_process
+from flowers.models.bundle import Bundle
 
 
 def build_exported_engine(
@@ -48,6 +49,22 @@ def build_exported_engine(
         precise = pool(1, "float32") if chosen == "bf16" else None
     description = f"{name} {chosen} on {threads} CPU threads (an exported {model.format} file)"
     return Engine(name, chosen, batch_size, description, fast, precise, features=False, size=model.preprocessing.crop)
+
+
+def open_engine(
+    model: Bundle | ExportedModel, *, engine: str, precision: str, batch_size: int,
+    device: str | None = None, features: bool = False,
+) -> Engine:  # fmt: skip
+    """Get whatever ``open_model`` has read ready to run; see ``build_engine`` and ``build_exported_engine``.
+
+    Args:
+        device: where PyTorch computes a bundle's network; an exported file runs on the CPU.
+        features: also give the features before the head, which an exported file does not have.
+    """
+    options = {"engine": engine, "precision": precision, "batch_size": batch_size}
+    if isinstance(model, ExportedModel):
+        return build_exported_engine(model, **options)
+    return build_engine(model, **options, device=device, features=features)
 
 
 def _own_precision(model: ExportedModel, precision: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowers import console
 from flowers.data.paths import readable
-from flowers.files import explain_os_error, sync_folder, write_atomically
+from flowers.files import explain_os_error, remove, sync_folder, write_atomically
 from flowers.prediction import parts
 from flowers.prediction.work import Work
 
@@ -55,7 +55,7 @@ class EmbeddingsFile:
             for index in done:
                 parts.remove_part(self._work.parts, index)
             if self._partial.is_dir():
-                shutil.rmtree(self._partial)
+                remove(self._partial)
             with open(self._partial, "ab") as file:  # several processes may do this at a time
                 file.truncate(self.bytes)
             with open(self._partial, "r+b") as file:

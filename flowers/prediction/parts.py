@@ -7,7 +7,6 @@ keep (a power cut, a network file system) is found out before its rows are belie
 import contextlib
 import json
 import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from flowers.data.paths import readable
 from flowers.errors import OutputError
-from flowers.files import explain_os_error
+from flowers.files import explain_os_error, remove
 
 STAGES = ("read", "decode", "infer", "write")
 """What the seconds of a shard are counted by."""
@@ -65,8 +64,8 @@ def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
 
 def put(new: Path, path: Path) -> None:
     """Rename a file to its final name, also where a folder has taken that."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    if path.is_dir():
+        remove(path)
     os.replace(new, path)
 
 

@@ -1,7 +1,6 @@
 """The prediction job, from flags to the finished file."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
-from flowers.distributed import from_main
+from flowers.distributed import Place, from_main, take_place
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, OutputError, UsageError
+from flowers.files import file_digest
 from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
@@ -23,14 +23,15 @@ from flowers.prediction.inputs import input_root, list_inputs
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
-from flowers.prediction.shard_loop import Place, classify, embeddings_file, take_place
+from flowers.prediction.shard_loop import classify, embeddings_file
 from flowers.prediction.sort_photos import check_target, sort_photos
-from flowers.prediction.table import as_written, finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
-from flowers.prediction.work import LIST_ONLY, Work, WorkFolder, lock_of, remove_left_over
+from flowers.prediction.table import check_free, finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
+from flowers.prediction.work import LIST_ONLY, Work, lock_of
+from flowers.prediction.work_folder import WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
 
-_SIDECAR_BYTES = 1 << 20  # more than any of ours has
 _LISTED_AT_A_TIME = 1000
+_LISTING_S = 7 * 24 * 3600.0  # others wait while the main process lists the files; of a hundred million that takes long
 _FINISHING_S = 10.0  # between the last parts of an equal job and the sidecar that says that it is done
 
 
@@ -41,7 +42,7 @@ def predict(config: PredictConfig) -> int:
         StoppedError: a signal came; what is done is kept.
         FlowersError: see its message; what is done is kept.
     """
-    place = take_place()
+    place = take_place(_LISTING_S)
     with StopRequest() as stop:
         require_writer(config.output)
         bundle = open_model(config.checkpoint)
@@ -110,34 +111,6 @@ def _finished(config: PredictConfig) -> dict | None:
     return finished_facts(config.output, config.embeddings)
 
 
-def _check_free(config: PredictConfig) -> None:
-    """See that what a new job writes beside its output replaces nothing but what an earlier such job left."""
-    sidecar = sidecar_path(config.output)
-    facts = _earlier_facts(sidecar)
-    if facts is None and sidecar.exists():
-        raise _not_ours(sidecar, "--output")
-    if config.embeddings is not None and config.embeddings.exists():
-        known = (facts or {}).get("embeddings") or {}
-        if known.get("bytes") != config.embeddings.stat().st_size:
-            raise _not_ours(config.embeddings, "--embeddings")
-
-
-def _earlier_facts(sidecar: Path) -> dict | None:
-    """Read a sidecar; None if there is none, or the file is something else."""
-    with contextlib.suppress(OSError, ValueError):
-        if sidecar.stat().st_size <= _SIDECAR_BYTES:
-            facts = json.loads(sidecar.read_bytes())
-            return facts if isinstance(facts, dict) and "settings" in facts else None
-    return None
-
-
-def _not_ours(path: Path, flag: str) -> OutputError:
-    return OutputError(
-        f"{readable(path)} was there before, and is not known to be this job's; "
-        f"choose another {flag}, or pass --overwrite to replace it"
-    )
-
-
 def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
     if config.embeddings is not None and isinstance(bundle, ExportedModel):
         raise UsageError("--embeddings: an exported file gives probabilities only; use the bundle it was made of")
@@ -174,7 +147,7 @@ def _find_work(
             work = folder.begin(
                 _entries(config, stop),
                 root,
-                lambda: _check_free(config),
+                lambda: check_free(config.output, config.embeddings),
                 shard_size=config.shard_size,
                 overwrite=config.overwrite,
                 listed_by=listed_by,
@@ -245,7 +218,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "files": work.num_files,
         **totals,
         "engine": work.engine(),
-        "embeddings": embeddings and {"columns": embeddings.width, **as_written(config.embeddings)},
+        "embeddings": embeddings and {"columns": embeddings.width, **file_digest(config.embeddings)},
         "settings": work.settings,
         "listed_by": work.listed_by,
         "made": how_made(to_plain(config)),

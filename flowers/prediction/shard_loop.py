@@ -4,17 +4,16 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
 from flowers import console
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.paths import readable
-from flowers.distributed import check_world_size, rank, start, told_to_use_cpu
-from flowers.engines.engine import Engine, build_engine
+from flowers.distributed import Place
+from flowers.engines.engine import Engine
 from flowers.engines.exported import ENGINES, ExportedModel
-from flowers.engines.exported_engine import build_exported_engine
+from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
@@ -28,44 +27,6 @@ from flowers.prediction.work import Work
 from flowers.stopping import StopRequest
 
 _LOOK_EVERY_S = 2.0
-_WAIT_S = 7 * 24 * 3600  # others wait while the main process lists the files; of a hundred million that takes long
-
-
-class Place(NamedTuple):
-    """This process among those that share the work.
-
-    Attributes:
-        rank: its number.
-        world_size: how many share the work.
-        device: where to compute; None: wherever it is fastest.
-        step: Slurm's name for the step of processes that know nothing of one another but their numbers, or None.
-    """
-
-    rank: int
-    world_size: int
-    device: str | None
-    step: str | None = None
-
-
-def take_place() -> Place:
-    """Find this process among those of a launcher, or of plain ``srun``; else it is alone.
-
-    Raises:
-        ProcessError: the processes in the group are not those that were launched.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE") or "1")
-    if world_size > 1:
-        return Place(rank(), world_size, str(start(timeout_s=_WAIT_S).device))
-    check_world_size(1)
-    device = "cpu" if told_to_use_cpu() else None
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or "1")  # set by srun, not in a shell of salloc
-    if tasks == 1 or "WORLD_SIZE" in os.environ:
-        return Place(0, 1, device)
-    number = int(os.environ["SLURM_PROCID"])
-    os.environ["RANK"] = str(number)  # the console lets rank 0 speak
-    if device is None and torch.cuda.device_count() > 1:  # a step that was given no GPU for each task sees all of them
-        device = f"cuda:{int(os.environ['SLURM_LOCALID']) % torch.cuda.device_count()}"
-    return Place(number, tasks, device, f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}")
 
 
 def embeddings_file(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work) -> EmbeddingsFile | None:
@@ -174,10 +135,8 @@ def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: W
 
 
 def _build(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, engine: str, precision: str) -> Engine:
-    if isinstance(bundle, ExportedModel):
-        return build_exported_engine(bundle, engine=engine, precision=precision, batch_size=config.batch_size)
     features = config.embeddings is not None
-    return build_engine(
+    return open_engine(
         bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=place.device, features=features
     )
 

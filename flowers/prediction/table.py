@@ -9,7 +9,6 @@ import collections
 import contextlib
 import csv
 import gzip
-import hashlib
 import json
 import os
 import zlib
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from flowers.config.predict import OUTPUT_KINDS
 from flowers.data.paths import readable
-from flowers.errors import DataError, UsageError
-from flowers.files import explain_os_error, sync_file, sync_folder
+from flowers.errors import DataError, OutputError, UsageError
+from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, header
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
     from flowers.prediction.work import Work
 
 _ROW_GROUP = 65536
+_SIDECAR_BYTES = 1 << 20  # more than any of ours has
 
 
 def sidecar_path(output: Path) -> Path:
@@ -53,26 +53,29 @@ def require_writer(output: Path) -> None:
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
     """Read the sidecar, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        facts = json.loads(sidecar_path(output).read_text(encoding="utf-8"))
-        if _is_as_written(output, facts["output"]):
+    facts = _read_sidecar(sidecar_path(output))
+    with contextlib.suppress(OSError, KeyError, TypeError):
+        if facts is not None and _is_as_written(output, facts["output"]):
             if embeddings is not None and facts["embeddings"] and not _is_as_written(embeddings, facts["embeddings"]):
                 facts["settings"]["embeddings"] = "missing"
             return facts
     return None
 
 
-def as_written(path: Path) -> dict:
-    """Size and SHA-256 of a file, by which a later start knows it again."""
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def check_free(output: Path, embeddings: Path | None) -> None:
+    """See that what a new job writes beside its output replaces nothing but what an earlier such job left.
 
-
-def _is_as_written(path: Path, known: dict) -> bool:
-    """Compare a file with what the sidecar remembers of it; those of earlier versions remember its size only."""
-    if not path.is_file() or path.stat().st_size != known["bytes"]:
-        return False
-    return "sha256" not in known or as_written(path)["sha256"] == known["sha256"]
+    Raises:
+        OutputError: it would.
+    """
+    sidecar = sidecar_path(output)
+    facts = _read_sidecar(sidecar)
+    if facts is None and sidecar.exists():
+        raise _not_ours(sidecar, "--output")
+    if embeddings is not None and embeddings.exists():
+        known = (facts or {}).get("embeddings") or {}
+        if known.get("bytes") != embeddings.stat().st_size:
+            raise _not_ours(embeddings, "--embeddings")
 
 
 def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
@@ -116,7 +119,7 @@ def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
         FlowersError: the disk is full or the place cannot be written.
     """
     name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
-    facts = {"output": {"name": name, **as_written(output)}, **facts}
+    facts = {"output": {"name": name, **file_digest(output)}, **facts}
     temporary = work.folder / f"facts-{os.getpid()}"
     try:
         temporary.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
@@ -153,6 +156,29 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
     except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
+
+
+def _read_sidecar(sidecar: Path) -> dict | None:
+    """Read a sidecar; None if there is none, or the file is something else."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if sidecar.stat().st_size <= _SIDECAR_BYTES:
+            facts = json.loads(sidecar.read_bytes())
+            return facts if isinstance(facts, dict) and "settings" in facts else None
+    return None
+
+
+def _is_as_written(path: Path, known: dict) -> bool:
+    """Compare a file with what the sidecar remembers of it; those of earlier versions remember its size only."""
+    if not path.is_file() or path.stat().st_size != known["bytes"]:
+        return False
+    return "sha256" not in known or file_digest(path)["sha256"] == known["sha256"]
+
+
+def _not_ours(path: Path, flag: str) -> OutputError:
+    return OutputError(
+        f"{readable(path)} was there before, and is not known to be this job's; "
+        f"choose another {flag}, or pass --overwrite to replace it"
+    )
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

@@ -90,7 +90,7 @@ def _run(files: int) -> dict:
         hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None
     )
     predict.open_model = lambda path: bundle
-    shard_loop.build_engine = lambda *args, **options: NullEngine()
+    shard_loop.open_engine = lambda *args, **options: NullEngine()
     shard_loop.read_input = lambda root, entry: b"x"
     pipeline.read_image = lambda data, **options: view
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,268 @@
+"""``OUTPUT.parts``, where the work on an output is found or begun, replaced and cleared away; see ``work.py``."""
+
+import contextlib
+import filecmp
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from flowers import console
+from flowers.data.paths import readable
+from flowers.errors import DataError, InUseError, OutputError
+from flowers.files import explain_os_error, sync_folder
+from flowers.locks import refuse_others, share, take_turns
+from flowers.prediction import parts
+from flowers.prediction.file_list import Entry, FileList, write_list
+from flowers.prediction.work import (
+    DAMAGE,
+    LIST_ONLY,
+    Work,
+    key_of,
+    lock_of,
+    refusal,
+    remove_folder,
+    sample_contents,
+    unlink,
+    write_sealed,
+)  # fmt: skip
+
+_FORMAT_VERSION = 2
+_MAX_SHARD_BATCHES = 64
+_SHARDS_WANTED = 64
+
+
+def default_shard_size(files: int, batch_size: int) -> int:
+    """Files a shard: whole batches, about 64 shards, at most 64 batches each; the number of processes plays no part."""
+    batches = -(-files // (batch_size * _SHARDS_WANTED))
+    return batch_size * min(max(batches, 1), _MAX_SHARD_BATCHES)
+
+
+class WorkFolder:
+    """``OUTPUT.parts``: where the work on an output is found or begun.
+
+    Args:
+        output: the final file; the folder lies beside it, so that renames work.
+        settings: what decides the rows, but for the files.
+        finished: facts about the output, if it is there and whole.
+    """
+
+    def __init__(self, output: Path, settings: dict, finished: Callable[[], dict | None]):
+        self.path = output.with_name(f"{output.name}.parts")
+        self._output, self._finished = output, finished
+        self._settings = {"format": _FORMAT_VERSION, **settings}
+
+    def find_listed(self, listed_by: str, root: bytes) -> Work | dict | None:
+        """The work whose list a process of the same Slurm array or step made, or ``--list-only``.
+
+        Raises:
+            OutputError: it lists other files than this process sees.
+        """
+        facts = self._finished()
+        if facts and facts["listed_by"] == listed_by and _begins_with(facts["settings"], self._settings):
+            return facts
+        for work in filter(None, map(_open, _jobs(self.path))):
+            if work.listed_by in (listed_by, LIST_ONLY) and _begins_with(work.settings, self._settings):
+                work.check_sees(root)
+                return work
+        return None
+
+    def find_only(self) -> Work | dict:
+        """Find the work that an array has done, without listing any files.
+
+        Returns:
+            The work, or the facts about an output that is made of it already.
+
+        Raises:
+            OutputError: there is none for these settings, or more than one.
+        """
+        found = [(folder, _open(folder)) for folder in _jobs(self.path)]
+        fitting = [work for _, work in found if work and _begins_with(work.settings, self._settings)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if len(fitting) > 1:
+            raise OutputError(
+                f"{readable(self.path)} holds work over {len(fitting)} different lists of files; "
+                "start without --merge to resume one of them"
+            )
+        facts = self._finished()
+        if facts and _begins_with(facts["settings"], self._settings):
+            return facts
+        for folder, work in found:
+            if work is None:
+                raise OutputError(f"{readable(folder)} is damaged; start without --merge to list the files anew")
+            raise OutputError(refusal(self.path, work.settings, self._settings))
+        raise OutputError(f"{readable(self.path)}: nothing to join; start without --merge, or with --shard, first")
+
+    def open(self, key: str) -> Work:
+        """One job's folder.
+
+        Raises:
+            FileNotFoundError: it is gone: another process has finished the whole job.
+            OutputError: it is damaged.
+        """
+        try:
+            return Work(self.path / key)
+        except DAMAGE:
+            raise OutputError(f"{readable(self.path / key)} is damaged: start the same command again") from None
+
+    def begin(
+        self,
+        entries: Iterable[Entry],
+        root: bytes,
+        check_free: Callable[[], None],
+        *,
+        shard_size: int | None = None,
+        overwrite: bool = False,
+        listed_by: str | None = None,
+    ) -> Work | dict:
+        """List the files, and find or begin the work over them.
+
+        Args:
+            entries: the files.
+            root: folder that their paths are relative to.
+            check_free: raises when something is in the way of what comes with the output; called unless ``overwrite``.
+            shard_size: files a shard; None: the usual.
+            overwrite: replace what another job left here.
+            listed_by: see ``Work``.
+
+        Returns:
+            The work to do, or the facts about an output that is already what this job would make.
+
+        Raises:
+            OutputError: another job's output or work is there.
+            InUseError: a job of other settings is at work on this output.
+            DataError: no files.
+        """
+        new = self.path / f"new-{uuid.uuid4().hex}"
+        try:
+            with share(new.with_suffix(".lock")):
+                try:
+                    work = self._list(new, entries, root, shard_size, listed_by)
+                    with take_turns(self.path / "turn.lock"):
+                        return self._settle(work, check_free, overwrite)
+                finally:
+                    shutil.rmtree(new, ignore_errors=True)
+                    unlink(new.with_suffix(".lock"))
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def _list(
+        self, new: Path, entries: Iterable[Entry], root: bytes, shard_size: int | None, listed_by: str | None
+    ) -> Path:
+        """Make the list and settings in a folder of this process; returns the folder under the job's name."""
+        folder = new / "unnamed"
+        (folder / "parts").mkdir(parents=True)
+        batch_size = self._settings.get("batch_size", 1)
+        info = write_list(entries, folder, lambda files: shard_size or default_shard_size(files, batch_size))
+        if not info.files:
+            raise DataError("--input: no images there; expected files that end like images, or see --ext")
+        if info.duplicates:
+            console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
+        settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
+        settings["contents"] = sample_contents(FileList(folder), info.files, info.shard_size, root)
+        write_sealed(folder / "job.json", {"settings": settings, "listed_by": listed_by})
+        sync_folder(folder)  # else a machine that goes down soon may leave the job's name on empty files
+        named = new / key_of(settings)
+        os.rename(folder, named)
+        return named
+
+    def _settle(self, listed: Path, check_free: Callable[[], None], overwrite: bool) -> Work | dict:
+        """Give a new list the job's name once nothing speaks against it."""
+        settings = Work(listed).settings
+        final = self.path / listed.name
+        for other in set(_jobs(self.path)) - {final}:
+            _make_way(other, settings, overwrite)
+        if final.exists():
+            _mend(final, listed)
+            return Work(final)
+        facts = self._finished()
+        if facts and facts["settings"] == settings:
+            return facts
+        if not overwrite:
+            if self._output.exists():
+                raise OutputError(refusal(self._output, facts and facts["settings"], settings))
+            check_free()
+        os.rename(listed, final)
+        sync_folder(self.path)
+        return Work(final)
+
+
+def remove_left_over(parent: Path) -> None:
+    """Remove what starts that were killed while they listed have left, and the folder if it holds nothing more."""
+    if not parent.is_dir():
+        return
+    with contextlib.suppress(OSError), take_turns(parent / "turn.lock"):
+        for entry in list(os.scandir(parent)):
+            path = Path(entry.path)
+            if entry.name.startswith(("new-", "gone-")) and path.suffix != ".lock":
+                with contextlib.suppress(InUseError), refuse_others(path.with_suffix(".lock"), path, ""):
+                    shutil.rmtree(path, ignore_errors=True)
+                    unlink(path.with_suffix(".lock"))
+        jobs = {folder.name for folder in _jobs(parent)}
+        for entry in list(os.scandir(parent)):
+            stem = entry.name.removesuffix(".lock")
+            if entry.name.endswith(".lock") and stem not in jobs and not (parent / stem).exists() and stem != "turn":
+                with contextlib.suppress(InUseError), refuse_others(Path(entry.path), parent, ""):
+                    unlink(Path(entry.path))
+        if [entry.name for entry in os.scandir(parent)] == ["turn.lock"]:
+            unlink(parent / "turn.lock")
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _make_way(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Remove another job's work, if that is wanted or nothing is done, and nobody is at it."""
+    if not overwrite and _has_results(folder):
+        work = _open(folder)
+        raise OutputError(refusal(folder, work and work.settings, settings))
+    lock = lock_of(folder)
+    advice = "a job with other settings is at work on this output; stop it first, or choose another --output"
+    with refuse_others(lock, folder, advice):
+        remove_folder(folder)
+        unlink(lock)
+
+
+def _mend(folder: Path, listed: Path) -> None:
+    """Replace files of a job that are damaged or gone by those of an equal list."""
+    (folder / "parts").mkdir(exist_ok=True)
+    for name in ("list.bin", "offsets.bin"):
+        try:
+            same = filecmp.cmp(folder / name, listed / name, shallow=False)
+        except OSError:
+            same = False
+        if not same:
+            console.warn(f"{readable(folder / name)} was damaged, and is made anew")
+            parts.put(listed / name, folder / name)
+    if _open(folder) is None:
+        console.warn(f"{readable(folder / 'job.json')} was damaged, and is made anew")
+        parts.put(listed / "job.json", folder / "job.json")
+
+
+def _open(folder: Path) -> Work | None:
+    """A job's folder; None if it is damaged, was just taken away, or is nothing of ours."""
+    try:
+        return Work(folder)
+    except (OSError, *DAMAGE):
+        return None
+
+
+def _jobs(parent: Path) -> list[Path]:
+    """The jobs' folders."""
+    with contextlib.suppress(FileNotFoundError):
+        found = [entry for entry in os.scandir(parent) if len(entry.name) == 12 and entry.is_dir(follow_symlinks=False)]
+        return sorted(Path(entry.path) for entry in found)
+    return []
+
+
+def _has_results(folder: Path) -> bool:
+    """True if more than the list of files would be lost: not where a wrong flag ended a job before its first photo."""
+    with contextlib.suppress(OSError):
+        return any(os.scandir(folder / "parts"))
+    return True
+
+
+def _begins_with(whole: dict, settings: dict) -> bool:
+    """True if full settings agree with those that are known before the files are."""
+    return all(whole.get(name) == value for name, value in settings.items())
