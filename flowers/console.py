@@ -27,7 +27,6 @@ Among the figures ``wait`` is the share of the time that a job waited for data. 
 import contextlib
 import datetime
 import hashlib
-import io
 import json
 import math
 import os
@@ -44,7 +43,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from flowers.errors import OutputError
+from flowers import streams
 
 LOG_MODES = ("auto", "rich", "plain", "json", "quiet")
 LINE_INTERVAL_S = 30.0
@@ -73,64 +72,10 @@ def _console(stderr: bool) -> Console:
 _out, _err = _console(stderr=False), _console(stderr=True)
 
 
-class _Screen(io.FileIO):
-    """A standard stream whose failures do not reach the job.
-
-    Args:
-        descriptor: 1 or 2.
-        essential: what is written is what the job is for: then failures do reach it.
-    """
-
-    def __init__(self, descriptor: int, essential: bool):
-        super().__init__(descriptor, "w", closefd=False)
-        self._essential = essential
-
-    def write(self, data) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if self._essential:
-                _open_nowhere(self.fileno())  # what is still in buffers would fail again, at the very end
-                if isinstance(error, BrokenPipeError):  # the reader has seen enough, as with `| head`
-                    raise SystemExit(0) from None
-                raise OutputError(f"cannot write to stdout: {error.strerror}") from None
-            return len(data)
-
-
 def open_streams(essential: bool = False) -> None:
-    """Make stdout and stderr safe to write to for the whole job, by all libraries too, where they are those of Python.
-
-    Args:
-        essential: stdout is what the job is for, so an error in writing it is one of the job; see ``_Screen``.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # closed: else the next file that is opened would be taken for it
-            _open_nowhere(descriptor)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name)
-        if stream is not getattr(sys, f"__{name}__"):  # somebody captures it
-            continue
-        if stream is None:  # it was closed when Python started; by now the descriptor may be another file's
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-            continue
-        screen = _Screen(descriptor, essential and name == "stdout")
-        safe = io.TextIOWrapper(
-            io.BufferedWriter(screen),
-            encoding=stream.encoding,
-            errors="backslashreplace",
-            line_buffering=name == "stderr" or screen.isatty(),
-        )
-        setattr(sys, name, safe)
+    """Make stdout and stderr safe to write to for the whole job; see ``streams.make_safe``."""
+    streams.make_safe(essential)
     show_as(_mode, verbose=_verbose)
-
-
-def _open_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    if nowhere != descriptor:
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
 
 
 def show_as(mode: str, verbose: bool = False) -> None:
