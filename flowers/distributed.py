@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +27,8 @@ HONOURED = (
 """What may stay of ``ACCELERATE_*``: the launcher's choice of device and precision, and what changes no result."""
 ARITHMETIC = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Variables by which torch and cuBLAS compute otherwise; left as they are, and shown."""
+_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNTASKS", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+"""Where MPI's launchers say how many processes they started; none of them says where the processes can meet."""
 _UNSET = ("", "1", "no", "none", "false", "default")
 """What `accelerate launch` writes for a choice that nobody made; left out without a word."""
 
@@ -92,6 +95,63 @@ def start(
         raise UsageError(f"cannot start on this machine: {error}") from error
     check_world_size(accelerator.num_processes)
     return accelerator
+
+
+def join_step() -> None:
+    """Take this process's number and meeting point from a plain ``srun -n N``, as a launcher would have set them.
+
+    srun tells each task its number and the step's hosts, which is all that a process group needs. A shell of
+    ``salloc`` or of a batch script has the job's SLURM_NTASKS but is no step of several tasks: it runs alone.
+
+    Raises:
+        ProcessError: MPI started several processes; each of them would do all the work.
+    """
+    if "WORLD_SIZE" in os.environ or "FLOWERS_WORLD_SIZE" in os.environ:  # by a launcher
+        return
+    tasks = _tasks_of_step()
+    if tasks == 1:
+        return
+    job, step, node = (int(os.environ[f"SLURM_{name}"]) for name in ("JOB_ID", "STEP_ID", "NODEID"))
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        "MASTER_ADDR": _first_host(os.environ["SLURM_STEP_NODELIST"]),
+    }
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # the task may be bound to them: no share of the node's
+        os.environ.setdefault("OMP_NUM_THREADS", cpus)
+    # Below the ports that the kernel gives to outgoing connections; another one for every step of a job.
+    os.environ.setdefault("MASTER_PORT", str(10_000 + (job + 7919 * step) % 20_000))
+
+
+def _tasks_of_step() -> int:
+    """Tasks that srun started with this one; 1 outside a step.
+
+    Raises:
+        ProcessError: MPI started several processes and srun did not.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or "1")  # set by srun, not in a shell of salloc
+    by_mpi = [(name, os.environ[name]) for name in _BY_MPI if os.environ.get(name, "1") != "1"]
+    if tasks == 1 and by_mpi:
+        name, number = by_mpi[0]
+        raise ProcessError(
+            f"MPI started {number} processes ({name}) that cannot find one another, so each would do all the work: "
+            f"start with `flowers-launch --num-processes {number} jobs/NAME.py ...`, or with srun on a Slurm cluster"
+        )
+    return tasks
+
+
+def _tasks_per_node(counts: str) -> list[int]:
+    """What Slurm writes as "2(x3),1": 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
+
+
+def _first_host(nodes: str) -> str:
+    """The first of what Slurm writes as "node[07-09,12],login": node07."""
+    head, number, tail = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", nodes).groups()
+    return head + (number or "") + tail
 
 
 def ignore_other_settings() -> None:
@@ -269,8 +329,8 @@ def take_place(timeout_s: float) -> Place:
         return Place(rank(), int(os.environ["WORLD_SIZE"]), str(start(timeout_s=timeout_s).device))
     check_world_size(1)
     device = "cpu" if told_to_use_cpu() else None
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or "1")  # set by srun, not in a shell of salloc
-    if tasks == 1 or "WORLD_SIZE" in os.environ:
+    tasks = 1 if "WORLD_SIZE" in os.environ else _tasks_of_step()
+    if tasks == 1:
         return Place(0, 1, device)
     number = int(os.environ["SLURM_PROCID"])
     os.environ["RANK"] = str(number)  # the console lets rank 0 speak

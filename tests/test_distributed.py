@@ -13,7 +13,7 @@ from jobs_in_processes import free_port, server
 
 from flowers import distributed
 from flowers.distributed import first_rank_here, from_all, from_main
-from flowers.errors import DataError, FlowersError, PeerError, UsageError
+from flowers.errors import DataError, FlowersError, PeerError, ProcessError, UsageError
 
 
 def answers(function: Callable[[int], object], local_ranks: list[int]) -> list:
@@ -98,6 +98,92 @@ def test_one_process_alone_asks_nobody():
     for ask in (from_main, from_all):
         with pytest.raises(DataError, match="no such file"):
             ask(wrong)
+
+
+STEP = {"JOB_ID": 7, "STEP_ID": 2, "STEP_NUM_TASKS": 2, "STEP_TASKS_PER_NODE": "2", "STEP_NODELIST": "127.0.0.1"}
+
+
+def answer_in_step(task: int, results) -> None:
+    for name in distributed._BY_MPI:  # what srun --mpi=pmi2 sets beside its own
+        os.environ[name] = "2"
+    own = {**STEP, "NODEID": 0, "PROCID": task, "LOCALID": task}
+    os.environ.update({f"SLURM_{name}": str(value) for name, value in own.items()})
+    os.environ["MASTER_PORT"] = str(free_port() if task == 0 else results.get())
+    if task == 0:
+        results.put(os.environ["MASTER_PORT"])
+    distributed.join_step()
+    distributed.start("no")
+    results.put(from_all(lambda: (task, first_rank_here())))
+
+
+@pytest.mark.processes
+def test_tasks_of_a_plain_srun_form_a_group():
+    results = server.SimpleQueue()
+    tasks = [server.Process(target=answer_in_step, args=(task, results)) for task in range(2)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(60)
+    assert [results.get() for _ in tasks] == 2 * [[(0, 0), (1, 0)]]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Variables of launchers, with nothing of the surrounding ones in them; ``os.environ`` is this."""
+    own: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", own)
+    return own
+
+
+def test_place_in_a_step_over_nodes(environment: dict[str, str]):
+    environment |= {f"SLURM_{name}": str(value) for name, value in STEP.items()}
+    environment |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_CPUS_PER_TASK": "3"}
+    environment |= {"SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x2),3"}
+    environment["SLURM_STEP_NODELIST"] = "gpu[07-09,12],login"
+    distributed.join_step()
+    found = {name: value for name, value in environment.items() if not name.startswith(("SLURM_", "PYTEST_"))}
+    assert found == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": str(10_000 + 7 + 2 * 7919), "OMP_NUM_THREADS": "3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("n[1-2]", "n1"),
+        ("n[03,5]-ib,m", "n03-ib"),
+        ("x-1.site.org,x-2.site.org", "x-1.site.org"),
+    ],
+)
+def test_first_host_of_a_step(nodes: str, first: str):
+    assert distributed._first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"},  # a shell of salloc
+        {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"},  # salloc's shell as a step of its own
+        {"SLURM_STEP_NUM_TASKS": "4", "FLOWERS_WORLD_SIZE": "1"},  # srun started launchers
+    ],
+)
+def test_a_job_runs_alone_outside_a_step_of_several_tasks(variables: dict[str, str], environment: dict[str, str]):
+    environment |= variables
+    distributed.join_step()
+    assert "RANK" not in environment and "WORLD_SIZE" not in environment
+
+
+@pytest.mark.parametrize("name", distributed._BY_MPI)
+def test_processes_of_mpi_are_refused(name: str, environment: dict[str, str]):
+    environment[name] = "4"
+    for start in (distributed.join_step, lambda: distributed.take_place(1)):
+        with pytest.raises(
+            ProcessError, match=f"MPI started 4 processes \\({name}\\).*flowers-launch --num-processes 4"
+        ):
+            start()
 
 
 def variables_of_accelerate() -> set[str]:

@@ -79,6 +79,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     Raises:
         FlowersError: no such model or split, images that cannot be read, an output that cannot be written.
     """
+    distributed.join_step()
     bundle = load_bundle(config.checkpoint)
     samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
     warn_of_missing_classes(f"{console.plain(config.data_dir)}, {config.split}", samples, bundle.classes)

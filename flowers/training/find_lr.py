@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flowers import console
+from flowers import console, distributed
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
@@ -25,6 +25,7 @@ def find_lr(config: FindLrConfig) -> int:
     Raises:
         FlowersError: anything that the user can fix, in one line.
     """
+    distributed.join_step()
     check_flags(config)
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     train_config = TrainConfig(**{**flags, "output_dir": config.run_dir, "log_with": None})

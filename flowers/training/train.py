@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> int:
     Raises:
         FlowersError: anything that the user can fix, in one line.
     """
+    distributed.join_step()
     check_flags(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:

@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import json
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,6 +118,16 @@ def test_train_evaluate_predict_in_a_chain(
     assert json.loads((run_dir / "metrics-test.json").read_text())["top1"] == measured["top1"]
     assert merge.wait()["JobState"] == "COMPLETED", merge.log
     assert len(output.read_text().splitlines()) == 1 + measured["images"]
+
+
+def test_plain_srun_trains_one_run(cluster: Cluster, train_flags: list[str], reference: Path, tmp_path: Path) -> None:
+    """No launcher: two tasks on two nodes find one another by what srun tells them."""
+    step = ("srun", "--ntasks=2", "--nodes=2", "--cpus-per-task=1", "--label", "--unbuffered")
+    done = cluster.run(
+        *step, sys.executable, ROOT / "jobs" / "train.py", *train_flags, "--output-dir", tmp_path / "run"
+    )
+    assert_same_run(tmp_path / "run", reference)
+    assert not re.search(r"^1: .*epoch", done.stdout, re.M), "one process speaks"
 
 
 def test_wrong_data_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
