@@ -173,7 +173,8 @@ def test_first_host_of_a_step(nodes: str, first: str):
 def test_a_job_runs_alone_outside_a_step_of_several_tasks(variables: dict[str, str], environment: dict[str, str]):
     environment |= variables
     distributed.join_step()
-    assert "RANK" not in environment and "WORLD_SIZE" not in environment
+    assert "RANK" not in environment
+    assert "WORLD_SIZE" not in environment
 
 
 @pytest.mark.parametrize("name", distributed._BY_MPI)
