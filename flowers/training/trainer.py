@@ -29,7 +29,7 @@ from flowers.training.flags import parse_save_every
 from flowers.training.history import History
 from flowers.training.losses import mix, weighted_loss
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
-from flowers.training.schedule import build_schedule, mixes, step_seed
+from flowers.training.schedule import build_schedule, mixes, step_seed, view_sizes
 from flowers.training.stage import Stage
 
 SAY_EVERY_S = 3.0
@@ -64,7 +64,7 @@ class Trainer:
         self.stage, self.accelerator, self.batches = stage, accelerator, batches
         self.average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
         self.network, self.optimizer = accelerator.prepare(
-            torch.compile(module) if config.compile else module, optimizer
+            compile_network(module, config) if config.compile else module, optimizer
         )
         self.schedule = build_schedule(config, stage.order.steps_per_epoch)
         self.progress = Progress()
@@ -352,3 +352,15 @@ def forward(network: nn.Module, images: Tensor) -> Tensor:
             raise
     few = f"--batch-size {len(images)}: batch norm in this network needs two images or more"
     raise UsageError(f"{few}; with --freeze-bn it does without")
+
+
+def compile_network(module: nn.Module, config: TrainConfig) -> nn.Module:
+    """Compile the network for one size of images at a time.
+
+    Training views grow. From the second size on torch.compile would compile for all sizes at once, which its CPU
+    backend cannot do for every network (shufflenet: InductorError), and such a program is slower where it can.
+    """
+    programs = 2 * len(set(view_sizes(config))) + 4  # training; whole and last batches of validation
+    limit = torch._dynamo.config.recompile_limit  # beyond it torch runs the network uncompiled, with one warning
+    torch._dynamo.config.recompile_limit = max(limit, programs)
+    return torch.compile(module, dynamic=False)
