@@ -54,7 +54,10 @@ class TrainConfig:
     more stages."""
     weights: str = "default"
     """default (ImageNet), none (random initialisation), a .safetensors or .pth file, a flowers run or model folder, or
-    the name of a torchvision weights entry."""
+    the name of a torchvision weights entry. A new head is trained; see --continue-from."""
+    continue_from: Path | None = None
+    """Start a new run from the network and the head of a run, model or checkpoint; its photos and epochs may be others.
+    Classes the model knows keep their rows of the head, new ones are added."""
     hidden: int | None = None
     """Width of one hidden layer in the head. Default: no hidden layer, a linear head."""
     dropout: float = 0.0

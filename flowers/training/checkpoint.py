@@ -203,6 +203,9 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
             hint = f"choose -b times processes times --grad-accum-steps to give {before}"
         elif name in ("train images", "valid images", "classes"):
             hint = "the data changed since"
+        elif name == "--epochs":
+            run = checkpoint.path.parent.parent
+            hint = f"resume with the old value, or train its model further with --continue-from {run}"
         else:
             hint = "resume with the old value"
         raise CheckpointError(

@@ -1,10 +1,12 @@
 """The classifier to train: built or loaded, with its head, its preprocessing and the sizes of its training views."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
@@ -14,6 +16,7 @@ from flowers.models.bundle import load_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.models.stochastic_depth import set_stochastic_depth
 from flowers.training.checkpoint import Checkpoint
+from flowers.training.continued import continue_model
 
 HEAD_STAGE = "head"
 """Folder, inside the run folder, of the first stage of ``--finetune staged``: a run of its own."""
@@ -37,12 +40,17 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
     if resumed is not None or config.finetune == "staged":
         start = resumed.bundle if resumed is not None else load_bundle(config.output_dir / HEAD_STAGE)
         classifier, head, preprocessing = start.build(), start.head, start.preprocessing
+    elif config.continue_from is not None:
+        classifier, start = continue_model(config, classes)
+        head, preprocessing = start.head, start.preprocessing
     else:
         torch.manual_seed(config.seed)  # --weights none
         backbone = build_backbone(config.model, config.weights, config.image_size)
+        if Path(config.weights).is_dir():
+            console.say(f"a new head is trained; --continue-from {console.plain(config.weights)} would keep its own")
         head, module = new_head(config, len(classes), backbone.num_features)
         classifier, preprocessing = Classifier(backbone.network, module), backbone.preprocessing
-    if resumed is None:
+    if resumed is None and config.continue_from is None:
         preprocessing = dataclasses.replace(preprocessing, resize=evaluation_resize(config, preprocessing))
     if config.finetune == "head":
         freeze_backbone(classifier)

@@ -84,9 +84,10 @@ class Stage:
         batch = str(order.global_batch_size)
         if order.global_batch_size != order.batch_size or console.is_verbose():
             batch = f"{order.batch_arithmetic} = {batch}"
+        start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         rows = [
             ("data", f"{images} in {config.data_dir}"),
-            ("model", f"{config.model}, weights {config.weights}, {self.model.preprocessing.crop} px"),
+            ("model", f"{config.model}, {start}, {self.model.preprocessing.crop} px"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
             ("batch", f"{batch} images a step"),
             ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),

@@ -22,6 +22,7 @@ from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import Checkpoint, check_fingerprint, list_checkpoints, lock_run, remove_leftovers
+from flowers.training.continued import continued
 from flowers.training.evaluation import can_report, or_warn, write_training_report
 from flowers.training.features import cache_features
 from flowers.training.flags import check_flags, fingerprint, resolve
@@ -65,6 +66,7 @@ def train(config: TrainConfig) -> int:
     """
     distributed.join_step()
     check_flags(config)
+    config = continued(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
