@@ -47,7 +47,7 @@ class TestLists:
     def test_predictions_are_a_list(self, tmp_path: Path):
         """The class is the folder's name there, the label the name that is shown."""
         rows = [["path", "status", "label", "class", "prob", "error"], ["a.jpg", "ok", "pink primrose", "1", "0.9", ""]]
-        assert read_labelled(self.write(tmp_path / "p.csv", rows)) == [("a.jpg", "1", "train")]
+        assert read_labelled(self.write(tmp_path / "p.csv", rows)) == [("a.jpg", "1", None)]
         assert list(read_paths(tmp_path / "p.csv")) == ["a.jpg"]
 
     def test_odd_names_survive(self, tmp_path: Path):
@@ -69,7 +69,7 @@ class TestLists:
         (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\nb c.jpg\r\n")
         assert list(read_paths(tmp_path / "list.txt")) == ["a.jpg", "b c.jpg"]
         (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbfPath,Label\r\na.jpg,x\r\n\r\n")
-        assert read_labelled(tmp_path / "list.csv") == [("a.jpg", "x", "train")]
+        assert read_labelled(tmp_path / "list.csv") == [("a.jpg", "x", None)]
 
     @pytest.mark.parametrize(
         ("content", "said"),
@@ -113,10 +113,42 @@ class TestLists:
         with pytest.raises(DataError, match=rf"{path} lies in no class folder; expected CLASS/IMAGE"):
             load(tmp_path / "data.txt")
 
-    def test_plain_list_takes_classes_and_splits_from_folders(self, tmp_path: Path):
-        (tmp_path / "data.txt").write_text("val/rose/1.jpg\n/far/away/tulip/2.jpg\nrose/3.jpg\ntrain/a/tulip/4.jpg\n")
+    def test_plain_list_takes_classes_and_splits_from_folders(self, tmp_path: Path, capsys):
+        names = ["val/rose/1.jpg", "/far/away/train/tulip/2.jpg", "train/a/tulip/4.jpg", "./train/rose/../rose/5.jpg"]
+        (tmp_path / "data.txt").write_text(
+            "\n".join([*names, "photos/testing/rose/6.jpg", f"{tmp_path}/val/rose/7.jpg"])
+        )
         data = load(tmp_path / "data.txt")
         assert data.classes.folders == ("rose", "tulip")
-        assert list(data.train.paths) == ["/far/away/tulip/2.jpg", "rose/3.jpg", "train/a/tulip/4.jpg"]
-        assert data.train.targets.tolist() == [1, 0, 1]
-        assert list(data.valid.paths) == ["val/rose/1.jpg"]
+        assert list(data.train.paths) == ["./train/rose/../rose/5.jpg", names[1], names[2]], "as they are written"
+        assert data.train.targets.tolist() == [0, 1, 1]
+        assert list(data.valid.paths) == [f"{tmp_path}/val/rose/7.jpg", "val/rose/1.jpg"]
+        assert list(data.test.paths) == ["photos/testing/rose/6.jpg"]
+        assert "data.txt: images of train 3, valid 2, test 1; of 2 classes: rose 4, tulip 2" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("prefix", ["", "./", "{root}/", "D/", "../{name}/", "D/./x/../"])
+    @pytest.mark.parametrize("ending", ["txt", "csv"])
+    def test_held_out_images_never_become_training_images(self, prefix: str, ending: str, tmp_path: Path):
+        prefix = prefix.format(root=tmp_path, name=tmp_path.name)
+        names = [
+            f"{prefix}{split}/{folder}/{index}.jpg"
+            for split, count in (("train", 6), ("valid", 2), ("test", 2))
+            for folder in ("rose", "tulip")
+            for index in range(count)
+        ]
+        rows = names if ending == "txt" else ["path,class", *(f"{name},{name.split('/')[-2]}" for name in names)]
+        (tmp_path / f"data.{ending}").write_text("\n".join(rows))
+        data = load(tmp_path / f"data.{ending}")
+        assert (len(data.train), len(data.valid), len(data.test)) == (12, 4, 4)
+        assert data.classes.folders == ("rose", "tulip")
+
+    @pytest.mark.parametrize("rows", ["train/rose/1.jpg\nvalid/rose/2.jpg\nall/tulip/3.jpg\n"])
+    def test_list_whose_splits_cannot_be_told_is_refused(self, rows: str, tmp_path: Path):
+        (tmp_path / "data.txt").write_text(rows)
+        with pytest.raises(DataError, match=r"no split can be told of 1 of 3 images \(such as all/tulip/3.jpg\)"):
+            load(tmp_path / "data.txt")
+
+    def test_one_file_under_two_names_is_listed_twice(self, tmp_path: Path):
+        (tmp_path / "data.csv").write_text("path,class\na.jpg,rose\n./a.jpg,tulip\n")
+        with pytest.raises(DataError, match=r"a.jpg is listed twice \(also as ./a.jpg\)"):
+            load(tmp_path / "data.csv")

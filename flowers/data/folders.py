@@ -22,14 +22,12 @@ import numpy as np
 from flowers import console
 from flowers.data.classes import ClassIndex, display_names
 from flowers.data.images import IMAGE_EXTENSIONS
-from flowers.data.lists import SPLITS, ListedImage, read_labelled
+from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import PathList, readable, some
 from flowers.data.scan import scan_images
 from flowers.data.splits import read_split, split_train
 from flowers.errors import DataError, UsageError
 
-SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", "testing": "test"}
-"""Names of folders and lists in a data set, and the splits that they mean."""
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
 
@@ -134,6 +132,8 @@ def load_image_folders(
         if samples is not None and not len(samples):
             raise DataError(f"{splits[name].where}: no images; add some, or remove it")
     _warn_of_unused(Path(data_dir))
+    if root != Path(data_dir):
+        _say_what_is_listed(readable(data_dir), {"train": train, "valid": valid, "test": test}, classes)
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None:
             warn_of_missing_classes(splits[name].where, samples, classes)
@@ -194,6 +194,15 @@ def warn_of_missing_classes(where: str, samples: Samples, classes: ClassIndex) -
         console.warn(f"{where}: no images of {len(missing)} of {len(classes)} classes: {some(missing)}")
 
 
+def _say_what_is_listed(where: str, splits: dict[str, Samples | None], classes: ClassIndex) -> None:
+    """Say how many images of which split and class a list was understood to hold."""
+    there = {name: samples for name, samples in splits.items() if samples is not None}
+    sizes = ", ".join(f"{name} {len(samples)}" for name, samples in there.items())
+    counts = sum(np.bincount(samples.targets, minlength=len(classes)) for samples in there.values())
+    of_classes = [f"{readable(folder)} {count}" for folder, count in zip(classes.folders, counts, strict=True)]
+    console.say(console.plain(f"{where}: images of {sizes}; of {len(classes)} classes: {some(of_classes)}"))
+
+
 def _warn_of_unused(data_dir: Path) -> None:
     """Name the folders of class folders beside train/ that are taken for no split."""
     if not os.path.isdir(data_dir / "train"):
@@ -215,7 +224,7 @@ def find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
         DataError: no such folder or list, a broken list, or a split that is there twice.
     """
     if os.path.isfile(data_dir):
-        images = read_labelled(data_dir)
+        images = with_splits(data_dir, read_labelled(data_dir))
         names = sorted({image.split for image in images})
         return data_dir.parent, {name: _listed(data_dir, images, name) for name in names}
     if not os.path.isdir(data_dir):

@@ -3,17 +3,21 @@
 Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths relative to the folder the list is in:
 
 - ``NAME.csv``: a header, then a row an image. The column ``path`` must be there. ``class`` (or ``label``) is the
-  class; ``split`` is train, valid (or val) or test, and train where it is empty or missing. Other columns are
-  ignored, so a predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a
-  byte that is not UTF-8 ``\\xNN``.
+  class; ``split`` is train, valid (or val) or test, and train where it is empty. Other columns are ignored, so a
+  predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a byte that is not
+  UTF-8 ``\\xNN``.
 - any other name: plain text, one path a line. If the file holds NUL bytes these end the paths, not line ends: what
-  ``find -print0`` writes. Where a class is needed it is the folder that the image lies in; the split is the path's
-  first folder if that is called like one (``valid/rose/1.jpg``), else train.
+  ``find -print0`` writes. Where a class is needed it is the folder that the image lies in.
+
+Where no column says it, the split is the folder of the path that is called like one: the first folder below the
+list's own (``valid/rose/1.jpg``, ``./valid/rose/1.jpg``, or the same as an absolute path), else the last one above the
+class (``photos/valid/rose/1.jpg``). Without such folders all is train; a list with some is refused where a path has
+none, since images that were held out could become training images. Paths stay as they are written, and are compared
+by the file that they mean.
 """
 
 import codecs
 import csv
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +28,8 @@ from flowers.errors import DataError
 
 SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
 """Values of the column ``split``, and the splits that they mean."""
-
+SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", "testing": "test"}
+"""Names of folders and lists in a data set, and the splits that they mean."""
 
 _BLOCK_BYTES = 1 << 20
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
@@ -37,8 +42,8 @@ class ListedImage(NamedTuple):
     path: str
     folder: str
     """The class, by the name that class folders have."""
-    split: str
-    """train, valid or test."""
+    split: str | None
+    """train, valid or test; None where neither a column nor a folder says it."""
 
 
 def read_labelled(list_file: Path) -> list[ListedImage]:
@@ -52,10 +57,41 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
     else:
         images = [_by_folder(path, list_file) for path in read_paths(list_file)]
     images.sort(key=lambda image: os.fsencode(image.path))
-    for one, other in itertools.pairwise(images):
-        if one.path == other.path:
-            raise DataError(f"{readable(list_file)}: {readable(one.path)} is listed twice; list every image once")
+    seen: dict[str, str] = {}
+    for image in images:
+        other = seen.setdefault(meant(image.path, list_file.parent), image.path)
+        if other is not image.path:
+            also = "" if other == image.path else f" (also as {readable(other)})"
+            raise DataError(
+                f"{readable(list_file)}: {readable(image.path)} is listed twice{also}; list every image once"
+            )
     return images
+
+
+def with_splits(list_file: Path, images: list[ListedImage]) -> list[ListedImage]:
+    """Give every image of a list a split: train where none has one.
+
+    Raises:
+        DataError: some images have one and others do not, so that which of these are held out is not known.
+    """
+    unknown = [image.path for image in images if image.split is None]
+    if 0 < len(unknown) < len(images):
+        raise DataError(
+            f"{readable(list_file)}: no split can be told of {len(unknown)} of {len(images)} images (such as "
+            f"{readable(unknown[0])}), others lie in train/, valid/ or test/; add a column split to a .csv, or list "
+            "only images below such folders"
+        )
+    return [image._replace(split=image.split or "train") for image in images]
+
+
+def meant(path: str, base: str | os.PathLike) -> str:
+    """The absolute path of the file that a path in a list means, to compare it with others.
+
+    Args:
+        path: as it is written there; relative ones start from ``base``.
+        base: the folder of the list.
+    """
+    return os.path.normpath(os.path.join(os.path.abspath(base), path))
 
 
 def _labelled_rows(list_file: Path) -> Iterator[ListedImage]:
@@ -66,21 +102,41 @@ def _labelled_rows(list_file: Path) -> Iterator[ListedImage]:
         folder = decode_path(folder)
         if not folder or "/" in folder:
             raise DataError(f"{readable(list_file)}, line {line}: got class {folder!r}, expected a name without /")
-        split = row.get("split", "").strip().lower()
-        if split not in SPLITS:
+        split = row.get("split")
+        if split is None:
+            split = _split_by_folder(_folders(row["path"], list_file))
+        elif (split := split.strip().lower()) not in SPLITS:
             raise DataError(f"{readable(list_file)}, line {line}: got split {split!r}, expected train, valid or test")
-        yield ListedImage(row["path"], folder, SPLITS[split])
+        else:
+            split = SPLITS[split]
+        yield ListedImage(row["path"], folder, split)
 
 
 def _by_folder(path: str, list_file: Path) -> ListedImage:
-    *folders, _ = path.split("/")
-    is_split = bool(folders) and folders[0] in SPLITS
-    if not folders[is_split:]:
+    folders = _folders(path, list_file)
+    if not folders or (len(folders) == 1 and folders[0] in SPLITS):
         raise DataError(
             f"{readable(list_file)}: {readable(path)} lies in no class folder; expected CLASS/IMAGE in each line, or a "
             ".csv with the columns path,class"
         )
-    return ListedImage(path, folders[-1], SPLITS.get(folders[0], "train"))
+    return ListedImage(path, folders[-1], _split_by_folder(folders[:-1]))
+
+
+def _folders(path: str, list_file: Path) -> list[str]:
+    """The folders that an image lies in, from the list's own on; of a path that leads elsewhere, all that it names."""
+    path = os.path.normpath(path)
+    if os.path.isabs(path):
+        for base in (os.path.abspath(list_file.parent), os.path.realpath(list_file.parent)):
+            path = path.removeprefix(os.path.join(base, ""))
+    return [name for name in path.split("/")[:-1] if name not in ("", "..")]
+
+
+def _split_by_folder(folders: list[str]) -> str | None:
+    """The split that one of these folders is called like."""
+    for name in (*folders[:1], *reversed(folders)):
+        if name in SPLIT_NAMES:
+            return SPLIT_NAMES[name]
+    return None
 
 
 def read_paths(list_file: Path) -> Iterator[str]:
