@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flowers.config.evaluate import EvaluateConfig
 from flowers.errors import DataError, UsageError
-from flowers.prediction.score import score_predictions
+from flowers.prediction.score import score, score_predictions
 
 HEADER = "path,status,label,class,prob,label_2,class_2,prob_2,error\r\n"
 ROWS = [
@@ -47,6 +48,43 @@ def test_a_score_by_hand_with_folder_or_display_names(predictions: Path, tmp_pat
         names["3"]: {"images": 1, "top1": 0.0},
     }
     assert score.confusions == [(names["1"], names["2"], 1), (names["2"], names["3"], 1)]
+
+
+def spreadsheet(tmp_path: Path, spell) -> tuple[Path, Path]:
+    """Twelve right rows of the classes 01 to 12, and labels as something else has spelled them."""
+    names = [f"{number:02}" for number in range(1, 13)]
+    (tmp_path / "p.csv").write_text("path,class\n" + "".join(f"./{name}.jpg,{name}\n" for name in names))
+    (tmp_path / "labels.csv").write_text("path,class\n" + "".join(f"{name}.jpg,{spell(name)}\n" for name in names))
+    return tmp_path / "p.csv", tmp_path / "labels.csv"
+
+
+def test_labels_without_their_zeros_are_named_and_counted_apart(tmp_path: Path, capsys) -> None:
+    predictions, labels = spreadsheet(tmp_path, lambda name: str(int(name)))
+    found = score_predictions(predictions, labels)
+    assert (found.images, found.top1, found.known_top1, found.missing) == (12, 3 / 12, 1.0, 0)
+    assert found.unknown == {str(number): 1 for number in range(1, 10)}
+    assert found.spelled == {str(number): f"0{number}" for number in range(1, 10)}
+    matched = score_predictions(predictions, labels, match_labels=True)
+    assert (matched.images, matched.top1, matched.unknown, matched.spelled) == (12, 1.0, {}, {})
+    score(EvaluateConfig(predictions=predictions, labels=labels))
+    said = capsys.readouterr()
+    assert "1 is 01, 2 is 02, 3 is 03, 4 is 04, 5 is 05 and 4 more" in " ".join(said.err.split())
+    assert "9, of labels 1, 2, 3, 4, 5 and 4 more, counted as wrong; top1 of the others 100.00%" in said.out
+
+
+@pytest.mark.parametrize("spell", [lambda name: f"{int(name)}.0", lambda name: f"{name} ", lambda name: f"00{name}"])
+def test_labels_of_which_none_fits_are_refused_with_a_way_out(spell, tmp_path: Path) -> None:
+    predictions, labels = spreadsheet(tmp_path, spell)
+    with pytest.raises(DataError, match="--match-labels takes .* for 01, "):
+        score_predictions(predictions, labels)
+    assert score_predictions(predictions, labels, match_labels=True).top1 == 1.0
+
+
+def test_a_class_that_is_never_guessed_is_told_apart_from_a_misspelt_one(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("path,class\na.jpg,rose\nb.jpg,rose\n")
+    (tmp_path / "labels.csv").write_text("path,class\n./a.jpg,rose\nx/../b.jpg,tulip\n")
+    found = score_predictions(tmp_path / "p.csv", tmp_path / "labels.csv")
+    assert (found.top1, found.unknown, found.spelled) == (0.5, {"tulip": 1}, {})
 
 
 def test_labels_from_folder_names(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class EvaluateConfig:
     """Instead of a model: a file that jobs/predict.py wrote, or another CSV with path and class."""
     labels: Path | None = None
     """With --predictions: CSV with path,class. Default: the class of a file is the folder that it lies in."""
+    match_labels: bool = False
+    """With --predictions: take a label that is spelled almost like a class for that class: 1 for 01, Rose for rose."""
 
     output: Path | None = None
     """JSON file of metrics. Default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
@@ -62,6 +64,8 @@ class EvaluateConfig:
                     raise UsageError(f"{flag} is missing; expected --checkpoint C --data-dir D, or --predictions FILE")
             if self.labels is not None:
                 raise UsageError("--labels belongs to --predictions; with --checkpoint, class folders are the labels")
+            if self.match_labels:
+                raise UsageError("--match-labels belongs to --predictions; leave it out")
             if self.calibrate and self.split not in ("valid", "val"):
                 raise UsageError(f"--calibrate: got --split {self.split}, expected valid: other splits stay unseen")
         elif self.calibrate:

@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowers import console
 from flowers.data.paths import readable, some
 from flowers.errors import DataError
+
+_GAPS = re.compile(r"[\s_-]+")
+_WHOLE_NUMBER = re.compile(r"0*(\d+)(\.0+)?")  # spreadsheets make 1 or 1.0 of 01
 
 DEFAULT_CLASS_NAMES = "cat_to_name.json"
 
@@ -31,6 +36,16 @@ class ClassIndex:
     def class_to_idx(self) -> dict[str, int]:
         """Folder name to index."""
         return {folder: index for index, folder in enumerate(self.folders)}
+
+
+def alike(name: str) -> str:
+    """What names of one class have in common: two with the same value are hardly two classes.
+
+    Case, blanks, underscores, hyphens, leading zeros of a number and how letters with marks are composed do not count.
+    """
+    text = _GAPS.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return number[1] if number else text
 
 
 def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Score a predictions file against labels, without the model: any CSV with the same columns will do.
 
 A file that failed has no right answer, so it counts as wrong; it is also told apart, as is what the rows are unsure of.
+A label that is among nobody's guesses counts as wrong, too, and is named: it may be a class that the model never gives,
+or one that somebody else spells differently.
 """
 
 import collections
@@ -14,8 +16,9 @@ from pathlib import Path
 from flowers import console
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.predict import OUTPUT_KINDS
+from flowers.data.classes import alike
 from flowers.data.lists import read_labelled
-from flowers.data.paths import decode_path, readable
+from flowers.data.paths import decode_path, readable, some
 from flowers.errors import DataError
 from flowers.files import write_atomically
 from flowers.prediction.table import read_rows
@@ -36,6 +39,9 @@ class Score:
         errors: of ``images``, files that failed; they count as wrong.
         unsure: of ``images``, rows called unsure; they count by their guesses.
         sure_top1: share of right best guesses among the rows that are neither; None if there are none.
+        unknown: labels that are among no row's guesses, and their images; these count as wrong.
+        known_top1: share of right best guesses among the images of the other labels; None if there are none.
+        spelled: those of ``unknown`` that are spelled almost like a class, and that class.
         unlabelled: rows that no label belongs to; not counted.
         missing: labels that no row belongs to; not counted.
         classes: per true class, its images and its top1.
@@ -49,6 +55,9 @@ class Score:
     errors: int
     unsure: int
     sure_top1: float | None
+    unknown: dict[str, int]
+    known_top1: float | None
+    spelled: dict[str, str]
     unlabelled: int
     missing: int
     classes: dict[str, dict[str, float]]
@@ -61,7 +70,12 @@ class Score:
 
 def score(config: EvaluateConfig) -> int:
     """The job: score, tell, and keep it as JSON; returns the exit code."""
-    found = score_predictions(config.predictions, config.labels)
+    found = score_predictions(config.predictions, config.labels, match_labels=config.match_labels)
+    if found.spelled:
+        pairs = [f"{readable(label)} is {readable(name)}" for label, name in found.spelled.items()]
+        console.warn(
+            f"labels that no row guesses are spelled almost like classes: {some(pairs)}?; --match-labels does so"
+        )
     hardest = sorted(found.classes.items(), key=lambda item: (item[1]["top1"], item[0]))[:_SHOWN]
     columns = ("class", "images", "top1")
     console.table("hardest classes", columns, [(n, c["images"], f"{c['top1']:.1%}") for n, c in hardest])
@@ -75,6 +89,7 @@ def score(config: EvaluateConfig) -> int:
             (f"top{found.k}", f"{found.topk:.2%}"),
             ("failed", f"{found.errors}, counted as wrong"),
             ("unsure", f"{found.unsure}{sure}"),
+            *_about_unknown(found),
             ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
         ],
     )
@@ -88,35 +103,60 @@ def score(config: EvaluateConfig) -> int:
     return 0
 
 
-def score_predictions(predictions: Path, labels: Path | None) -> Score:
+def _about_unknown(found: Score) -> list[tuple[str, str]]:
+    if not found.unknown:
+        return []
+    labels = some([readable(label) for label in found.unknown])
+    known = "" if found.known_top1 is None else f"; top1 of the others {found.known_top1:.2%}"
+    return [("never guessed", f"{sum(found.unknown.values())}, of labels {labels}, counted as wrong{known}")]
+
+
+def score_predictions(predictions: Path, labels: Path | None, *, match_labels: bool = False) -> Score:
     """Compare every row's guesses with the file's true class.
 
     Args:
         predictions: what ``jobs/predict.py`` wrote, of any kind.
         labels: CSV with the columns path and class (or label), with paths as in the predictions; the classes may be
             folder names or display names. None: the class of a file is the folder it lies in.
+        match_labels: take a label that is spelled almost like a class (1 and 01, Rose and rose) for that class.
 
     Raises:
         DataError: a file cannot be read, a path has two rows, or no row fits a label.
     """
-    truth = None if labels is None else {image.path: image.folder for image in read_labelled(labels)}
-    column = _class_column(predictions, truth)
-    tally = _Tally()
+    listed = () if labels is None else read_labelled(labels)
+    truth = None if labels is None else {os.path.normpath(image.path): image.folder for image in listed}
+    column, guessed, wanted = _class_column(predictions, truth)
+    by_likeness = {alike(name): name for name in sorted(guessed, reverse=True)}
+    spelled = {label: by_likeness[alike(label)] for label in sorted(wanted - guessed) if alike(label) in by_likeness}
+    if wanted and guessed and not wanted & guessed and not (match_labels and spelled):
+        pairs = [f"{readable(label)} for {readable(name)}" for label, name in spelled.items()]
+        way_out = (
+            f"--match-labels takes {some(pairs)}"
+            if spelled
+            else "expected class folders' names or display names as the model has them"
+        )
+        unfit = f"no true class ({_some(wanted)}) is among the guesses ({_some(guessed)})"
+        raise DataError(f"{readable(predictions)}: {unfit}; {way_out}")
+    tally = _Tally(guessed)
     seen: set[str] = set()
     for row in read_rows(predictions):
         path = decode_path(row["path"])
         if path in seen:
             raise DataError(f"{readable(predictions)}: two rows for {readable(path)}; expected one a file")
         seen.add(path)
-        tally.add(row, _true_class(path, truth), column)
+        true = _true_class(path, truth)
+        tally.add(row, spelled.get(true, true) if match_labels else true, column)
     if not tally.images:
         where = "lies in a class folder" if truth is None else f"is in {readable(labels)}"
         raise DataError(f"{readable(predictions)}: none of its {len(seen)} paths {where}, so there is nothing to score")
-    return tally.score(missing=0 if truth is None else len(truth.keys() - seen))
+    missing = 0 if truth is None else len(truth.keys() - set(map(os.path.normpath, seen)))
+    return tally.score(missing, {} if match_labels else spelled)
 
 
 class _Tally:
-    def __init__(self) -> None:
+    def __init__(self, guessed: set[str]) -> None:
+        self._guessed = guessed
+        self.unknown: collections.Counter = collections.Counter()
         self.images = self.top1 = self.topk = self.k = 0
         self.errors = self.unsure = self.sure = self.sure_top1 = self.unlabelled = 0
         self.by_class: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
@@ -133,6 +173,8 @@ class _Tally:
         self.top1 += hit
         self.topk += true in guesses
         self.k = max(self.k, len(guesses))
+        if true not in self._guessed:
+            self.unknown[true] += 1
         self.errors += status == "error"
         self.unsure += status == "unsure"
         self.sure += status == "ok"
@@ -142,7 +184,8 @@ class _Tally:
         if guesses and not hit:
             self.confusions[true, guesses[0]] += 1
 
-    def score(self, missing: int) -> Score:
+    def score(self, missing: int, spelled: dict[str, str]) -> Score:
+        known = self.images - self.unknown.total()
         confusions = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:CONFUSIONS]
         classes = {name: {"images": images, "top1": hits / images} for name, (images, hits) in self.by_class.items()}
         return Score(
@@ -153,6 +196,9 @@ class _Tally:
             errors=self.errors,
             unsure=self.unsure,
             sure_top1=self.sure_top1 / self.sure if self.sure else None,
+            unknown=dict(sorted(self.unknown.items())),
+            known_top1=self.top1 / known if known else None,
+            spelled=spelled,
             unlabelled=self.unlabelled,
             missing=missing,
             classes=dict(sorted(classes.items())),
@@ -162,7 +208,7 @@ class _Tally:
 
 def _true_class(path: str, truth: dict[str, str] | None) -> str | None:
     if truth is not None:
-        return truth.get(path)
+        return truth.get(os.path.normpath(path))
     return os.path.basename(os.path.dirname(path)) or None
 
 
@@ -174,11 +220,11 @@ def _guesses(row: dict[str, str], column: str) -> Iterator[str]:
         rank += 1
 
 
-def _class_column(predictions: Path, truth: dict[str, str] | None) -> str:
+def _class_column(predictions: Path, truth: dict[str, str] | None) -> tuple[str, set[str], set[str]]:
     """Tell if the true classes are folder names ("class") or display names ("label"), by which fits more of them.
 
-    Raises:
-        DataError: neither fits any.
+    Returns:
+        the column, all its guesses, and the true classes.
     """
     found: dict[str, set[str]] = {"class": set(), "label": set()}
     wanted: set[str] = set()
@@ -190,13 +236,13 @@ def _class_column(predictions: Path, truth: dict[str, str] | None) -> str:
             for column, names in found.items():
                 if column in row:
                     names.update(map(decode_path, _guesses(row, column)))
-    fits = {column: len(wanted & names) for column, names in found.items()}
-    if wanted and found["class"] and not any(fits.values()):
-        raise DataError(
-            f"{readable(predictions)}: no true class ({_some(wanted)}) is among the guesses ({_some(found['class'])}); "
-            "expected class folders' names or display names as the model has them"
-        )
-    return max(fits, key=lambda column: (fits[column], column == "class"))
+    alikes = {column: set(map(alike, names)) for column, names in found.items()}
+
+    def fit(column: str) -> tuple[int, int, bool]:
+        return len(wanted & found[column]), len(set(map(alike, wanted)) & alikes[column]), column == "class"
+
+    column = max(found, key=fit)
+    return column, found[column], wanted
 
 
 def _some(names: set[str]) -> str:
