@@ -4,6 +4,7 @@ python jobs/export.py --checkpoint runs/train --format onnx --output flowers.onn
 python jobs/export.py --checkpoint runs/train --format openvino --precision int8 --output flowers.xml
 python jobs/export.py --checkpoint BUNDLE --format torch-export --output flowers.pt2 --check-images PHOTOS
 python jobs/export.py --from-state-dict model.pth --model resnet18 --classes classes.txt --output BUNDLE
+python jobs/export.py --average runs/a runs/b runs/c --output MODEL
 """
 
 from flowers.cli import run
@@ -11,7 +12,7 @@ from flowers.config.export import ExportConfig
 
 
 def main(config: ExportConfig) -> int:
-    """Export, or import a state dict, as the flags say; 0 when the file is checked and written."""
+    """Export, import a state dict, or average models, as the flags say; 0 when the file is checked and written."""
     if config.from_state_dict is not None:
         from flowers.cli import to_plain
         from flowers.models.state_dicts import import_state_dict
@@ -23,6 +24,10 @@ def main(config: ExportConfig) -> int:
         return import_state_dict(
             config.from_state_dict, config.model, config.classes, config.output, view, to_plain(config)
         )
+    if config.average:
+        from flowers.exports.average import export_average
+
+        return export_average(config)
     from flowers.exports.export import export
 
     return export(config)

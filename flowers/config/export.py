@@ -32,6 +32,7 @@ class ExportConfig:
         "check_images": "check on photos",
         "runtime": "web site",
         "from_state_dict": "import instead",
+        "average": "average instead",
     }
     """First field of each group of flags in --help, and its title."""
 
@@ -93,6 +94,11 @@ class ExportConfig:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """With --from-state-dict: interpolation used for resizing."""
 
+    average: tuple[Path, ...] = ()
+    """Instead of --checkpoint and --format: two or more runs, models or checkpoints of one network, trained from the
+    same start. Their weights are averaged into a model folder, --output. It is measured beside them on --check-images;
+    batch norm takes its statistics from --calibration-images. Both default to the run's own splits."""
+
     def __post_init__(self) -> None:
         if self.from_state_dict is not None:
             self._check_import()
@@ -100,6 +106,9 @@ class ExportConfig:
         for name in OF_AN_IMPORT:
             if getattr(self, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} belongs to --from-state-dict")
+        if self.average:
+            self._check_average()
+            return
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --checkpoint C --format F, or --from-state-dict FILE")
@@ -126,6 +135,16 @@ class ExportConfig:
             raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format web")
         elif (self.input_type, self.layout) != ("uint8", "NHWC"):
             raise UsageError("--input-type and --layout: the page of --format web gives uint8 and NHWC; leave them out")
+
+    def _check_average(self) -> None:
+        if len(self.average) < 2:
+            raise UsageError("--average: got one model, expected at least two")
+        for field in fields(self):
+            used = ("output", "average", "config", "check_images", "check_count", "calibration_images")
+            if field.name not in used and getattr(self, field.name) != field.default:
+                raise UsageError(f"--{field.name.replace('_', '-')} does not go with --average")
+        if self.check_count < 1:
+            raise UsageError(f"--check-count: got {self.check_count}, expected at least 1")
 
     def _check_import(self) -> None:
         for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):

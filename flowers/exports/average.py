@@ -1,0 +1,128 @@
+"""The average of several models' weights as one model.
+
+Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482 (fine-tuned from one start); Izmailov et al. 2018, Averaging
+weights leads to wider optima, arXiv:1803.05407 (checkpoints of one run, and batch norm estimated anew).
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowers import console
+from flowers.cli import to_plain
+from flowers.config.export import ExportConfig
+from flowers.errors import DataError, ModelError
+from flowers.exports.photos import Photos, photos_in, photos_of_run
+from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.models.heads import BATCH_NORM, Classifier
+
+BATCH_SIZE = 32
+
+
+def export_average(config: ExportConfig) -> int:
+    """Average the models of ``--average``, measure them and the average on validation photos, and write it.
+
+    Returns:
+        0.
+
+    Raises:
+        ModelError: the models do not belong together, or their average is worse than each of them.
+        FlowersError: a model or the photos cannot be read, the output cannot be written.
+    """
+    bundles = [load_bundle(path) for path in config.average]
+    for path, bundle in zip(config.average[1:], bundles[1:], strict=True):
+        check_alike(bundles[0], config.average[0], bundle, path)
+    first = bundles[0]
+    folder, flag = config.check_images, "--check-images"
+    valid = photos_of_run(first, "valid", flag) if folder is None else photos_in(folder, first.classes, flag)
+    valid = valid.take(config.check_count)
+    if not (valid.targets >= 0).any():
+        raise DataError(f"{flag} {valid.said}: no photos in folders of the model's classes")
+    average = dataclasses.replace(first, state_dict=mean_of([bundle.state_dict for bundle in bundles]))
+    classifier = average.build()
+    names = [name for name in average.state_dict if name.endswith("running_var")]
+    if any(not torch.equal(first.state_dict[name], bundle.state_dict[name]) for name in names for bundle in bundles):
+        folder, flag = config.calibration_images, "--calibration-images"
+        photos = photos_of_run(first, "train", flag) if folder is None else photos_in(folder, first.classes, flag)
+        estimate_batch_norm(classifier, first, photos.take(config.check_count))
+    figures = [measure(bundle.build(), bundle, valid) for bundle in bundles]
+    loss, top1 = measure(classifier, first, valid)
+    names = [*map(console.plain, config.average), "average"]
+    rows = [(name, f"{row[0]:.4f}", f"{row[1]:.4f}") for name, row in zip(names, [*figures, (loss, top1)], strict=True)]
+    console.table(f"on {valid.said}", ("model", "loss", "top1"), rows)
+    if top1 < min(share for _, share in figures):
+        raise ModelError(
+            f"--average: the average has top1 {top1:.4f}, less than each of the {len(bundles)} models: nothing was "
+            "written. Average models whose training began from the same weights, such as checkpoints of one run"
+        )
+    if top1 < max(share for _, share in figures):
+        console.warn("one of the models alone is better than the average")
+    made = how_made(to_plain(config))
+    metrics = {"valid_loss": loss, "valid_top1": top1}
+    state = {name: tensor.detach() for name, tensor in classifier.state_dict().items()}
+    save_bundle(dataclasses.replace(average, state_dict=state, metrics=metrics, made=made), config.output)
+    then = console.job_command("predict", "--checkpoint", config.output, "--input", "PHOTOS")
+    console.done(f"averaged {len(bundles)} models", [("model", config.output)], [then])
+    return 0
+
+
+def check_alike(first: Bundle, first_path: Path, other: Bundle, path: Path) -> None:
+    """Check that two models differ in nothing but their weights.
+
+    Raises:
+        ModelError: the first thing in which they differ, with both values.
+    """
+    for name in ("model", "head", "classes", "preprocessing"):
+        left, right = getattr(first, name), getattr(other, name)
+        if left != right:
+            told = (f"{len(left)} classes", f"{len(right)}, or other names") if name == "classes" else (left, right)
+            raise ModelError(
+                f"--average {console.plain(path)}: its {name} is not that of {console.plain(first_path)}: "
+                f"expected {told[0]}, got {told[1]}"
+            )
+
+
+def mean_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of equally shaped tensors by name; counters, which are whole numbers, are those of the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def estimate_batch_norm(classifier: Classifier, bundle: Bundle, photos: Photos) -> None:
+    """Give batch norm the statistics that averaged weights have on the photos, each batch counted alike."""
+    layers = [module for module in classifier.modules() if isinstance(module, BATCH_NORM)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    with console.progress("batch norm", len(photos.paths)) as meter:
+        for views, _ in photos.views(bundle.preprocessing, BATCH_SIZE):
+            classifier(bundle.preprocessing.normalize(torch.from_numpy(views)))
+            meter.advance(len(views))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    classifier.eval()
+
+
+@torch.inference_mode()
+def measure(classifier: Classifier, bundle: Bundle, photos: Photos) -> tuple[float, float]:
+    """Mean cross-entropy and top1 on the photos that lie in class folders."""
+    loss, hits, count = 0.0, 0, 0
+    for views, targets in photos.views(bundle.preprocessing, BATCH_SIZE):
+        views, targets = views[targets >= 0], torch.from_numpy(targets[targets >= 0])
+        if not len(views):
+            continue
+        logits = classifier(bundle.preprocessing.normalize(torch.from_numpy(views)))
+        loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        hits += int((logits.argmax(1) == targets).sum())
+        count += len(targets)
+    if not count:
+        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
+    return loss / count, hits / count
