@@ -60,11 +60,17 @@ def oxford102(config: Oxford102Config) -> int:
 
 def check(config: CheckConfig) -> int:
     """Check a data set."""
+    from flowers.data.corrections import read_corrections
     from flowers.datasets.check import check_dataset
     from flowers.datasets.check_report import save_report, show_report
 
     report = check_dataset(
-        config.data_dir, near=config.near, tiny=config.tiny, huge=config.huge, workers=config.workers
+        config.data_dir,
+        corrections=read_corrections(config.corrections) if config.corrections else None,
+        near=config.near,
+        tiny=config.tiny,
+        huge=config.huge,
+        workers=config.workers,
     )
     show_report(report)
     if config.output is not None:

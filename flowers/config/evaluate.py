@@ -29,6 +29,9 @@ class EvaluateConfig:
     """Image folder with the split below it, or a list of images."""
     split: str = "test"
     """Split to measure; val and valid mean the same."""
+    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
+    """Corrected labels: CSV of path,class; the class - leaves an image out. Default: those that the run was trained
+    with."""
     calibrate: bool = False
     """Fit a temperature on --split valid and store it in the model. Probabilities change, answers do not."""
 
@@ -68,6 +71,8 @@ class EvaluateConfig:
                 raise UsageError("--match-labels belongs to --predictions; leave it out")
             if self.calibrate and self.split not in ("valid", "val"):
                 raise UsageError(f"--calibrate: got --split {self.split}, expected valid: other splits stay unseen")
+        elif self.corrections is not None:
+            raise UsageError("--corrections belongs to --checkpoint; with --predictions, give --labels")
         elif self.calibrate:
             raise UsageError("--calibrate changes a model: use it with --checkpoint C --data-dir D --split valid")
         elif self.checkpoint is not None or self.data_dir is not None:

@@ -59,6 +59,8 @@ class CheckConfig:
 
     data_dir: Annotated[Path, Flag("--data")]
     """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class."""
+    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
+    """Corrected labels, as training takes them: CSV of path,class; the class - leaves an image out."""
     output: Path | None = None
     """JSON file of all findings. Default: none."""
     near: int = 6

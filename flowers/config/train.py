@@ -44,6 +44,9 @@ class TrainConfig:
     class_names: Path | None = None
     """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
     exists."""
+    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
+    """Corrected labels, such as jobs/audit.py makes: CSV of path,class; the class - leaves an image out. Photos stay as
+    they are."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable images: fail lists all of them before the first step and stops; skip leaves them out."""
     balance: Literal["none", "classes"] = "none"

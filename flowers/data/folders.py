@@ -21,6 +21,7 @@ import numpy as np
 
 from flowers import console
 from flowers.data.classes import ClassIndex, display_names
+from flowers.data.corrections import Corrections
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import PathList, readable, some
@@ -66,6 +67,7 @@ class ImageFolders:
     train: Samples
     valid: Samples | None
     test: Samples | None
+    corrections: Corrections | None = None
 
     @property
     def splits(self) -> dict[str, Samples]:
@@ -93,6 +95,7 @@ def load_image_folders(
     seed: int,
     split_file: Path | None = None,
     anew: bool = False,
+    corrections: Corrections | None = None,
 ) -> ImageFolders:
     """Find a data set's images and classes, and draw the validation split if there is none.
 
@@ -103,15 +106,16 @@ def load_image_folders(
         seed: of that draw.
         split_file: where that split is kept; if it exists, it is used.
         anew: draw it even so.
+        corrections: of labels, before anything is drawn.
 
     Raises:
         DataError: no such folder, no train/, no classes, an empty class, a class in valid/ or test/ that train/
-            lacks, broken names or lists, or a split file that belongs to other data.
+            lacks, broken names or lists, a split file that belongs to other data, or corrections that do.
         UsageError: ``val_fraction`` is not a share.
     """
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction: got {val_fraction}, expected a share from 0 to below 1, such as 0.2")
-    root, splits = find_splits(Path(data_dir))
+    root, splits = find_splits(Path(data_dir), corrections)
     if "train" not in splits:
         have = ", ".join(sorted(splits)) or "nothing to train on"
         raise DataError(f"{readable(data_dir)}: no train/ folder (found: {have}); expected train/CLASS/IMAGES")
@@ -122,12 +126,16 @@ def load_image_folders(
     if len(folders) == 1:
         raise DataError(f"{where}: only one class ({readable(folders[0])}); expected two or more, one folder each")
     classes = ClassIndex(folders, display_names(folders, root, class_names))
+    if corrections is not None:
+        corrections.check_classes(folders, where)
     train = _samples(root, splits["train"], classes)
     counts = np.bincount(train.targets, minlength=len(folders))
     empty = [readable(folders[index]) for index in np.flatnonzero(counts == 0)]
     if empty:
         raise DataError(f"{where}: no images in {some(empty)}; add some, or remove the folder")
     valid, test = (_samples(root, splits[name], classes) if name in splits else None for name in ("valid", "test"))
+    if corrections is not None:
+        corrections.check_paths(readable(data_dir))
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None and not len(samples):
             raise DataError(f"{splits[name].where}: no images; add some, or remove it")
@@ -148,10 +156,16 @@ def load_image_folders(
         console.say(
             f"validation split: {len(valid)} images drawn from train (--val-fraction {val_fraction}, --seed {seed})"
         )
-    return ImageFolders(classes, train, valid, test)
+    return ImageFolders(classes, train, valid, test, corrections)
 
 
-def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, split_file: Path | None = None) -> Samples:
+def load_split(
+    data_dir: str | os.PathLike,
+    split: str,
+    classes: ClassIndex,
+    split_file: Path | None = None,
+    corrections: Corrections | None = None,
+) -> Samples:
     """Find the images of one split, for a model that is trained already.
 
     Args:
@@ -160,12 +174,14 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
         classes: the model's; the images' classes are found in it by name.
         split_file: the split that a run drew: where there is no valid/, it says what train and valid mean. Of data
             that has none of its images, all is train still.
+        corrections: of labels.
 
     Raises:
-        DataError: no such folder or split, no images in it, or a class that the model does not know.
+        DataError: no such folder or split, no images in it, a class that the model does not know, or corrections of
+            other data.
     """
     name = SPLIT_NAMES.get(split)
-    root, splits = find_splits(Path(data_dir))
+    root, splits = find_splits(Path(data_dir), corrections)
     drawn = (
         split_file is not None and os.path.exists(split_file) and "valid" not in splits and name in ("train", "valid")
     )
@@ -173,9 +189,18 @@ def load_split(data_dir: str | os.PathLike, split: str, classes: ClassIndex, spl
     if source not in splits:
         have = ", ".join(sorted(splits)) or "no images in class folders"
         raise DataError(f"{readable(data_dir)}: no split {split!r} (found: {have})")
+    if corrections is not None:
+        corrections.check_classes(classes.folders, "the model")
     samples = _samples(root, splits[source], classes)
+    if corrections is not None:
+        for other in splits.keys() - {source} if not corrections.of_other_data else ():
+            for _ in splits[other].images:
+                pass  # seen now, if corrected
+        corrections.check_paths(readable(data_dir))
     if drawn:
         held_out = read_split(split_file)
+        if corrections is not None:
+            held_out = {path: held for path, held in held_out.items() if corrections.classes.get(path, "") is not None}
         if name == "valid" or any(path in held_out for path in samples.paths):
             samples = samples.take(i for i, path in enumerate(samples.paths) if held_out.get(path) is (name == "valid"))
             gone = list(held_out.values()).count(name == "valid") - len(samples)
@@ -217,12 +242,24 @@ def _warn_of_unused(data_dir: Path) -> None:
         console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
 
 
-def find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
+def find_splits(data_dir: Path, corrections: Corrections | None = None) -> tuple[Path, dict[str, Split]]:
     """The folder that paths start from, and train, valid and test as far as they are there.
+
+    Args:
+        corrections: of the images' classes; all that lists a data set lists it through here. Their own checks are the
+            caller's, once the images are read.
 
     Raises:
         DataError: no such folder or list, a broken list, or a split that is there twice.
     """
+    root, splits = _find_splits(data_dir)
+    if corrections is not None:
+        corrections.found.clear()
+        splits = {name: split._replace(images=corrections.corrected(split.images)) for name, split in splits.items()}
+    return root, splits
+
+
+def _find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
     if os.path.isfile(data_dir):
         images = with_splits(data_dir, read_labelled(data_dir))
         names = sorted({image.split for image in images})

@@ -95,7 +95,7 @@ def meant(path: str, base: str | os.PathLike) -> str:
 
 
 def _labelled_rows(list_file: Path) -> Iterator[ListedImage]:
-    for line, row in _rows(list_file):
+    for line, row in csv_rows(list_file):
         folder = row["class"] if "class" in row else row.get("label")
         if folder is None:
             raise DataError(f"{readable(list_file)}: columns are {','.join(row)}, expected path,class or path,label")
@@ -146,7 +146,7 @@ def read_paths(list_file: Path) -> Iterator[str]:
         DataError: the file cannot be read, or is a broken CSV.
     """
     if list_file.suffix.lower() == ".csv":
-        for _, row in _rows(list_file):
+        for _, row in csv_rows(list_file):
             yield row["path"]
         return
     try:
@@ -179,8 +179,12 @@ def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
             yield path
 
 
-def _rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row of a CSV with its line number, by column name; the path as it is on disk."""
+def csv_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row of a CSV with its line number, by column name; the path as it is on disk.
+
+    Raises:
+        DataError: the file cannot be read, is no CSV, or lacks the column ``path``.
+    """
     try:
         with open(list_file, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)

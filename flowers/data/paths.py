@@ -83,7 +83,10 @@ def decode_path(text: str) -> str:
         return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
     def byte(match: re.Match) -> str:
-        return "\\" if match[1] == "\\" else chr(0xDC00 + int(match[1][1:], 16))
+        if match[1] == "\\":
+            return "\\"
+        value = int(match[1][1:], 16)
+        return chr(value if value < 0x80 else 0xDC00 + value)  # nobody but a person writes a letter so
 
     return os.fsdecode(_ESCAPED.sub(byte, text).encode("utf-8", "surrogateescape"))
 

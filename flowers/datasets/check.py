@@ -14,6 +14,7 @@ from PIL import Image, JpegImagePlugin
 
 from flowers import console
 from flowers.data.classes import ClassIndex
+from flowers.data.corrections import Corrections
 from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, find_splits, load_image_folders
 from flowers.data.images import read_bytes, read_image
 from flowers.data.paths import readable
@@ -128,12 +129,19 @@ class _Found(NamedTuple):
 
 
 def check_dataset(
-    data_dir: Path, *, near: int = NEAR, tiny: int = TINY, huge: int = HUGE, workers: int | None = None
+    data_dir: Path,
+    *,
+    corrections: Corrections | None = None,
+    near: int = NEAR,
+    tiny: int = TINY,
+    huge: int = HUGE,
+    workers: int | None = None,
 ) -> Report:
     """Read every image of a data set, as training would, and compare each with all others.
 
     Args:
         data_dir: what ``--data-dir`` of training takes.
+        corrections: of labels.
         near: bits of 64 in which the fingerprints of near-duplicates may differ, 0 to 7.
         tiny: images with a short side under this many pixels are tiny.
         huge: images of more pixels than this are huge.
@@ -147,7 +155,7 @@ def check_dataset(
         raise UsageError(f"--near: got {near}, expected 0 to {MAX_BITS} bits")
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: got {workers}, expected 1 or more")
-    return _check(Path(data_dir), _find(Path(data_dir)), near=near, tiny=tiny, huge=huge, threads=workers)
+    return _check(Path(data_dir), _find(Path(data_dir), corrections), near=near, tiny=tiny, huge=huge, threads=workers)
 
 
 def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
@@ -191,12 +199,12 @@ def _check(
     )
 
 
-def _find(data_dir: Path) -> _Found:
+def _find(data_dir: Path, corrections: Corrections | None) -> _Found:
     """List all images, also where training would refuse them."""
     found, refusal = [], None
     try:
         # Without a drawn split: what has no valid/ is all train here.
-        data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
+        data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0, corrections=corrections)
         root, folders = data.train.root, data.classes.folders
         names = dict(zip(folders, data.classes.labels, strict=True))
         if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:
@@ -207,7 +215,7 @@ def _find(data_dir: Path) -> _Found:
                 found.append(CheckedImage(path, split, folders[target]))
     except DataError as error:
         refusal = str(error)
-        root, splits = find_splits(data_dir)
+        root, splits = find_splits(data_dir, corrections)
         folders = sorted({name for split in splits.values() for name in split.folders})
         names = dict(zip(folders, folders, strict=True))
         for split in SPLITS:
@@ -215,6 +223,9 @@ def _find(data_dir: Path) -> _Found:
                 found.append(CheckedImage(path, split, name))
         if not found:
             raise
+        if corrections is not None:  # what is listed would not be what was meant
+            corrections.check_classes(folders, readable(data_dir))
+            corrections.check_paths(readable(data_dir))
     return _Found(root, names, sorted(found, key=_path_bytes), refusal)
 
 

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
+CORRECTIONS_FILE = "corrections.csv"
+"""The run's own copy of the labels that it was trained with beside those of the folders; not there without any."""
 
 
 @dataclass
@@ -201,6 +203,9 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
         if name == "global_batch_size":
             now = f"{now} ({batch_arithmetic})"
             hint = f"choose -b times processes times --grad-accum-steps to give {before}"
+        elif name == "--corrections":
+            own = checkpoint.path.parent.parent / CORRECTIONS_FILE
+            hint = "leave it out" if before is None else f"give --corrections {own}, as this run was begun with"
         elif name in ("train images", "valid images", "classes"):
             hint = "the data changed since"
         elif name == "--epochs":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.classes import ClassIndex
+from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.loaders import Batch
 from flowers.datasets.check import check_splits
@@ -28,6 +29,7 @@ from flowers.reports.metrics import LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
 from flowers.training.batches import AUTOCAST, eval_loader, to_device
+from flowers.training.checkpoint import CORRECTIONS_FILE
 from flowers.training.stage import Stage
 
 MAX_LOGITS = 250_000_000
@@ -81,7 +83,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     """
     distributed.join_step()
     bundle = load_bundle(config.checkpoint)
-    samples = load_split(config.data_dir, config.split, bundle.classes, drawn_split(bundle))
+    corrections = _corrections(config, bundle)
+    samples = load_split(config.data_dir, config.split, bundle.classes, file_of_run(bundle, "split.json"), corrections)
     warn_of_missing_classes(f"{console.plain(config.data_dir)}, {config.split}", samples, bundle.classes)
     place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
     output = config.output or place / f"metrics-{config.split}.json"
@@ -97,6 +100,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         metrics = answers.metrics
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics)
+    if corrections is not None:
+        figures["corrections"] = corrections.digest
 
     def write() -> None:
         with write_atomically(output) as file:
@@ -176,13 +181,21 @@ def run_folder(bundle: Bundle) -> Path | None:
     )
 
 
-def drawn_split(bundle: Bundle) -> Path | None:
-    """The split that a run without valid/ drew for itself, if the model still lies in the run's folder.
+def _corrections(config: EvaluateConfig, bundle: Bundle) -> Corrections | None:
+    """Those that are given, else those of the run, as far as they fit the images."""
+    if config.corrections is not None:
+        return read_corrections(config.corrections)
+    own = file_of_run(bundle, CORRECTIONS_FILE)
+    return None if own is None else read_corrections(own, of_other_data=True)
+
+
+def file_of_run(bundle: Bundle, name: str) -> Path | None:
+    """A file that belongs to a run, such as the split that it drew, if the model still lies in the run's folder.
 
     It may lie as deep as checkpoints/step-00000123/, or head/best/ of a staged run.
     """
     folder = bundle.folder.resolve()
-    files = (above / "split.json" for above in (folder, *folder.parents[:2]))
+    files = (above / name for above in (folder, *folder.parents[:2]))
     return next((file for file in files if file.exists()), None)
 
 

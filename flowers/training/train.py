@@ -11,17 +11,25 @@ from accelerate import Accelerator
 from flowers import console, distributed
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
+from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
-from flowers.files import make_folder, write_atomically
+from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
-from flowers.training.checkpoint import Checkpoint, check_fingerprint, list_checkpoints, lock_run, remove_leftovers
+from flowers.training.checkpoint import (
+    CORRECTIONS_FILE,
+    Checkpoint,
+    check_fingerprint,
+    list_checkpoints,
+    lock_run,
+    remove_leftovers,
+)
 from flowers.training.continued import continued
 from flowers.training.evaluation import can_report, or_warn, write_training_report
 from flowers.training.features import cache_features
@@ -100,6 +108,7 @@ def open_run(config: TrainConfig) -> Iterator[Session]:
             split_file=run_dir / "split.json",
             # A start that failed before its first checkpoint, on a broken image say, may have left a split.
             anew=not (list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE)),
+            corrections=read_corrections(config.corrections) if config.corrections else None,
         )
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = distributed.start(
@@ -219,8 +228,13 @@ def wants_report(stage: Stage) -> bool:
 
 
 def save_config(stage: Stage) -> None:
-    """Write the resolved flags into the run folder."""
+    """Write the resolved flags into the run folder, with the corrections of labels if there are any."""
     if stage.accelerator.is_main_process:
+        corrections = stage.data.corrections
+        if corrections is not None:
+            corrections.save(stage.run_dir / CORRECTIONS_FILE)
+        else:  # of an earlier start, that failed before its first checkpoint
+            remove(stage.run_dir / CORRECTIONS_FILE)
         with write_atomically(stage.run_dir / "config.yaml") as file:
             yaml.safe_dump(to_plain(stage.config), file, sort_keys=False, allow_unicode=True)
 
