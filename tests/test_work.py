@@ -14,7 +14,7 @@ from flowers.locks import share
 from flowers.prediction import file_list, parts
 from flowers.prediction.file_list import Entry, FileList, write_list
 from flowers.prediction.shard_loop import shards_for
-from flowers.prediction.work import LIST_ONLY, Work, lock_of
+from flowers.prediction.work import LIST_ONLY, Work, combined_digest, key_of, lock_of, write_sealed
 from flowers.prediction.work_folder import WorkFolder, default_shard_size, remove_left_over
 
 SETTINGS = {"model": "a" * 64, "topk": 5}
@@ -197,6 +197,7 @@ def test_work_is_begun_and_found_again(job: Job) -> None:
 )
 def test_work_of_another_job_is_refused_or_replaced(job: Job, change: dict, said: str) -> None:
     change = dict(change)
+    (job.root / "a").write_bytes(b"a photo")
     before = job.open()
     (before.parts / "00000000").touch()
     job.names = change.pop("names", job.names)
@@ -207,9 +208,37 @@ def test_work_of_another_job_is_refused_or_replaced(job: Job, change: dict, said
     assert "--overwrite" in str(caught.value)
     assert before.folder.is_dir()
     after = job.open(overwrite=True, **change)
-    assert after.key != before.key
-    assert not before.folder.exists()
+    assert not parts.finished(after.parts), "nothing is left of the other job"
     assert job.open(overwrite=True, **change).key == after.key, "--overwrite resumes equal work"
+
+
+def test_a_file_that_becomes_readable_or_goes_is_no_other_job(job: Job) -> None:
+    (job.root / "b").write_bytes(b"a photo")
+    before = job.open()
+    (before.parts / "00000000").touch()
+    (job.root / "a").write_bytes(b"restored")
+    assert job.open().key == before.key
+    (job.root / "b").unlink()
+    assert job.open().key == before.key
+    assert parts.finished(before.parts) == {0}
+
+
+def test_work_and_tables_of_earlier_versions_are_known(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They kept one digest of all samples among the settings."""
+    (job.root / "a").write_bytes(b"a photo")
+    new = job.open()
+    sealed = {"settings": {**new.settings, "contents": combined_digest(new.contents)}, "listed_by": None}
+    new.folder.rename(earlier := new.folder.with_name(key_of(sealed["settings"])))
+    write_sealed(earlier / "job.json", sealed)
+    (earlier / "parts" / "00000000").touch()
+    assert job.open().folder == earlier
+    job.facts = sealed
+    Work(earlier).remove()
+    job.output.touch()
+    assert job.open() == sealed
+    (job.root / "a").write_bytes(b"another photo")
+    with pytest.raises(OutputError, match="contents of the files have changed.*--update"):
+        job.open()
 
 
 def test_work_without_results_makes_way(job: Job) -> None:
@@ -222,7 +251,7 @@ def test_work_without_results_makes_way(job: Job) -> None:
 
 def test_a_finished_output_needs_no_work(job: Job) -> None:
     work = job.open()
-    facts = {"settings": work.settings, "listed_by": None}
+    facts = {"settings": work.settings, "contents": work.contents, "listed_by": None}
     work.remove()
     job.output.touch()
     job.facts = facts
@@ -275,6 +304,7 @@ def test_what_killed_starts_left_goes_and_what_living_ones_have_stays(job: Job) 
 @pytest.mark.parametrize("listed_by", ["17", LIST_ONLY])
 def test_an_array_lists_its_files_once(job: Job, listed_by: str) -> None:
     root = os.fsencode(job.root)
+    (job.root / "a").write_bytes(b"a photo")
     assert job.folder().find_listed("17", root) is None
     first = job.open(listed_by=listed_by)
     assert job.folder().find_listed("17", root).key == first.key
@@ -282,7 +312,7 @@ def test_an_array_lists_its_files_once(job: Job, listed_by: str) -> None:
     (job.root / "a").write_bytes(b"a photo that another machine does not have")
     with pytest.raises(OutputError, match="contents of the files"):
         job.folder().find_listed("17", root)
-    job.facts = {"settings": first.settings, "listed_by": "17"}
+    job.facts = {"settings": first.settings, "contents": first.contents, "listed_by": "17"}
     first.remove()
     assert job.folder().find_listed("17", root) == job.facts
 

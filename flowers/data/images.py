@@ -33,6 +33,7 @@ from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
 from flowers.data.formats.limits import MAX_PIXELS, Prepared, broken, check_pixels, check_size, turn
 from flowers.data.formats.names import identify, refusal
+from flowers.data.retries import retries
 from flowers.errors import ImageError
 
 IMAGE_EXTENSIONS = frozenset(
@@ -101,34 +102,38 @@ def decode_image(
 
 
 def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
-    """All bytes of a regular file; anything else is refused without waiting for it.
+    """All bytes of a regular file; anything else is refused without waiting for it. A disk's hiccup is waited for.
 
     Raises:
         ImageError: the short reason: "file not found", "no permission", "a folder, not a file", ...
     """
     try:
-        # Opening a FIFO that nobody writes to would wait for ever, without O_NONBLOCK.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(file)
-            if stat.S_ISDIR(status.st_mode):
-                raise ImageError("a folder, not a file")
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not a regular file")
-            check_size(status.st_size)
-            data = bytearray(status.st_size)
-            done = 0
-            with memoryview(data) as view:
-                while done < len(data) and (count := os.readv(file, [view[done:]])):
-                    done += count
-            del data[done:]  # of a file that shrank meanwhile
-            return data
-        finally:
-            os.close(file)
+        return retries.read(lambda: _read_bytes(path))
     except ValueError:  # a NUL in the name
         raise ImageError("file not found") from None
     except OSError as error:
         raise ImageError(_os_reason(error)) from None
+
+
+def _read_bytes(path: str | bytes | os.PathLike) -> bytearray:
+    # Opening a FIFO that nobody writes to would wait for ever, without O_NONBLOCK.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        check_size(status.st_size)
+        data = bytearray(status.st_size)
+        done = 0
+        with memoryview(data) as view:
+            while done < len(data) and (count := os.readv(file, [view[done:]])):
+                done += count
+        del data[done:]  # of a file that shrank meanwhile
+        return data
+    finally:
+        os.close(file)
 
 
 def _os_reason(error: OSError) -> str:

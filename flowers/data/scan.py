@@ -1,6 +1,7 @@
 """Walk a tree of photos: in a fixed order, in bounded memory, whatever lies in the way."""
 
 import errno
+import functools
 import heapq
 import os
 import stat
@@ -12,6 +13,7 @@ import numpy as np
 from flowers import console
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
+from flowers.data.retries import retries
 from flowers.errors import DataError
 
 _CHUNK = 16384  # names of one folder sorted at a time
@@ -52,7 +54,7 @@ def scan_images(
         status = os.stat(top)
         if not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
-        names = _sorted_names(top, endings, warn)
+        names = retries.read(lambda: _sorted_names(top, endings, warn))
     except OSError as error:
         raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
     # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
@@ -78,7 +80,8 @@ def scan_images(
                         warn(f"{readable(os.fsdecode(path))}: another link to the same folder, not followed")
                         continue
                     linked.add(identity)
-                branch.append((prefix + name, identity, _sorted_names(path, endings, warn)))
+                found = retries.read(functools.partial(_sorted_names, path, endings, warn))
+                branch.append((prefix + name, identity, found))
             except FileNotFoundError:
                 continue  # removed since its parent was listed
             except OSError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from flowers.data.images import IMAGE_EXTENSIONS, check_size, read_bytes
 from flowers.data.lists import read_paths
 from flowers.data.paths import readable
+from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.errors import DataError, ImageError
 from flowers.prediction.file_list import Entry
@@ -91,11 +92,7 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     path, offset, size = _in_archive(entry)
     check_size(size)
     try:
-        archive = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = _read_range(archive, offset, size)
-        finally:
-            os.close(archive)
+        data = retries.read(lambda: _read_member(os.path.join(root, path), offset, size))
     except FileNotFoundError:
         raise ImageError("archive not found") from None
     except OSError as error:
@@ -105,9 +102,16 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     return data
 
 
+def _read_member(archive: bytes, offset: int, size: int) -> bytes:
+    file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read_range(file, offset, size)
+    finally:
+        os.close(file)
+
+
 def look_at(root: bytes, entry: Entry) -> bytes:
     """Size and first bytes of one input file, to know it from another one of the same name; nothing if it is not there.
-
     Args:
         root: the folder that paths are relative to.
     """
@@ -115,17 +119,21 @@ def look_at(root: bytes, entry: Entry) -> bytes:
         return b""
     path, offset, size = _in_archive(entry) if entry.place else (entry.path, 0, None)
     try:
-        file = os.open(os.path.join(root, path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                return b""
-            size = status.st_size if size is None else size
-            return b"%d:" % size + _read_range(file, offset, min(size, _LOOK_BYTES))
-        finally:
-            os.close(file)
+        return retries.read(lambda: _look_at(os.path.join(root, path), offset, size))
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return b""
+
+
+def _look_at(path: bytes, offset: int, size: int | None) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        size = status.st_size if size is None else size
+        return b"%d:" % size + _read_range(file, offset, min(size, _LOOK_BYTES))
+    finally:
+        os.close(file)
 
 
 def _in_archive(entry: Entry) -> tuple[bytes, int, int]:

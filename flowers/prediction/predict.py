@@ -220,6 +220,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "engine": work.engine(),
         "embeddings": embeddings and {"columns": embeddings.width, **file_digest(config.embeddings)},
         "settings": work.settings,
+        "contents": work.contents,
         "listed_by": work.listed_by,
         "made": how_made(to_plain(config)),
     }
@@ -254,6 +255,8 @@ def _finish(config: PredictConfig, facts: dict, stop: StopRequest) -> int:
         "photos by class": config.copy_to or config.link_to,
     }
     written = [(what, readable(place)) for what, place in places.items() if place is not None]
+    if recovered := facts.get("recovered_reads"):
+        console.say(f"{recovered} reads failed at first and worked when tried again")
     score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
     console.done(f"{facts['files']} rows ({said})", written, [score])
     return EXIT_STRICT if config.strict and counts["error"] else 0

@@ -10,6 +10,7 @@ import torch
 from flowers import console
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.paths import readable
+from flowers.data.retries import retries
 from flowers.distributed import Place
 from flowers.engines.engine import Engine
 from flowers.engines.exported import ENGINES, ExportedModel
@@ -87,13 +88,14 @@ def _classify(
             on_batch=progress.advance,
         )
         about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
-        before = pipeline.seconds()
+        before, recovered = pipeline.seconds(), retries.recovered
         try:
             for result in pipeline.run(shards_for(work, own, place)):
                 start_s = time.perf_counter()
                 now = pipeline.seconds()
                 seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
                 facts = {"counts": result.counts, "seconds": seconds, **about}
+                facts["recovered"], recovered = retries.recovered - recovered, retries.recovered
                 if embeddings is not None:
                     facts["embeddings_crc32"] = embeddings.write(result.index, result.features)
                 parts.write_part(work.parts, result.index, result.rows, facts)

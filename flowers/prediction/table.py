@@ -88,7 +88,7 @@ def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: C
         check_stop: raises when the process was asked to stop.
 
     Returns:
-        counts by status and seconds by stage, summed over the parts.
+        counts by status, seconds by stage and reads that worked at a later try, summed over the parts.
 
     Raises:
         FileNotFoundError: a part is gone: another process has finished the whole job.
@@ -198,11 +198,14 @@ def _blocks(work: "Work", first: bytes, check_stop: Callable[[], None]) -> Itera
 def _totals(work: "Work") -> dict:
     counts: collections.Counter = collections.Counter()
     seconds: collections.Counter = collections.Counter()
+    recovered = 0
     for index in range(work.files.num_shards):
         facts = parts.read_facts(work.parts, index)
         counts.update(facts["counts"])
         seconds.update(facts["seconds"])
-    return {"counts": dict(counts), "seconds": {stage: round(seconds[stage], 3) for stage in parts.STAGES}}
+        recovered += facts.get("recovered", 0)
+    seconds_by_stage = {stage: round(seconds[stage], 3) for stage in parts.STAGES}
+    return {"counts": dict(counts), "seconds": seconds_by_stage, "recovered_reads": recovered}
 
 
 def _write_plain(path: Path, blocks: Iterator[bytes], topk: int) -> None:

@@ -1,7 +1,8 @@
 """The work folder: one list of files, cut into shards; one part file a shard.
 
-1. A job's folder, ``OUTPUT.parts/KEY``, is named by all that decides its rows: the model, the flags, the names of the
-   files and samples of their bytes. It appears whole, by one rename; the first rename wins, later ones were equal.
+1. A job's folder, ``OUTPUT.parts/KEY``, is named by all that decides its rows but for the files' bytes: the model, the
+   flags, the names of the files. It appears whole, by one rename; the first rename wins, later ones were equal.
+   Samples of the bytes are compared by whoever opens it; a file that could not be read then or now is like any other.
 2. Process i of n does the shards i, i + n, ... of its array task, then, from the end, whatever has no part yet.
 3. A part is whole or not there, under one name, with the same bytes whoever writes it: doing a shard twice is harmless.
 4. Whoever sees all parts joins them, beside the output and by rename; then the folder goes, by one rename.
@@ -36,7 +37,7 @@ from flowers.prediction.inputs import look_at
 LIST_ONLY = "--list-only"
 """``listed_by`` of a list that was made ahead of the work."""
 
-_NAMES = {"list": "the files' names", "files": "number of files", "contents": "contents of the files"}
+_OF_FILES = {"files", "list"}
 _SAMPLED = 32  # files, spread over the list
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -46,6 +47,7 @@ class Work:
 
     Attributes:
         settings: all that decides its rows, as plain values.
+        contents: what ``sample_contents`` found when the list was made; None in work that an earlier version began.
         listed_by: the Slurm array or step whose process made the list, ``LIST_ONLY``, or None.
 
     Raises:
@@ -57,6 +59,7 @@ class Work:
         self.folder, self.key, self.parts = folder, folder.name, folder / "parts"
         job = _read_sealed(folder / "job.json")
         self.settings: dict = job["settings"]
+        self.contents: list[str | None] | None = job.get("contents")
         self.listed_by: str | None = job["listed_by"]
         if key_of(self.settings) != self.key:
             raise ValueError("job.json is another job's")
@@ -173,9 +176,19 @@ class Work:
         Raises:
             OutputError: the contents differ.
         """
-        seen = _contents(self, root)
-        if seen != self.settings["contents"]:
-            raise OutputError(refusal(self.folder, self.settings, {"contents": seen}))
+        self.check_contents(sample_contents(self.files, self.num_files, self.settings["shard_size"], root))
+
+    def check_contents(self, seen: list[str | None]) -> None:
+        """See that the files hold what they held when the list was made.
+
+        Args:
+            seen: what ``sample_contents`` finds now.
+
+        Raises:
+            OutputError: the contents differ.
+        """
+        if not is_same(self.settings, self.contents, self.settings, seen):
+            raise OutputError(refusal(self.folder, self.settings, self.settings))
 
     def remove(self) -> None:
         """Take the folder away, at once for all who look."""
@@ -207,30 +220,59 @@ def unlink(path: Path) -> None:
         path.unlink()
 
 
-def _contents(work: Work, root: bytes) -> str:
-    return sample_contents(work.files, work.num_files, work.settings["shard_size"], root)
-
-
-def sample_contents(files: FileList, count: int, shard_size: int, root: bytes) -> str:
-    """SHA-256 of the size and first bytes of some of the listed files."""
-    digest = hashlib.sha256()
+def sample_contents(files: FileList, count: int, shard_size: int, root: bytes) -> list[str | None]:
+    """SHA-256 of the size and first bytes of some of the listed files; None for one that cannot be read."""
+    found = []
     for number in range(0, count, -(-count // _SAMPLED)):
         shard, slot = divmod(number, shard_size)
-        digest.update(hashlib.sha256(look_at(root, files.shard(shard)[slot])).digest())
-    return digest.hexdigest()
+        seen = look_at(root, files.shard(shard)[slot])
+        found.append(hashlib.sha256(seen).hexdigest() if seen else None)
+    return found
+
+
+def is_same(then: dict, contents_then: list[str | None] | None, now: dict, contents_now: list[str | None]) -> bool:
+    """Tell if a job is one that there was before: equal settings, and no sample of the files' bytes speaks against it.
+
+    A file that could be read only once of the two times says nothing.
+    """
+    if contents_then is None:  # of an earlier version: one digest over all samples, among the settings
+        combined = {"contents": combined_digest(contents_now)} if "contents" in then else {}
+        return then == {**now, **combined}
+    pairs = zip(contents_then, contents_now, strict=False)
+    return then == now and all(before in (None, after) or after is None for before, after in pairs)
+
+
+def combined_digest(contents: list[str | None]) -> str:
+    """All samples as the one digest by which earlier versions knew them."""
+    digests = [hashlib.sha256().digest() if sample is None else bytes.fromhex(sample) for sample in contents]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def refusal(place: Path, then: dict | None, now: dict) -> str:
-    """Why an output or a work folder is not this job's, and what to do."""
+    """Why an output or a work folder is not this job's, and what to do; equal settings mean that the bytes differ."""
     if then is None:
-        what = "was there before, and is not known to be this job's"
-    else:
-        names = [name for name in now if then.get(name) != now[name]]
-        if "files" in names and "list" in names:
-            names.remove("list")
-        said = [f"{_NAMES.get(name, name)}: {_short(then.get(name))} then, {_short(now[name])} now" for name in names]
-        what = f"was made otherwise ({'; '.join(said)})"
-    return f"{readable(place)} {what}; choose another --output, or pass --overwrite to replace it"
+        return (
+            f"{readable(place)} was there before, and is not known to be this job's; "
+            "choose another --output, or pass --overwrite to replace it"
+        )
+    names = [name for name in now if then.get(name) != now[name]]
+    if _OF_FILES <= set(names):
+        names.remove("list")
+    if {"files", "list"} & set(names):
+        names = [name for name in names if name != "shard_size"]  # it follows from the number of files
+    said = [_changed(name, then.get(name), now[name]) for name in names] or ["the contents of the files have changed"]
+    advice = "choose another --output, or pass --overwrite to replace it"
+    if set(names) <= _OF_FILES:
+        advice = f"pass --update to classify only what is new or changed, {advice}"
+    return f"{readable(place)} was made otherwise ({'; '.join(said)}); {advice}"
+
+
+def _changed(name: str, then: object, now: object) -> str:
+    """One setting that differs, in words; a digest of the files' names tells nobody anything."""
+    if name == "list":
+        return "the files' names have changed"
+    label = "number of files" if name == "files" else name
+    return f"{label}: {_short(then)} then, {_short(now)} now"
 
 
 def _short(value: object) -> str:

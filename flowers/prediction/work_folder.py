@@ -19,6 +19,8 @@ from flowers.prediction.work import (
     DAMAGE,
     LIST_ONLY,
     Work,
+    combined_digest,
+    is_same,
     key_of,
     lock_of,
     refusal,
@@ -161,8 +163,8 @@ class WorkFolder:
         if info.duplicates:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
-        settings["contents"] = sample_contents(FileList(folder), info.files, info.shard_size, root)
-        write_sealed(folder / "job.json", {"settings": settings, "listed_by": listed_by})
+        contents = sample_contents(FileList(folder), info.files, info.shard_size, root)
+        write_sealed(folder / "job.json", {"settings": settings, "contents": contents, "listed_by": listed_by})
         sync_folder(folder)  # else a machine that goes down soon may leave the job's name on empty files
         named = new / key_of(settings)
         os.rename(folder, named)
@@ -170,15 +172,24 @@ class WorkFolder:
 
     def _settle(self, listed: Path, check_free: Callable[[], None], overwrite: bool) -> Work | dict:
         """Give a new list the job's name once nothing speaks against it."""
-        settings = Work(listed).settings
+        new = Work(listed)
+        settings = new.settings
         final = self.path / listed.name
+        earlier = self.path / key_of({**settings, "contents": combined_digest(new.contents)})
+        if _open(earlier) is not None:  # as an earlier version began it
+            final = earlier
+        if final.exists():
+            _mend(final, listed)
+            if not overwrite:
+                Work(final).check_contents(new.contents)
         for other in set(_jobs(self.path)) - {final}:
             _make_way(other, settings, overwrite)
         if final.exists():
-            _mend(final, listed)
-            return Work(final)
+            if is_same(Work(final).settings, Work(final).contents, settings, new.contents):
+                return Work(final)
+            _make_way(final, settings, overwrite)
         facts = self._finished()
-        if facts and facts["settings"] == settings:
+        if facts and is_same(facts["settings"], facts.get("contents"), settings, new.contents):
             return facts
         if not overwrite:
             if self._output.exists():
