@@ -75,7 +75,9 @@ class TestDrawnSplit:
     def test_refuses_other_data_and_other_flags(self, tree: Path, tmp_path: Path):
         split_file = tmp_path / "split.json"
         load(tree, split_file=split_file)
-        with pytest.raises(DataError, match=r"drawn with --val-fraction 0\.2 --seed 0, got 0\.2 and 1"):
+        with pytest.raises(
+            DataError, match=r"drawn with --val-fraction 0\.2 --seed 0, got --val-fraction 0\.2 --seed 1"
+        ):
             load(tree, split_file=split_file, seed=1)
         touch(tree, "a/new.jpg")
         with pytest.raises(DataError, match=r"1 new and 0 gone \(such as a/new\.jpg\)"):

@@ -41,6 +41,10 @@ class TrainConfig:
     val_fraction: float = 0.2
     """Share of train/ that becomes the validation split where there is no valid/. Drawn per class, fixed by --seed,
     saved in the run folder."""
+    group: tuple[str, ...] = ()
+    """Images that belong together (a plant, a camera, a burst): the drawn validation split cuts no group. One or more
+    of: a regular expression whose first group, or whole match, in an image's path names its group; a table (.csv) with
+    the columns path,group; the duplicates that prepare.py check --output found (.json)."""
     class_names: Path | None = None
     """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
     exists."""

@@ -22,6 +22,7 @@ import numpy as np
 from flowers import console
 from flowers.data.classes import ClassIndex, display_names
 from flowers.data.corrections import Corrections
+from flowers.data.grouping import warn_of_leaks
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import PathList, readable, some
@@ -96,6 +97,7 @@ def load_image_folders(
     split_file: Path | None = None,
     anew: bool = False,
     corrections: Corrections | None = None,
+    group: Sequence[str] = (),
 ) -> ImageFolders:
     """Find a data set's images and classes, and draw the validation split if there is none.
 
@@ -107,6 +109,7 @@ def load_image_folders(
         split_file: where that split is kept; if it exists, it is used.
         anew: draw it even so.
         corrections: of labels, before anything is drawn.
+        group: which images belong together, see ``flowers.data.grouping``; the draw cuts no group.
 
     Raises:
         DataError: no such folder, no train/, no classes, an empty class, a class in valid/ or test/ that train/
@@ -146,17 +149,20 @@ def load_image_folders(
         if samples is not None:
             warn_of_missing_classes(splits[name].where, samples, classes)
     if valid is None and val_fraction > 0:
-        held_out = split_train(
-            train.paths, train.targets, val_fraction=val_fraction, seed=seed, split_file=split_file, anew=anew
-        )
+        drawing = {"val_fraction": val_fraction, "seed": seed, "split_file": split_file, "anew": anew, "group": group}
+        held_out = split_train(train.paths, train.targets, **drawing)
         if not any(held_out):
-            raise DataError(f"{where}: {NONE_TO_HOLD_OUT}")
+            none = "one group of images a class, none to hold out without cutting it; add valid/ or leave --group out"
+            raise DataError(f"{where}: {none if group else NONE_TO_HOLD_OUT}")
         valid = train.take(np.flatnonzero(held_out))
         train = train.take(np.flatnonzero(~np.array(held_out)))
         console.say(
             f"validation split: {len(valid)} images drawn from train (--val-fraction {val_fraction}, --seed {seed})"
         )
-    return ImageFolders(classes, train, valid, test, corrections)
+    found = ImageFolders(classes, train, valid, test, corrections)
+    if group and len(found.splits) > 1:
+        warn_of_leaks({name: samples.paths for name, samples in found.splits.items()}, group)
+    return found
 
 
 def load_split(

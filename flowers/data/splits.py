@@ -4,10 +4,14 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from flowers import console
+from flowers.data.grouping import group_images
 from flowers.data.paths import readable
 from flowers.errors import DataError
 from flowers.files import write_atomically
@@ -23,12 +27,14 @@ def split_train(
     seed: int,
     split_file: Path | None,
     anew: bool = False,
+    group: Sequence[str] = (),
 ) -> list[bool]:
     """Choose the training images that are held out for validation.
 
     Stratified: of each class the share ``val_fraction``, rounded; but every class keeps an image for training, and
     has one for validation if it has at least two. Which ones depends on the seed and each image's own path
-    only: not on the order of the files, nor on a library's random numbers.
+    only: not on the order of the files, nor on a library's random numbers. A group of images is held out whole or not
+    at all, so that with groups the shares are as near as these allow.
 
     Args:
         paths: N paths relative to the data folder, each once.
@@ -36,22 +42,25 @@ def split_train(
         val_fraction: above 0, below 1.
         split_file: the split is read from here if this file exists, else the main process writes it here.
         anew: draw and write it even so: nobody has trained on the one that is there.
+        group: what ``--group`` was given, see ``flowers.data.grouping``.
 
     Returns:
         N flags, True for validation.
 
     Raises:
-        DataError: ``split_file`` is broken, was drawn with another fraction or seed, or of other images.
+        DataError: ``split_file`` is broken, was drawn with another fraction, seed or groups, or of other images.
+        UsageError: groups that fit none of the images.
     """
     if split_file is not None and not anew and os.path.exists(split_file):
-        return _read(split_file, paths, val_fraction, seed)
-    drawn = _draw(paths, targets, val_fraction, seed)
+        return _read(split_file, paths, {"val_fraction": val_fraction, "seed": seed, "group": list(group)})
+    drawn = _draw(paths, targets, val_fraction, seed, group_images(paths, group))
     if split_file is not None and console.is_main_process():
         with write_atomically(split_file) as file:
             split = {
                 "format_version": FORMAT_VERSION,
                 "seed": seed,
                 "val_fraction": val_fraction,
+                "group": list(group),
                 "train": [path for path, held_out in zip(paths, drawn, strict=True) if not held_out],
                 "valid": [path for path, held_out in zip(paths, drawn, strict=True) if held_out],
             }
@@ -59,18 +68,36 @@ def split_train(
     return drawn
 
 
-def _draw(paths: Sequence[str], targets: Sequence[int], val_fraction: float, seed: int) -> list[bool]:
+def _draw(
+    paths: Sequence[str], targets: Sequence[int], val_fraction: float, seed: int, groups: np.ndarray
+) -> list[bool]:
+    """Take groups by lot, each if that brings its classes nearer to their share; a lone image is a group of one.
+
+    A class whose groups are all too large for that gets its smallest one, if it keeps another for training.
+    """
+    sizes = np.bincount(targets).tolist()
+    wanted = [min(max(math.floor(size * val_fraction + 0.5), 1), max(size - 1, 0)) for size in sizes]
+    taken = [0] * len(sizes)
+    held_out = [False] * len(paths)
     members: dict[int, list[int]] = {}
-    for index, target in enumerate(targets):
-        members.setdefault(int(target), []).append(index)
-    drawn = [False] * len(paths)
-    for indices in members.values():
-        count = math.floor(len(indices) * val_fraction + 0.5)
-        count = min(max(count, 1), len(indices) - 1)
-        lots = sorted((_lot(paths[index], seed), index) for index in indices)
-        for _, index in lots[:count]:
-            drawn[index] = True
-    return drawn
+    for index, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(index)
+    lots = sorted((_lot(paths[group], seed), indices) for group, indices in members.items())
+    offers = [(indices, False) for _, indices in lots]
+    offers += sorted(((indices, True) for indices, _ in offers), key=lambda offer: len(offer[0]))
+    for indices, for_want in offers:
+        if held_out[indices[0]]:
+            continue
+        counts = Counter(int(targets[index]) for index in indices)
+        missing = sum(abs(wanted[label] - taken[label]) for label in counts)
+        then = sum(abs(wanted[label] - taken[label] - count) for label, count in counts.items())
+        nearer = then < missing or (for_want and any(not taken[label] for label in counts))
+        if nearer and all(taken[label] + count < sizes[label] for label, count in counts.items()):
+            for label, count in counts.items():
+                taken[label] += count
+            for index in indices:
+                held_out[index] = True
+    return held_out
 
 
 def _lot(path: str, seed: int) -> bytes:
@@ -86,15 +113,16 @@ def read_split(split_file: Path) -> dict[str, bool]:
     return _parse(split_file)[0]
 
 
-def _read(split_file: Path, paths: Sequence[str], val_fraction: float, seed: int) -> list[bool]:
+def _read(split_file: Path, paths: Sequence[str], flags: dict[str, object]) -> list[bool]:
     where = readable(split_file)
     remedy = "resume with the same data and flags, or start in another --output-dir"
     held_out, drawn_with = _parse(split_file)
-    if drawn_with != (val_fraction, seed):
-        raise DataError(
-            f"{where}: drawn with --val-fraction {drawn_with[0]} --seed {drawn_with[1]}, "
-            f"got {val_fraction} and {seed}: {remedy}"
+    if drawn_with != flags:
+        before, now = (
+            " ".join(f"--{name.replace('_', '-')} {value}" for name, value in of.items() if value != [])
+            for of in (drawn_with, flags)
         )
+        raise DataError(f"{where}: drawn with {before}, got {now}: {remedy}")
     new = [path for path in paths if path not in held_out]
     gone = held_out.keys() - set(paths) if len(held_out) + len(new) != len(paths) else set()
     if new or gone:
@@ -106,13 +134,14 @@ def _read(split_file: Path, paths: Sequence[str], val_fraction: float, seed: int
     return [held_out[path] for path in paths]
 
 
-def _parse(split_file: Path) -> tuple[dict[str, bool], tuple[float, int]]:
+def _parse(split_file: Path) -> tuple[dict[str, bool], dict[str, object]]:
     where = readable(split_file)
     try:
         split = json.loads(split_file.read_text(encoding="utf-8"))
         if split["format_version"] != FORMAT_VERSION:
             raise DataError(f"{where}: format {split['format_version']}, this version reads {FORMAT_VERSION}")
         held_out = dict.fromkeys(split["train"], False) | dict.fromkeys(split["valid"], True)
-        return held_out, (split["val_fraction"], split["seed"])
+        flags = {"val_fraction": split["val_fraction"], "seed": split["seed"], "group": split.get("group", [])}
+        return held_out, flags
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a split file ({type(error).__name__}: {error})") from None

@@ -106,6 +106,7 @@ def open_run(config: TrainConfig) -> Iterator[Session]:
             val_fraction=config.val_fraction,
             seed=config.seed,
             split_file=run_dir / "split.json",
+            group=config.group,
             # A start that failed before its first checkpoint, on a broken image say, may have left a split.
             anew=not (list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE)),
             corrections=read_corrections(config.corrections) if config.corrections else None,

@@ -1,0 +1,124 @@
+"""Groups of images that belong together, such as the photos of one plant or burst: a drawn split never cuts one."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowers import console
+from flowers.data.paths import decode_path, readable, some
+from flowers.errors import DataError, UsageError
+
+HINT = (
+    "expected a table (.csv with the columns path,group), the findings of prepare.py check --output (.json), or a "
+    "regular expression"
+)
+
+
+def group_images(paths: Sequence[str], sources: Sequence[str]) -> np.ndarray:
+    """Join images that any source puts into one group; an image that none knows is a group of its own.
+
+    Args:
+        paths: N paths relative to the data folder.
+        sources: what ``--group`` was given, each a table, the findings of the data check, or a regular expression
+            whose first group, or else whole match, in a path is the name of the image's group.
+
+    Returns:
+        [N] int64, the index of the first image of each image's group.
+
+    Raises:
+        DataError: a table that cannot be read, or that names none of the images.
+        UsageError: an expression that is none, or that matches no path.
+    """
+    first = np.arange(len(paths))
+    for source in sources:
+        group_of, known = _reader(source), 0
+        seen: dict[object, int] = {}
+        for index, path in enumerate(paths):
+            name = group_of(path)
+            if name is not None:
+                known += 1
+                _join(first, index, seen.setdefault(name, index))
+        if not known:
+            raise UsageError(
+                f"--group {console.plain(source)}: fits none of {len(paths)} images, such as {readable(paths[0])}; "
+                f"{HINT}"
+            )
+        if known < len(paths):
+            console.warn(
+                f"--group {console.plain(source)}: {len(paths) - known} of {len(paths)} images are in no group"
+            )
+    return np.array([_root(first, index) for index in range(len(paths))], np.int64)
+
+
+def warn_of_leaks(splits: dict[str, Sequence[str]], sources: Sequence[str]) -> None:
+    """Name the groups that stand in several splits of the data as it is on disk."""
+    paths = [path for of_split in splits.values() for path in of_split]
+    names = np.repeat(list(splits), [len(of_split) for of_split in splits.values()])
+    groups = group_images(paths, sources)
+    of_train = set(groups[names == "train"].tolist())
+    cut = [readable(paths[index]) for index in np.flatnonzero(names != "train") if groups[index] in of_train]
+    if cut:
+        console.warn(
+            f"--group: {len(cut)} images outside train belong to groups that are in train, too, so that figures on "
+            f"them are too good: {some(cut)}"
+        )
+
+
+def _reader(source: str) -> Callable[[str], object | None]:
+    """A function from an image's path to the name of its group, or None."""
+    if Path(source).suffix.lower() in (".csv", ".json"):
+        groups = dict(_of_check(source) if source.lower().endswith(".json") else _of_table(source))
+        return lambda path: groups.get(os.path.normpath(path))
+    try:
+        pattern = re.compile(source)
+    except re.error as error:
+        raise UsageError(f"--group {console.plain(source)}: no regular expression ({error}); {HINT}") from None
+
+    def name(path: str) -> str | None:
+        match = pattern.search(path)
+        return match and match[1 if pattern.groups else 0]
+
+    return name
+
+
+def _of_table(source: str) -> Iterator[tuple[str, str]]:
+    try:
+        with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            if not {"path", "group"} <= set(rows.fieldnames or ()):
+                raise DataError(f"--group {readable(source)}: got the columns {rows.fieldnames}, expected path,group")
+            for row in rows:
+                if row["path"] and row["group"]:
+                    yield os.path.normpath(decode_path(row["path"])), row["group"]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"--group {readable(source)}: cannot be read: {error}") from None
+
+
+def _of_check(source: str) -> Iterator[tuple[str, int]]:
+    try:
+        found = json.loads(Path(source).read_text(encoding="utf-8"))
+        # Near-duplicates list the exact duplicates of each picture with it, and come last.
+        for number, paths in enumerate([*found["duplicates"], *found["near_duplicates"]]):
+            for path in paths:
+                yield os.path.normpath(decode_path(path)), number
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"--group {readable(source)}: cannot be read as the findings of prepare.py check: {error}"
+        ) from None
+
+
+def _root(first: np.ndarray, index: int) -> int:
+    while first[index] != index:
+        first[index] = first[first[index]]
+        index = int(first[index])
+    return index
+
+
+def _join(first: np.ndarray, one: int, other: int) -> None:
+    one, other = _root(first, one), _root(first, other)
+    first[max(one, other)] = min(one, other)
