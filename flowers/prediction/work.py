@@ -256,7 +256,7 @@ def refusal(place: Path, then: dict | None, now: dict) -> str:
             "choose another --output, or pass --overwrite to replace it"
         )
     names = [name for name in now if then.get(name) != now[name]]
-    if _OF_FILES <= set(names):
+    if set(names) >= _OF_FILES:
         names.remove("list")
     if {"files", "list"} & set(names):
         names = [name for name in names if name != "shard_size"]  # it follows from the number of files
