@@ -71,6 +71,7 @@ def check(config: CheckConfig) -> int:
         tiny=config.tiny,
         huge=config.huge,
         workers=config.workers,
+        exclude=config.exclude,
     )
     show_report(report)
     if config.output is not None:

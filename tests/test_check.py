@@ -45,6 +45,20 @@ def saved_as(photo: bytes, path: Path, change=lambda image: image, **options) ->
     change(Image.open(io.BytesIO(photo))).save(path, **options)
 
 
+def test_what_is_left_out_and_classes_that_are_one_are_findings(data, photos, capsys):
+    for place in ("train/A/9.jpg", "train/a/x.jxl", "train/a/y.JXL", "train/@eaDir/a/0.jpg"):
+        (data / place).parent.mkdir(parents=True, exist_ok=True)
+        (data / place).write_bytes(photos[-1])
+    report = check_dataset(data)
+    assert report.left_out == {".jxl": 2, "in @eaDir": 1}
+    assert report.alike == [["A", "a"]]
+    show_report(report)
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "files left out 3 2 .jxl; 1 in @eaDir" in said
+    assert "classes that differ only in spelling 1 'A' and 'a'" in said
+    assert check_dataset(data, exclude=("A",)).alike == []
+
+
 def test_a_sound_set_has_no_findings(data, capsys):
     report = check_dataset(data)
     assert report.trainable

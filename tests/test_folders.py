@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from odd_files import ODD_NAMES
-from trees import as_nobody, load, touch
+from trees import as_nobody, images, load, touch
 
 from flowers import console
-from flowers.data.folders import ClassIndex, Samples, load_split
+from flowers.data.choice import Choice
+from flowers.data.folders import ClassIndex, Samples, find_splits, load_split
 from flowers.data.paths import PathList
 from flowers.errors import DataError
 
@@ -209,3 +210,54 @@ class TestLoadSplit:
         samples = Samples(Path("/d"), PathList(["a", "b", "c"]), np.array([5, 6, 7]))
         taken = samples.take([2, 0])
         assert (list(taken.paths), taken.targets.tolist(), len(taken)) == (["c", "a"], [7, 5], 2)
+
+
+SYSTEM = ["@eaDir/a.jpg/SYNOPHOTO.jpg", "#recycle/1.jpg", "lost+found/2.jpg", "__MACOSX/3.jpg", "$RECYCLE.BIN/4.jpg"]
+
+
+@pytest.mark.parametrize("where", ["train/", ""])
+def test_folders_of_disks_and_archives_are_no_classes(where: str, tmp_path: Path, capsys) -> None:
+    names = images(("rose", 3), ("tulip", 3))
+    touch(tmp_path, *(where + name for name in [*names, *SYSTEM, "System Volume Information/5.jpg"]))
+    touch(tmp_path, f"{where}rose/@eaDir/1.jpg", f"{where}rose/.ipynb_checkpoints/1.jpg", f"{where}rose/a.jxl")
+    data = load(tmp_path, val_fraction=0)
+    assert data.classes.folders == ("rose", "tulip")
+    assert len(data.train) == 6
+    said = " ".join(capsys.readouterr().out.split())
+    for kind in ("2 in @eaDir", "1 in #recycle", "1 in lost+found", "1 hidden", "1 .jxl"):
+        assert kind in said
+    assert "9 files left out" in said
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("Rose", "rose", "'Rose' and 'rose'"),
+        ("rose", "rose ", "'rose' and 'rose '"),
+        ("1", "01", "'01' and '1'"),
+        ("caf\u00e9", "cafe\u0301", "'cafe\u0301' (U+0301) and 'caf\u00e9' (U+00E9)"),
+    ],
+)
+def test_class_folders_that_are_one_are_named(one: str, other: str, said: str, tmp_path: Path, warnings) -> None:
+    touch(tmp_path, *images((f"train/{one}", 2), (f"train/{other}", 2), ("train/tulip", 2)))
+    assert len(load(tmp_path, val_fraction=0).classes) == 3, "they stay classes, since they may be meant"
+    assert [said in text for text in warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (("*_small.jpg",), ["train/rose/1.jpg", "train/rose/old/2.jpg", "train/tulip/3.jpg"]),
+        (("old", "tulip"), ["train/rose/1.jpg", "train/rose/1_small.jpg"]),
+        (("train/rose/old/*",), ["train/rose/1.jpg", "train/rose/1_small.jpg", "train/tulip/3.jpg"]),
+    ],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_excluded_files_and_folders(exclude: tuple[str, ...], left: list[str], as_list: bool, tmp_path: Path) -> None:
+    names = ["train/rose/1.jpg", "train/rose/1_small.jpg", "train/rose/old/2.jpg", "train/tulip/3.jpg"]
+    touch(tmp_path, *names)
+    (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names))
+    choice = Choice(exclude=exclude)
+    _, splits = find_splits(tmp_path / "list.csv" if as_list else tmp_path, choice)
+    assert [path for path, _ in splits["train"].images] == left
+    assert choice.left_out == {"excluded": 4 - len(left)}

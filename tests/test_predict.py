@@ -22,6 +22,7 @@ from trees import as_nobody
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
+from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
 from flowers.data.paths import decode_path
@@ -306,6 +307,23 @@ def test_one_image_is_an_input_of_one_file(run: Callable, photos: Path, tmp_path
     assert row == wanted
 
 
+def test_what_is_left_out_is_counted_by_kind(run: Callable, photos: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "b.jxl", "c.JXL", "noending", "d.jpg_large", ".h.jpg", "@eaDir/a.jpg/t.jpg", "old/e.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(photos / "0001.jpg", folder / name)
+    (folder / "notes.txt").write_text("BMW")
+    make_tar(folder / "t.tar", photos, ["0001.jpg"])
+    run(input=folder, exclude=("old",))
+    expected = {".jxl": 2, "without an ending": 1, ".jpg_large": 1, "hidden": 1, "in @eaDir": 1, "excluded": 1}
+    assert json.loads((tmp_path / "out.json").read_text())["left_out"] == {**expected, ".txt": 1, ".cls": 1}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 rows (2 ok); 9 files left out (2 .jxl, 1 .cls, 1 .jpg_large, 1 .txt, 1 excluded, 1 hidden," in said
+    run(input=folder, output=tmp_path / "more.csv", by_content=True)
+    found = [row["path"] for row in rows_of(tmp_path / "more.csv")]
+    assert found == ["a.jpg", "b.jxl", "c.JXL", "d.jpg_large", "noending", "old/e.jpg", "t.tar/0001.jpg"]
+
+
 def make_tar(path: Path, photos: Path, names: list[str]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name in names:
@@ -404,7 +422,7 @@ def test_an_input_nobody_may_look_at_is_no_fault_of_the_output() -> None:
         (folder / "top").chmod(0)
         try:
             with pytest.raises(DataError, match="--input .*top/photos: permission denied"):
-                next(list_inputs(folder / "top" / "photos", {".jpg"}))
+                next(list_inputs(folder / "top" / "photos", Choice()))
         finally:
             (folder / "top").chmod(0o755)
 

@@ -10,6 +10,7 @@ from odd_files import ODD_NAMES, make_odd_names, make_odd_tree, quarters
 from trees import as_nobody, touch
 
 from flowers.data import scan
+from flowers.data.choice import Choice
 from flowers.data.folders import scan_images
 from flowers.data.images import read_image
 from flowers.data.paths import PathList, decode_path, encode_path, readable
@@ -71,8 +72,8 @@ class TestScan:
     def test_extensions(self, tmp_path: Path):
         touch(tmp_path, "a.JPG", "b.raw", "c", "d.jpg.part", ".e.jpg", "f.RAW")
         assert list(scan_images(tmp_path)) == ["a.JPG"]
-        assert list(scan_images(tmp_path, [".raw"])) == ["b.raw", "f.RAW"]
-        assert list(scan_images(tmp_path, [""])) == ["a.JPG", "b.raw", "c", "d.jpg.part", "f.RAW"]
+        assert list(scan_images(tmp_path, Choice([".raw"]))) == ["b.raw", "f.RAW"]
+        assert list(scan_images(tmp_path, Choice([""]))) == ["a.JPG", "b.raw", "c", "d.jpg.part", "f.RAW"]
 
     def test_folders_are_listed_when_their_turn_comes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         touch(tmp_path, *(f"{index:02}/a.jpg" for index in range(50)))

@@ -32,6 +32,9 @@ class EvaluateConfig:
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels: CSV of path,class; the class - leaves an image out. Default: those that the run was trained
     with."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
+    --exclude '*_small.jpg' thumbs."""
     calibrate: bool = False
     """Fit a temperature on --split valid and store it in the model. Probabilities change, answers do not."""
 

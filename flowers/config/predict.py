@@ -36,6 +36,11 @@ class PredictConfig:
     ext: tuple[str, ...] = ()
     """File extensions to treat as photos (--ext jpg png; --ext '' accepts every file). Default: the extensions of all
     image formats."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that fit one of these patterns, by name or by path below the input:
+    --exclude '*_small.jpg' thumbs."""
+    by_content: bool = False
+    """Also take files with another ending, or none, that begin like a picture of a known format."""
     config: Path | None = None
     """YAML file with defaults for these flags. Flags on the command line win."""
 

@@ -61,6 +61,9 @@ class CheckConfig:
     """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class."""
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels, as training takes them: CSV of path,class; the class - leaves an image out."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
+    --exclude '*_small.jpg' thumbs."""
     output: Path | None = None
     """JSON file of all findings. Default: none."""
     near: int = 6

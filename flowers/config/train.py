@@ -51,6 +51,9 @@ class TrainConfig:
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels, such as jobs/audit.py makes: CSV of path,class; the class - leaves an image out. Photos stay as
     they are."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
+    --exclude '*_small.jpg' thumbs."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable images: fail lists all of them before the first step and stops; skip leaves them out."""
     balance: Literal["none", "classes"] = "none"

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers import console
-from flowers.data.classes import ClassIndex, display_names
+from flowers.data.choice import Choice, said_left_out
+from flowers.data.classes import ClassIndex, alike, display_names
 from flowers.data.corrections import Corrections
 from flowers.data.grouping import warn_of_leaks
 from flowers.data.images import IMAGE_EXTENSIONS
@@ -96,6 +97,7 @@ def load_image_folders(
     seed: int,
     split_file: Path | None = None,
     anew: bool = False,
+    choice: Choice | None = None,
     corrections: Corrections | None = None,
     group: Sequence[str] = (),
 ) -> ImageFolders:
@@ -108,6 +110,7 @@ def load_image_folders(
         seed: of that draw.
         split_file: where that split is kept; if it exists, it is used.
         anew: draw it even so.
+        choice: which images are taken; it counts what is left out.
         corrections: of labels, before anything is drawn.
         group: which images belong together, see ``flowers.data.grouping``; the draw cuts no group.
 
@@ -118,7 +121,8 @@ def load_image_folders(
     """
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction: got {val_fraction}, expected a share from 0 to below 1, such as 0.2")
-    root, splits = find_splits(Path(data_dir), corrections)
+    choice = choice or Choice()
+    root, splits = find_splits(Path(data_dir), choice, corrections)
     if "train" not in splits:
         have = ", ".join(sorted(splits)) or "nothing to train on"
         raise DataError(f"{readable(data_dir)}: no train/ folder (found: {have}); expected train/CLASS/IMAGES")
@@ -142,7 +146,10 @@ def load_image_folders(
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None and not len(samples):
             raise DataError(f"{splits[name].where}: no images; add some, or remove it")
-    _warn_of_unused(Path(data_dir))
+    warn_of_one_class(where, folders)
+    _warn_of_unused(Path(data_dir), choice)
+    if choice.left_out:
+        console.say(console.plain(f"{readable(data_dir)}: {said_left_out(choice.left_out)}"))
     if root != Path(data_dir):
         _say_what_is_listed(readable(data_dir), {"train": train, "valid": valid, "test": test}, classes)
     for name, samples in (("valid", valid), ("test", test)):
@@ -171,6 +178,7 @@ def load_split(
     classes: ClassIndex,
     split_file: Path | None = None,
     corrections: Corrections | None = None,
+    choice: Choice | None = None,
 ) -> Samples:
     """Find the images of one split, for a model that is trained already.
 
@@ -181,13 +189,14 @@ def load_split(
         split_file: the split that a run drew: where there is no valid/, it says what train and valid mean. Of data
             that has none of its images, all is train still.
         corrections: of labels.
+        choice: which images are taken; it counts what is left out.
 
     Raises:
         DataError: no such folder or split, no images in it, a class that the model does not know, or corrections of
             other data.
     """
     name = SPLIT_NAMES.get(split)
-    root, splits = find_splits(Path(data_dir), corrections)
+    root, splits = find_splits(Path(data_dir), choice or Choice(), corrections)
     drawn = (
         split_file is not None and os.path.exists(split_file) and "valid" not in splits and name in ("train", "valid")
     )
@@ -234,40 +243,66 @@ def _say_what_is_listed(where: str, splits: dict[str, Samples | None], classes: 
     console.say(console.plain(f"{where}: images of {sizes}; of {len(classes)} classes: {some(of_classes)}"))
 
 
-def _warn_of_unused(data_dir: Path) -> None:
+def groups_of_one_class(folders: Iterable[str]) -> list[list[str]]:
+    """Class folders whose names differ only in case, blanks, leading zeros or how letters are composed."""
+    groups: dict[str, list[str]] = {}
+    for folder in folders:
+        groups.setdefault(alike(folder), []).append(folder)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def told_apart(names: Sequence[str]) -> str:
+    """Names that look alike, in quotes, with the code points of what is not plain ASCII."""
+    points = ["".join(f" U+{ord(char):04X}" for char in name if not char.isascii()) for name in names]
+    return " and ".join(f"{name!r}{f' ({p.strip()})' if p else ''}" for name, p in zip(names, points, strict=True))
+
+
+def warn_of_one_class(where: str, folders: Iterable[str]) -> None:
+    """Name class folders that are hardly several classes."""
+    groups = groups_of_one_class(folders)
+    if groups:
+        said = some([told_apart(group) for group in groups])
+        console.warn(f"{where}: these classes are separate, but their names differ only in spelling: {said}")
+
+
+def _warn_of_unused(data_dir: Path, choice: Choice) -> None:
     """Name the folders of class folders beside train/ that are taken for no split."""
     if not os.path.isdir(data_dir / "train"):
         return
     unused = [
         readable(name)
-        for name in _subfolders(data_dir)
+        for name in _subfolders(data_dir, choice)
         if name not in SPLIT_NAMES
-        and any(_has_images(data_dir / name / folder) for folder in _subfolders(data_dir / name))
+        and any(_has_images(data_dir / name / folder) for folder in _subfolders(data_dir / name, choice, f"{name}/"))
     ]
     if unused:
         console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
 
 
-def find_splits(data_dir: Path, corrections: Corrections | None = None) -> tuple[Path, dict[str, Split]]:
+def find_splits(
+    data_dir: Path, choice: Choice, corrections: Corrections | None = None
+) -> tuple[Path, dict[str, Split]]:
     """The folder that paths start from, and train, valid and test as far as they are there.
 
     Args:
+        data_dir: a folder or a list.
+        choice: which images are taken; it counts the others as the images are read.
         corrections: of the images' classes; all that lists a data set lists it through here. Their own checks are the
             caller's, once the images are read.
 
     Raises:
         DataError: no such folder or list, a broken list, or a split that is there twice.
     """
-    root, splits = _find_splits(data_dir)
+    root, splits = _find_splits(data_dir, choice)
     if corrections is not None:
         corrections.found.clear()
         splits = {name: split._replace(images=corrections.corrected(split.images)) for name, split in splits.items()}
     return root, splits
 
 
-def _find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
+def _find_splits(data_dir: Path, choice: Choice) -> tuple[Path, dict[str, Split]]:
     if os.path.isfile(data_dir):
-        images = with_splits(data_dir, read_labelled(data_dir))
+        images = with_splits(data_dir, _chosen(read_labelled(data_dir), choice))
         names = sorted({image.split for image in images})
         return data_dir.parent, {name: _listed(data_dir, images, name) for name in names}
     if not os.path.isdir(data_dir):
@@ -286,15 +321,22 @@ def _find_splits(data_dir: Path) -> tuple[Path, dict[str, Split]]:
             other = list_file if len(found) > 1 else splits[split].where
             raise DataError(f"{readable(found[0])}: there is {readable(other)}, too; keep one of them")
         if found == [folder]:
-            splits[split] = Split(readable(folder), _subfolders(folder), _in_folders(folder, f"{name}/"))
+            below = f"{name}/"
+            folders = _subfolders(folder, choice, below)
+            splits[split] = Split(readable(folder), folders, _in_folders(folder, choice, below))
         else:
-            splits[split] = _listed(list_file, read_labelled(list_file))
+            splits[split] = _listed(list_file, _chosen(read_labelled(list_file), choice))
     if not splits:
         # One tree. Class folders hold images themselves: the parent of some data sets is no data set.
-        folders = _subfolders(data_dir)
+        folders = _subfolders(data_dir, choice)
         if any(_has_images(data_dir / folder) for folder in folders):
-            splits["train"] = Split(readable(data_dir), folders, _in_folders(data_dir, ""))
+            splits["train"] = Split(readable(data_dir), folders, _in_folders(data_dir, choice, ""))
     return data_dir, splits
+
+
+def _chosen(images: list[ListedImage], choice: Choice) -> list[ListedImage]:
+    """The images of a list that are not excluded; a list names each of them, whatever its ending or folder."""
+    return [image for image in images if not choice.excludes_listed(image.path)]
 
 
 def _listed(list_file: Path, images: list[ListedImage], only: str | None = None) -> Split:
@@ -303,22 +345,24 @@ def _listed(list_file: Path, images: list[ListedImage], only: str | None = None)
     return Split(readable(list_file), sorted({folder for _, folder in pairs}), pairs)
 
 
-def _in_folders(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+def _in_folders(folder: Path, choice: Choice, prefix: str) -> Iterator[tuple[str, str]]:
     stray = 0
-    for path in scan_images(folder):
+    for path in scan_images(folder, choice, below=prefix):
         name, slash, _ = path.partition("/")
         if slash:
             yield prefix + path, name
         else:
             stray += 1
     if stray:
+        choice.left_out["in no class folder"] += stray
         console.warn(f"{readable(folder)}: {stray} images lie in no class folder, left out")
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Path, choice: Choice, prefix: str = "") -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+            return [name for name in names if choice.skips(os.fsencode(prefix + name)) is None]
     except OSError as error:
         raise DataError(f"{readable(folder)}: cannot be listed: {(error.strerror or '').lower()}") from None
 

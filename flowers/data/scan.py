@@ -1,17 +1,18 @@
 """Walk a tree of photos: in a fixed order, in bounded memory, whatever lies in the way."""
 
+import contextlib
 import errno
 import functools
 import heapq
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from flowers import console
-from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.choice import Choice
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.errors import DataError
@@ -22,23 +23,26 @@ _LOOKS_AT_ONCE = 16  # each is a round trip on a network file system
 
 def scan_images(
     root: str | os.PathLike,
-    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    choice: Choice | None = None,
     warn: Callable[[str], None] | None = None,
+    below: str = "",
 ) -> Iterator[str]:
     """Yield every image file below a folder.
 
-    An image file is a regular file, or a link to one, whose name ends in one of ``extensions``, in upper or lower
-    case; links that lead nowhere count, so that the file someone believes to be there gets its error. Names that
-    begin with a dot are skipped, files and folders alike (.ipynb_checkpoints, ._foo.jpg). Links to folders
+    An image file is a regular file, or a link to one, that ``choice`` takes: by default one that ends like a picture,
+    in upper or lower case; links that lead nowhere count, so that the file someone believes to be there gets its error.
+    Names that begin with a dot are skipped, files and folders alike (.ipynb_checkpoints, ._foo.jpg), and so are the
+    folders of disks and archives (@eaDir, lost+found); ``choice`` counts what is left out. Links to folders
     are followed, but the first one only of several to the same folder, and none back to a folder that one is
-    already in. What is left out otherwise is told: such links, FIFOs, sockets, devices, folders that cannot be read.
+    already in. Such links, FIFOs, sockets, devices and folders that cannot be read are told one by one.
 
     Memory goes with the names of the folders on one branch, about 30 bytes a name, not with the tree.
 
     Args:
         root: the folder.
-        extensions: lower case, with the dot; "" stands for every file.
-        warn: told, a line each, what was left out; default: ``console.warn``.
+        choice: which files are taken.
+        warn: told, a line each, what could not be looked at; default: ``console.warn``.
+        below: what patterns of ``choice`` see before a path, with a slash at its end.
 
     Yields:
         Paths relative to ``root``, posix separators, undecodable bytes as surrogates (``os.fsdecode``), sorted by
@@ -49,12 +53,12 @@ def scan_images(
     """
     warn = warn or console.warn
     top = os.fsencode(root)
-    endings = tuple(os.fsencode(extension.lower()) for extension in extensions)
+    choice, shown = choice or Choice(), os.fsencode(below)
     try:
         status = os.stat(top)
         if not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
-        names = retries.read(lambda: _sorted_names(top, endings, warn))
+        names = retries.read(lambda: _sorted_names(top, shown, choice, warn))
     except OSError as error:
         raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
     # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
@@ -80,7 +84,7 @@ def scan_images(
                         warn(f"{readable(os.fsdecode(path))}: another link to the same folder, not followed")
                         continue
                     linked.add(identity)
-                found = retries.read(functools.partial(_sorted_names, path, endings, warn))
+                found = retries.read(functools.partial(_sorted_names, path, shown + prefix + name, choice, warn))
                 branch.append((prefix + name, identity, found))
             except FileNotFoundError:
                 continue  # removed since its parent was listed
@@ -88,7 +92,7 @@ def scan_images(
                 warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
 
 
-def _sorted_names(folder: bytes, endings: tuple[bytes, ...], warn: Callable[[str], None]) -> Iterator[bytes]:
+def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[str], None]) -> Iterator[bytes]:
     """List one folder: image files and, with a slash at the end, folders; sorted with that slash.
 
     The slash makes a walk in this order sorted by whole paths: "a.jpg" comes before "a/b.jpg". Sorted names are
@@ -99,27 +103,38 @@ def _sorted_names(folder: bytes, endings: tuple[bytes, ...], warn: Callable[[str
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(b"."):
-                continue
             try:
-                if entry.is_dir():
-                    names.append(name + b"/")
-                elif name.lower().endswith(endings):
-                    if entry.is_file() or not os.path.exists(entry.path):
-                        names.append(name)
+                if name.startswith(b"."):
+                    choice.leave_out(entry.path, "hidden")
+                elif entry.is_dir():
+                    if reason := choice.skips(prefix + name):
+                        choice.leave_out(entry.path, reason)
                     else:
-                        warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
+                        names.append(name + b"/")
+                elif not (entry.is_file() or not os.path.exists(entry.path)):
+                    choice.left_out["neither a file nor a folder"] += 1
+                    warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
+                elif choice.takes(prefix + name, functools.partial(_head, entry.path)):
+                    names.append(name)
             except OSError as error:
                 if error.errno == errno.ELOOP:  # a link to itself
-                    if name.lower().endswith(endings):
+                    if choice.takes(prefix + name, lambda _: b""):
                         names.append(name)  # an input that gets its error
                 else:
+                    choice.left_out["that cannot be looked at"] += 1
                     warn(f"{readable(os.fsdecode(entry.path))}: {_reason(error)}; left out")
             if len(names) == _CHUNK:
                 chunks.append(_join(names))
                 names = []
     chunks.append(_join(names))
     return heapq.merge(*map(_split, chunks)) if len(chunks) > 1 else _split(chunks[0])
+
+
+def _head(path: bytes, count: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(count)
+    return b""
 
 
 def _join(names: list[bytes]) -> bytes:

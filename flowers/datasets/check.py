@@ -8,14 +8,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from PIL import Image, JpegImagePlugin
 
 from flowers import console
+from flowers.data.choice import Choice
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections
-from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, find_splits, load_image_folders
+from flowers.data.folders import (
+    NONE_TO_HOLD_OUT,
+    Samples,
+    find_splits,
+    groups_of_one_class,
+    load_image_folders,
+)
 from flowers.data.images import read_bytes, read_image
 from flowers.data.paths import readable
 from flowers.data.threads import in_order
@@ -67,6 +75,13 @@ class Report:
     """Groups of different files that look the same, with their exact duplicates."""
     tiny: list[CheckedImage]
     huge: list[CheckedImage]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many files in the folder are no images of the data set, by kind."""
+
+    @property
+    def alike(self) -> list[list[str]]:
+        """Class folders whose names differ only in spelling."""
+        return groups_of_one_class(self.classes)
 
     @property
     def unreadable(self) -> list[CheckedImage]:
@@ -126,6 +141,8 @@ class _Found(NamedTuple):
     """Sorted by path."""
     refusal: str | None = None
     """Why training would refuse it."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Files that are no images of it, by kind."""
 
 
 def check_dataset(
@@ -136,6 +153,7 @@ def check_dataset(
     tiny: int = TINY,
     huge: int = HUGE,
     workers: int | None = None,
+    exclude: tuple[str, ...] = (),
 ) -> Report:
     """Read every image of a data set, as training would, and compare each with all others.
 
@@ -146,6 +164,7 @@ def check_dataset(
         tiny: images with a short side under this many pixels are tiny.
         huge: images of more pixels than this are huge.
         workers: threads that read; default: the CPUs that this process may use.
+        exclude: patterns of files and folders to leave out, see ``flowers.data.choice``.
 
     Raises:
         UsageError: ``near`` or ``workers`` out of range.
@@ -155,7 +174,8 @@ def check_dataset(
         raise UsageError(f"--near: got {near}, expected 0 to {MAX_BITS} bits")
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: got {workers}, expected 1 or more")
-    return _check(Path(data_dir), _find(Path(data_dir), corrections), near=near, tiny=tiny, huge=huge, threads=workers)
+    found = _find(Path(data_dir), Choice(exclude=exclude), corrections)
+    return _check(Path(data_dir), found, near=near, tiny=tiny, huge=huge, threads=workers)
 
 
 def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
@@ -196,15 +216,18 @@ def _check(
         near_duplicates=_near_duplicates(good, near),
         tiny=[image for image in good if min(image.size) < tiny],
         huge=[image for image in good if image.size[0] * image.size[1] > huge],
+        left_out=found.left_out,
     )
 
 
-def _find(data_dir: Path, corrections: Corrections | None) -> _Found:
+def _find(data_dir: Path, choice: Choice, corrections: Corrections | None) -> _Found:
     """List all images, also where training would refuse them."""
     found, refusal = [], None
     try:
         # Without a drawn split: what has no valid/ is all train here.
-        data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0, corrections=corrections)
+        data = load_image_folders(
+            data_dir, class_names=None, val_fraction=0, seed=0, choice=choice, corrections=corrections
+        )
         root, folders = data.train.root, data.classes.folders
         names = dict(zip(folders, data.classes.labels, strict=True))
         if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:
@@ -215,7 +238,8 @@ def _find(data_dir: Path, corrections: Corrections | None) -> _Found:
                 found.append(CheckedImage(path, split, folders[target]))
     except DataError as error:
         refusal = str(error)
-        root, splits = find_splits(data_dir, corrections)
+        choice.left_out.clear()
+        root, splits = find_splits(data_dir, choice, corrections)
         folders = sorted({name for split in splits.values() for name in split.folders})
         names = dict(zip(folders, folders, strict=True))
         for split in SPLITS:
@@ -226,7 +250,7 @@ def _find(data_dir: Path, corrections: Corrections | None) -> _Found:
         if corrections is not None:  # what is listed would not be what was meant
             corrections.check_classes(folders, readable(data_dir))
             corrections.check_paths(readable(data_dir))
-    return _Found(root, names, sorted(found, key=_path_bytes), refusal)
+    return _Found(root, names, sorted(found, key=_path_bytes), refusal, choice.left_out)
 
 
 def _look(root: Path, image: CheckedImage) -> CheckedImage:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flowers import console
+from flowers.data.folders import told_apart
 from flowers.data.paths import encode_path, readable
 from flowers.datasets.check import CheckedImage, Report
 from flowers.files import write_atomically
@@ -47,6 +48,8 @@ def findings(report: Report) -> list[list[object]]:
             shown = [example for _, example in zip(range(EXAMPLES), examples, strict=False)]
             rows.append([what, count, "; ".join(shown) + ("; ..." if count > len(shown) else "")])
 
+    add("files left out", sum(report.left_out.values()), (f"{n} {kind}" for kind, n in report.left_out.items()))
+    add("classes that differ only in spelling", len(report.alike), map(told_apart, report.alike))
     bad = report.unreadable
     add("images that cannot be read", len(bad), (f"{readable(image.path)}: {image.reason}" for image in bad))
     for split in report.counts:
@@ -88,6 +91,8 @@ def save_report(report: Report, path: Path) -> None:
         "imbalance": round(report.imbalance, 3),
         "classes": {encode_path(name): label for name, label in report.classes.items()},
         "missing_classes": {split: [encode_path(name) for name in report.missing(split)] for split in report.counts},
+        "left_out": dict(report.left_out),
+        "classes_alike": [[encode_path(name) for name in group] for group in report.alike],
         "unreadable": [{"path": encode_path(image.path), "reason": image.reason} for image in report.unreadable],
         "duplicates": [_paths(group) for group in report.duplicates],
         "near_duplicates": [_paths(group) for group in report.near_duplicates],

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from flowers.data.augment import Preprocessing
+from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex, load_split
 from flowers.data.images import read_image
 from flowers.data.paths import readable
@@ -86,8 +87,9 @@ def photos_of_run(bundle: Bundle, split: str, flag: str) -> Photos:
     if run is None:
         raise UsageError(f"{flag} is missing: no config.yaml beside {readable(folder)} says what it was trained on")
     try:
-        data_dir = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data_dir"]
-        samples = load_split(data_dir, split, bundle.classes, run / "split.json")
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        data_dir, choice = config["data_dir"], Choice(exclude=tuple(config.get("exclude") or ()))
+        samples = load_split(data_dir, split, bundle.classes, run / "split.json", choice=choice)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, FlowersError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{flag} is missing, and the run's own {split} photos cannot be loaded: {reason}") from None

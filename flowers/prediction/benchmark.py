@@ -19,7 +19,8 @@ import torch
 from flowers import console
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.data.augment import Preprocessing
-from flowers.data.images import IMAGE_EXTENSIONS, read_image
+from flowers.data.choice import Choice
+from flowers.data.images import read_image
 from flowers.data.paths import readable
 from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.errors import DataError, ImageError, ModelError, UsageError
@@ -159,7 +160,7 @@ class Sample:
         images: list[np.ndarray] = []
         self.read_bytes, self.read_s = 0, 0.0
         failed = 0
-        for entry in itertools.islice(list_inputs(config.input, IMAGE_EXTENSIONS), config.images):
+        for entry in itertools.islice(list_inputs(config.input, Choice()), config.images):
             try:
                 start_s = time.perf_counter()
                 data = self.read(entry)

@@ -11,12 +11,15 @@ that says what is wrong with it.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 import stat
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from flowers.data.choice import Choice
 from flowers.data.images import IMAGE_EXTENSIONS, check_size, read_bytes
 from flowers.data.lists import read_paths
 from flowers.data.paths import readable
@@ -51,8 +54,12 @@ def input_root(source: Path) -> Path:
     return source.parent
 
 
-def list_inputs(source: Path, extensions: Collection[str]) -> Iterator[Entry]:
+def list_inputs(source: Path, choice: Choice) -> Iterator[Entry]:
     """Yield every input file, roughly in order.
+
+    Args:
+        source: a folder, list, archive or picture.
+        choice: which files of a folder or archive are taken; it counts the others.
 
     Raises:
         DataError: the folder or list cannot be read, or names no file.
@@ -60,16 +67,16 @@ def list_inputs(source: Path, extensions: Collection[str]) -> Iterator[Entry]:
     root = input_root(source)
     what = "a list with a path on each line"
     if root == source:
-        paths = scan_images(source, {*extensions, TAR})
+        paths = scan_images(source, dataclasses.replace(choice, extensions={*choice.extensions, TAR}))
         what = "files that end like images (or see --ext) or in .tar"
     elif source.name.lower().endswith((TAR, *IMAGE_EXTENSIONS)):
         paths = iter([source.name])
     else:
-        paths = read_paths(source)
+        paths = (path for path in read_paths(source) if not choice.excludes_listed(path))
     path = None
     for path in paths:
         if path.lower().endswith(TAR):
-            yield from _tar_members(root, os.fsencode(path), extensions)
+            yield from _tar_members(root, os.fsencode(path), choice)
         else:
             yield Entry(os.fsencode(path))
     if path is None:
@@ -162,18 +169,21 @@ def tar_headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _tar_members(root: Path, path: bytes, extensions: Collection[str]) -> Iterator[Entry]:
+def _tar_members(root: Path, path: bytes, choice: Choice) -> Iterator[Entry]:
     """Index one archive by reading its headers only."""
-    endings = tuple(extensions)
     try:
         with tarfile.open(os.path.join(os.fsencode(root), path), "r:") as archive:
             for member in tar_headers(archive):
-                name = member.name.removeprefix("./")
-                if not (name.lower().endswith(endings) and (member.isreg() or member.islnk() or member.issym())):
+                name = os.fsencode(member.name.removeprefix("./"))
+                if not (member.isreg() or member.islnk() or member.issym()):
                     continue
-                if any(part.startswith(".") for part in name.split("/")) or "\0" in name:  # hidden, as in folders
+                if reason := choice.skips_part_of(name):
+                    choice.left_out[reason] += 1
                     continue
-                inside = path + b"/" + os.fsencode(name)
+                head = functools.partial(_read_range, archive.fileobj.fileno(), member.offset_data)
+                if not choice.takes(name, head):
+                    continue
+                inside = path + b"/" + name.replace(b"\0", b"?")
                 if not member.isreg():
                     yield Entry(inside, b"!link in a tar: not supported")
                 elif member.issparse():

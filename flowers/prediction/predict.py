@@ -9,6 +9,7 @@ from pathlib import Path
 from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.data.choice import Choice, said_left_out
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
 from flowers.distributed import Place, from_main, take_place
@@ -144,13 +145,15 @@ def _find_work(
         shared = place.world_size > 1 or config.shard
         work = folder.find_listed(listed_by, root) if shared and not config.list_only else None
         if work is None:
+            choice = Choice(_extensions(config), config.exclude, config.by_content)
             work = folder.begin(
-                _entries(config, stop),
+                _entries(config, choice, stop),
                 root,
                 lambda: check_free(config.output, config.embeddings),
                 shard_size=config.shard_size,
                 overwrite=config.overwrite,
                 listed_by=listed_by,
+                left_out=choice.left_out,
             )
     if isinstance(work, dict):
         return {"facts": work}
@@ -184,9 +187,9 @@ def _extensions(config: PredictConfig) -> frozenset[str]:
     return IMAGE_EXTENSIONS if given is None else given
 
 
-def _entries(config: PredictConfig, stop: StopRequest) -> Iterator[Entry]:
+def _entries(config: PredictConfig, choice: Choice, stop: StopRequest) -> Iterator[Entry]:
     """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
-    for number, entry in enumerate(list_inputs(config.input, _extensions(config)), start=1):
+    for number, entry in enumerate(list_inputs(config.input, choice), start=1):
         if number % _LISTED_AT_A_TIME == 0:
             stop.check()
         yield entry
@@ -216,6 +219,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
     facts = {
         "model": work.settings["model"],
         "files": work.num_files,
+        "left_out": work.left_out,
         **totals,
         "engine": work.engine(),
         "embeddings": embeddings and {"columns": embeddings.width, **file_digest(config.embeddings)},
@@ -258,5 +262,6 @@ def _finish(config: PredictConfig, facts: dict, stop: StopRequest) -> int:
     if recovered := facts.get("recovered_reads"):
         console.say(f"{recovered} reads failed at first and worked when tried again")
     score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
-    console.done(f"{facts['files']} rows ({said})", written, [score])
+    left_out = said_left_out(facts.get("left_out") or {})
+    console.done(f"{facts['files']} rows ({said})" + (f"; {left_out}" if left_out else ""), written, [score])
     return EXIT_STRICT if config.strict and counts["error"] else 0

@@ -49,6 +49,7 @@ class Work:
         settings: all that decides its rows, as plain values.
         contents: what ``sample_contents`` found when the list was made; None in work that an earlier version began.
         listed_by: the Slurm array or step whose process made the list, ``LIST_ONLY``, or None.
+        left_out: how many files were found and not listed, by kind.
 
     Raises:
         FileNotFoundError: the folder or a file of it is gone.
@@ -61,6 +62,7 @@ class Work:
         self.settings: dict = job["settings"]
         self.contents: list[str | None] | None = job.get("contents")
         self.listed_by: str | None = job["listed_by"]
+        self.left_out: dict[str, int] = job.get("left_out", {})
         if key_of(self.settings) != self.key:
             raise ValueError("job.json is another job's")
         self.files = FileList(folder)

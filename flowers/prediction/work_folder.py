@@ -5,8 +5,9 @@ import filecmp
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from flowers import console
 from flowers.data.paths import readable
@@ -118,6 +119,7 @@ class WorkFolder:
         shard_size: int | None = None,
         overwrite: bool = False,
         listed_by: str | None = None,
+        left_out: Mapping[str, int] = MappingProxyType({}),
     ) -> Work | dict:
         """List the files, and find or begin the work over them.
 
@@ -128,6 +130,7 @@ class WorkFolder:
             shard_size: files a shard; None: the usual.
             overwrite: replace what another job left here.
             listed_by: see ``Work``.
+            left_out: see ``Work``; looked at when ``entries`` has ended.
 
         Returns:
             The work to do, or the facts about an output that is already what this job would make.
@@ -141,7 +144,7 @@ class WorkFolder:
         try:
             with share(new.with_suffix(".lock")):
                 try:
-                    work = self._list(new, entries, root, shard_size, listed_by)
+                    work = self._list(new, entries, root, shard_size, {"listed_by": listed_by, "left_out": left_out})
                     with take_turns(self.path / "turn.lock"):
                         return self._settle(work, check_free, overwrite)
                 finally:
@@ -151,7 +154,7 @@ class WorkFolder:
             raise explain_os_error(error, self.path) from error
 
     def _list(
-        self, new: Path, entries: Iterable[Entry], root: bytes, shard_size: int | None, listed_by: str | None
+        self, new: Path, entries: Iterable[Entry], root: bytes, shard_size: int | None, about: dict[str, object]
     ) -> Path:
         """Make the list and settings in a folder of this process; returns the folder under the job's name."""
         folder = new / "unnamed"
@@ -164,7 +167,7 @@ class WorkFolder:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
         contents = sample_contents(FileList(folder), info.files, info.shard_size, root)
-        write_sealed(folder / "job.json", {"settings": settings, "contents": contents, "listed_by": listed_by})
+        write_sealed(folder / "job.json", {"settings": settings, "contents": contents, **about})
         sync_folder(folder)  # else a machine that goes down soon may leave the job's name on empty files
         named = new / key_of(settings)
         os.rename(folder, named)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
+from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
@@ -83,8 +84,11 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     """
     distributed.join_step()
     bundle = load_bundle(config.checkpoint)
-    corrections = _corrections(config, bundle)
-    samples = load_split(config.data_dir, config.split, bundle.classes, file_of_run(bundle, "split.json"), corrections)
+    choice, corrections = Choice(exclude=config.exclude), _corrections(config, bundle)
+    split_file = file_of_run(bundle, "split.json")
+    samples = load_split(config.data_dir, config.split, bundle.classes, split_file, corrections, choice)
+    if choice.left_out:
+        console.say(console.plain(f"{config.data_dir}: {said_left_out(choice.left_out)}"))
     warn_of_missing_classes(f"{console.plain(config.data_dir)}, {config.split}", samples, bundle.classes)
     place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
     output = config.output or place / f"metrics-{config.split}.json"

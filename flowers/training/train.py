@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from flowers import console, distributed
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
+from flowers.data.choice import Choice
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.engines.torch_engine import check_compiler
@@ -106,6 +107,7 @@ def open_run(config: TrainConfig) -> Iterator[Session]:
             val_fraction=config.val_fraction,
             seed=config.seed,
             split_file=run_dir / "split.json",
+            choice=Choice(exclude=config.exclude),
             group=config.group,
             # A start that failed before its first checkpoint, on a broken image say, may have left a split.
             anew=not (list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE)),
