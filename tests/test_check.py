@@ -54,7 +54,7 @@ def test_what_is_left_out_and_classes_that_are_one_are_findings(data, photos, ca
     assert report.alike == [["A", "a"]]
     show_report(report)
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "files left out 3 2 .jxl; 1 in @eaDir" in said
+    assert "files left out 3 2 .jxl, 1 in @eaDir" in said
     assert "classes that differ only in spelling 1 'A' and 'a'" in said
     assert check_dataset(data, exclude=("A",)).alike == []
 

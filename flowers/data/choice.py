@@ -128,9 +128,11 @@ def begins_like_picture(head: bytes) -> bool:
 
 
 def said_left_out(left_out: Mapping[str, int]) -> str:
-    """What was left out in words, the most first: "6 files left out (3 .jxl, 2 hidden, 1 .psd)"; empty if nothing."""
-    if not left_out:
-        return ""
+    """What was left out in words: "6 files left out (3 .jxl, 2 hidden, 1 .psd)"; empty if nothing was."""
+    return f"{sum(left_out.values())} files left out ({kinds_left_out(left_out)})" if left_out else ""
+
+
+def kinds_left_out(left_out: Mapping[str, int]) -> str:
+    """The kinds of what was left out, the most frequent first: "3 .jxl, 2 hidden, 1 .psd"."""
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds[:8]) + (", ..." if len(kinds) > 8 else "")
-    return f"{sum(left_out.values())} files left out ({shown})"
+    return ", ".join(f"{count} {kind}" for kind, count in kinds[:8]) + (", ..." if len(kinds) > 8 else "")

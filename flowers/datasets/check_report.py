@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flowers import console
+from flowers.data.choice import kinds_left_out
 from flowers.data.folders import told_apart
 from flowers.data.paths import encode_path, readable
 from flowers.datasets.check import CheckedImage, Report
@@ -48,7 +49,8 @@ def findings(report: Report) -> list[list[object]]:
             shown = [example for _, example in zip(range(EXAMPLES), examples, strict=False)]
             rows.append([what, count, "; ".join(shown) + ("; ..." if count > len(shown) else "")])
 
-    add("files left out", sum(report.left_out.values()), (f"{n} {kind}" for kind, n in report.left_out.items()))
+    if report.left_out:
+        rows.append(["files left out", sum(report.left_out.values()), kinds_left_out(report.left_out)])
     add("classes that differ only in spelling", len(report.alike), map(told_apart, report.alike))
     bad = report.unreadable
     add("images that cannot be read", len(bad), (f"{readable(image.path)}: {image.reason}" for image in bad))
