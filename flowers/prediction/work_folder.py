@@ -144,7 +144,7 @@ class WorkFolder:
         try:
             with share(new.with_suffix(".lock")):
                 try:
-                    work = self._list(new, entries, root, shard_size, {"listed_by": listed_by, "left_out": left_out})
+                    work = self._list(new, entries, root, shard_size, listed_by, left_out)
                     with take_turns(self.path / "turn.lock"):
                         return self._settle(work, check_free, overwrite)
                 finally:
@@ -154,7 +154,13 @@ class WorkFolder:
             raise explain_os_error(error, self.path) from error
 
     def _list(
-        self, new: Path, entries: Iterable[Entry], root: bytes, shard_size: int | None, about: dict[str, object]
+        self,
+        new: Path,
+        entries: Iterable[Entry],
+        root: bytes,
+        shard_size: int | None,
+        listed_by: str | None,
+        left_out: Mapping[str, int],
     ) -> Path:
         """Make the list and settings in a folder of this process; returns the folder under the job's name."""
         folder = new / "unnamed"
@@ -167,7 +173,8 @@ class WorkFolder:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
         contents = sample_contents(FileList(folder), info.files, info.shard_size, root)
-        write_sealed(folder / "job.json", {"settings": settings, "contents": contents, **about})
+        about = {"contents": contents, "listed_by": listed_by, "left_out": dict(left_out)}
+        write_sealed(folder / "job.json", {"settings": settings, **about})
         sync_folder(folder)  # else a machine that goes down soon may leave the job's name on empty files
         named = new / key_of(settings)
         os.rename(folder, named)
