@@ -1,5 +1,6 @@
 """report.html: its figures are those of metrics.json and of scikit-learn, names are only text, nothing is fetched."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,11 +17,12 @@ from flowers.cli import parse
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.train import TrainConfig
 from flowers.data.classes import ClassIndex
-from flowers.data.folders import load_split
+from flowers.data.folders import Samples, load_split
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports import calibration
+from flowers.reports.advice import Known, advise
 from flowers.reports.answers import Answers
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.plots import Line, lay_out, ticks
@@ -83,7 +85,7 @@ def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     text = text_of(page)
     for split, figures in json.loads((run_dir / "metrics.json").read_text()).items():
-        if split == "best_step":
+        if split in ("best_step", "best_epoch"):
             continue
         low, high = calibration.wilson_interval(round(figures["top1"] * figures["images"]), figures["images"])
         share = f"{figures['top1']:.2%} top1; 95% interval {low:.1%} to {high:.1%}"
@@ -94,6 +96,13 @@ def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
     assert "What training saw" not in text, "a head on cached features sees each image as it is"
     assert "No duplicates, no image in two splits, no odd file" in text
     assert fetched(page) == []
+    sections = re.findall(r'<section id="(.*?)">', page)
+    assert sections == ["now", "mistakes", "pairs", "classes", "curves", "calibration", "data", "made"]
+    best = json.loads((run_dir / "metrics.json").read_text())["best_epoch"]
+    assert f"The best model is that of epoch {best} of 2." in text
+    assert f"best: epoch {best}" in text
+    few = len(load_bundle(run_dir).classes) <= 10
+    assert ("top5" not in text.split("What now")[0]) == few
 
 
 def test_figures_are_those_of_scikit_learn(answers: Answers, run_dir: Path, tmp_path: Path) -> None:
@@ -138,6 +147,74 @@ def test_an_axis_has_room_around_a_value_of_any_size(value: float) -> None:
 def test_no_axis_of_shares_reaches_beyond_100_percent() -> None:
     plot = lay_out("top1", [Line("top1", [(0, 1.0), (1, 1.0)])], x_label="epoch", percent=True)
     assert plot.y_ticks[-1].text == "100%"
+
+
+@pytest.mark.parametrize(
+    ("ys", "labels"),
+    [
+        ([12_000, 12_800], ["12,000", "12,200", "12,400", "12,600", "12,800"]),
+        ([10_000, 10_040], ["10,000", "10,010", "10,020", "10,030", "10,040"]),
+        ([0.001, 0.003], ["0.0010", "0.0015", "0.0020", "0.0025", "0.0030"]),
+        ([0, 1_250_000], ["0", "250,000", "500,000", "750,000", "1,000,000", "1,250,000"]),
+    ],
+)
+def test_labels_of_an_axis_are_whole_and_fit(ys: list[float], labels: list[str]) -> None:
+    plot = lay_out("speed", [Line("speed", list(enumerate(ys)))], x_label="epoch", mark=(1, "best: epoch 1"))
+    assert [tick.text for tick in plot.y_ticks] == labels
+    assert plot.left >= 7 * max(map(len, labels)) + 6, "a label ends 6 px before the axis and begins inside the drawing"
+    assert plot.paths[0].dots[0][0] == plot.left
+    assert plot.mark.at == plot.paths[0].dots[1][0]
+
+
+def test_the_matrix_is_that_of_scikit_learn(answers: Answers) -> None:
+    size = len(answers.classes)
+    expected = sklearn.metrics.confusion_matrix(answers.targets, answers.predicted)
+    assert answers.most_confused(size) == list(range(size))
+    np.testing.assert_array_equal(answers.matrix(range(size)), expected)
+    chosen = answers.most_confused(3)
+    wrong = expected.sum(0) + expected.sum(1) - 2 * expected.diagonal()
+    assert sorted(wrong[chosen]) == sorted(wrong)[-3:]
+    np.testing.assert_array_equal(answers.matrix(chosen), expected[np.ix_(chosen, chosen)])
+    details = answers.details()
+    assert {(row["class"], row["answer"]): row["images"] for row in details["confusions"]} == {
+        (answers.classes.folders[i], answers.classes.folders[j]): expected[i, j]
+        for i, j in zip(*np.nonzero(expected), strict=True) if i != j
+    }  # fmt: skip
+    assert [row["images"] for row in details["classes"]] == expected.sum(1).tolist()
+    assert details["ece"] == calibration.calibration_error(answers.confidences, answers.hits)
+    assert details["top1_interval"] == list(calibration.wilson_interval(expected.trace(), expected.sum()))
+    json.dumps(details)
+
+
+def test_advice_follows_from_the_figures(answers: Answers, tmp_path: Path) -> None:
+    def of(answers: Answers, **facts: object) -> list[str]:
+        return [f"{text} {command}" for text, command in advise(answers, Known(Path("run/best"), **facts))]
+
+    (nothing,) = of(answers)
+    assert "Nothing in these figures stands out" in nothing
+    assert "--checkpoint run/best --input PHOTOS" in nothing
+    (line,) = of(answers, left_out={"train": [("a.jpg", "empty file")]}, data_dir="my data")
+    assert line.startswith("1 image cannot be read and was left out.")
+    assert line.endswith("check --data-dir 'my data'")
+    (line,) = of(answers, findings=[["images of test that are in train, too", 2, "a.jpg; b.jpg"]])
+    assert "Images of test that are in train, too: 2 (a.jpg; b.jpg). The figures of test are better than" in line
+    head = {"finetune": "head", "feature_cache": True, "views": 1}
+    (line,) = of(answers, top1={"train": 1.0, "valid": 0.9}, config=head, run_dir=Path("run"))
+    assert "overfits: top1 is 100.0% on the training images and 90.0% on the validation images" in line
+    assert line.endswith("--config run/config.yaml --output-dir run-2 --views 8")
+    assert "Nothing" in of(answers, top1={"train": 0.95, "valid": 0.9})[0]
+    (line,) = of(answers, error=0.2, calibrated_error=0.02, data_dir="D")
+    assert "by 20.0% on average; a temperature would leave 2.0%" in line
+    assert line.endswith("--checkpoint run/best --data-dir D --split valid --calibrate")
+    weakest = min(answers.by_class(), key=lambda row: row.recall)
+    few = [index for index in range(len(answers.classes)) for _ in range(2 if index == weakest.index else 20)]
+    (line,) = of(answers, splits={"train": Samples(tmp_path, [str(i) for i in range(len(few))], np.array(few))})
+    assert f"The smallest class, {answers.label(weakest.index)}, has 2 training images (the median is 20)" in line
+    assert line.endswith("--balance classes")
+    constant = dataclasses.replace(answers, logits=np.eye(1, len(answers.classes)).repeat(len(answers.samples), 0))
+    assert "not better than always giving the most frequent class" in of(constant, config={"weights": "none"})[0]
+    everything = {"left_out": {"train": [("a", "b")]}, "top1": {"train": 1.0, "valid": 0.5}}
+    assert len(of(constant, findings=[["exact duplicates", 1, "a = b"]], **everything)) == 3
 
 
 def test_calibration_error_by_hand() -> None:

@@ -12,8 +12,8 @@ other split is mapped through it by name. Layouts that are understood:
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,13 +63,18 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolders:
-    """A data set, ready to train on."""
+    """A data set, ready to train on.
+
+    Attributes:
+        left_out: by split, paths and reasons of the images that cannot be read and are not among the samples.
+    """
 
     classes: ClassIndex
     train: Samples
     valid: Samples | None
     test: Samples | None
     corrections: Corrections | None = None
+    left_out: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Samples]:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples
-from flowers.reports.calibration import softmax
+from flowers.reports.calibration import calibration_error, softmax, wilson_interval
 from flowers.reports.metrics import Metrics, Tally
 
 
@@ -98,13 +99,56 @@ class Answers:
             for index in range(size)
         ]
 
-    def confusions(self, most: int) -> list[Confusion]:
-        """Return the confused pairs (true, predicted class) with the most images, most confident first."""
+    def confusions(self, most: int | None = None) -> list[Confusion]:
+        """Return confused pairs (true, predicted class), those with the most images first, at most ``most`` of them."""
         pairs: dict[tuple[int, int], list[int]] = {}
         for image in self.mistakes():
             pairs.setdefault((int(self.targets[image]), int(self.predicted[image])), []).append(image)
         ranked = sorted(pairs.items(), key=lambda item: -len(item[1]))
         return [Confusion(*pair, images) for pair, images in ranked[:most]]
+
+    def most_confused(self, most: int) -> list[int]:
+        """Return all classes in index order if there are no more than ``most``, else those in the most mistakes."""
+        size = len(self.classes)
+        if size <= most:
+            return list(range(size))
+        wrong = ~self.hits
+        counts = np.bincount(self.targets[wrong], minlength=size) + np.bincount(self.predicted[wrong], minlength=size)
+        return sorted(np.argsort(-counts, kind="stable")[:most].tolist())
+
+    def matrix(self, chosen: Sequence[int]) -> np.ndarray:
+        """Count answers among the chosen classes, int64 [chosen, chosen]: row the true class, column the answer."""
+        place = np.full(len(self.classes), -1)
+        place[list(chosen)] = np.arange(len(chosen))
+        rows, columns = place[self.targets], place[self.predicted]
+        both = (rows >= 0) & (columns >= 0)
+        counts = np.bincount(rows[both] * len(chosen) + columns[both], minlength=len(chosen) ** 2)
+        return counts.reshape(len(chosen), len(chosen))
+
+    def details(self) -> dict:
+        """Figures beyond loss, top1 and top5, for JSON.
+
+        Returns:
+            top1_interval: 95% (Wilson); ece: expected calibration error; classes: images, precision, recall and F1 of
+            each, null where they would divide by nothing; confusions: images of one class answered as another, the
+            most frequent first.
+        """
+        folders = self.classes.folders
+        return {
+            "top1_interval": list(wilson_interval(int(self.hits.sum()), len(self.hits))),
+            "ece": calibration_error(self.confidences, self.hits),
+            "classes": [
+                {
+                    "class": folders[row.index], "label": self.label(row.index), "images": row.support,
+                    "precision": row.precision, "recall": row.recall, "f1": row.f1,
+                }
+                for row in self.by_class()
+            ],
+            "confusions": [
+                {"class": folders[pair.target], "answer": folders[pair.answer], "images": len(pair.images)}
+                for pair in self.confusions()
+            ],
+        }  # fmt: skip
 
     def mistakes(self) -> list[int]:
         """Images answered wrongly, the most confident first."""

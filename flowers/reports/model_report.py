@@ -12,12 +12,20 @@ import numpy as np
 from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
 from flowers.reports import calibration
+from flowers.reports.advice import Known, advise
 from flowers.reports.answers import Answers
 from flowers.reports.page import write_page
 from flowers.reports.photos import ViewRow, photos
 from flowers.reports.plots import Line, Plot, lay_out
 
-PAIRS, PHOTOS_A_PAIR, MISTAKES = 12, 2, 24
+PAIRS, PHOTOS_A_PAIR = 12, 2
+MISTAKES, PICTURED, AT_FIRST = 1000, 240, 24
+"""Mistakes that the page holds, those of them with a photo, and those that are shown before anything is chosen."""
+MATRIX = 30
+"""Of more classes than this the confusion matrix shows the most confused ones."""
+MANY_CLASSES = 10
+"""With no more classes than this, top5 is no headline: a guess would reach half of it."""
+LEFT_OUT = 200
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -32,6 +40,8 @@ class Background:
         findings: what the check of the data set found, see ``reports.dataset.findings``; None: it was not made.
         views: what training images looked like.
         facts: names and what they are: device, time, ...
+        data_dir: where the images are, as the user named it.
+        left_out: by split, paths and reasons of the images that could not be read.
     """
 
     results: Mapping[str, Mapping[str, float]]
@@ -40,6 +50,8 @@ class Background:
     findings: Sequence[Sequence[object]] | None = None
     views: Sequence[ViewRow] = ()
     facts: Sequence[tuple[str, object]] = ()
+    data_dir: Path | str | None = None
+    left_out: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 def write_model_report(
@@ -55,38 +67,97 @@ def write_model_report(
         FlowersError: the file cannot be written.
     """
     run = _run_folder(background.run_dir)
-    confusions, mistakes = answers.confusions(PAIRS), answers.mistakes()[:MISTAKES]
+    best = best_epoch(run["history"], bundle.metrics)
+    confusions, mistakes = answers.confusions(PAIRS), answers.mistakes()
     examples = {pair.answer: answers.example(pair.answer) for pair in confusions}
-    shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes)
+    shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes[:PICTURED])
     shown |= {image for image in examples.values() if image is not None}
+    error = calibration.calibration_error(answers.confidences, answers.hits)
+    temperature = _temperature(answers, valid) if valid is not None else None
+    config = bundle.made.get("config", {})
+    known = Known(
+        bundle.folder, _trained_in(background.run_dir), config, background.data_dir, background.splits,
+        background.left_out, background.findings, _top1_at(run["history"], best),
+        error, temperature["error"] if temperature else None,
+    )  # fmt: skip
+    data = [("data", background.data_dir)] if background.data_dir is not None else []
     write_page(
         path,
         "report.html",
         title=f"{bundle.model}: {answers.split}, {len(answers.samples):,} images, {len(answers.classes)} classes",
         answers=answers,
         headlines=[_headline(split, values) for split, values in background.results.items()],
-        curves=[plot for plot in _curves(run["history"], run["timing"]) if plot],
+        has_top5=len(answers.classes) > MANY_CLASSES,
+        best_epoch=best,
+        epochs=max((line["epoch"] for line in run["history"] if "epoch" in line), default=None),
+        advice=advise(answers, known),
+        curves=[plot for plot in _curves(run["history"], run["timing"], best) if plot],
         by_class=sorted(answers.by_class(), key=lambda row: (row.f1 is None, row.f1)),
         confusions=confusions,
+        matrix=_matrix(answers),
         examples=examples,
         photos_a_pair=PHOTOS_A_PAIR,
-        mistakes=mistakes,
+        mistakes=mistakes[:MISTAKES],
+        at_first=AT_FIRST,
         photos=photos({image: answers.samples.full_path(image) for image in sorted(shown)}),
         reliability=_reliability_plot(answers.confidences, answers.hits),
-        calibration_error=calibration.calibration_error(answers.confidences, answers.hits),
+        calibration_error=error,
         bins=calibration.BINS,
-        temperature=_temperature(answers, valid) if valid is not None else None,
+        temperature=temperature,
         coverage=_coverage_plot(answers),
         rules=calibration.rules(answers.confidences, answers.hits, THRESHOLDS),
         splits=_split_rows(background.splits, len(answers.classes)),
+        left_out=[(split, path, why) for split, found in background.left_out.items() for path, why in found],
+        most_left_out=LEFT_OUT,
         findings=background.findings,
         views=background.views,
         trials=run["trials"],
         lr_finder=run["lr_finder"],
-        facts=[*_facts(bundle, run["timing"]), *background.facts],
-        config=bundle.made.get("config", {}),
+        facts=[*_facts(bundle, run["timing"]), *data, *background.facts],
+        config=config,
         checkpoint=bundle.folder,
+        data_dir=background.data_dir or "DATA",
     )
+
+
+def best_epoch(history: Sequence[Mapping], metrics: Mapping[str, object]) -> float | None:
+    """Return the epoch after which a model was measured to be what its metrics say; None if the history lacks it.
+
+    A validation within an epoch gives a fraction.
+    """
+    wanted = metrics.get("valid_top1"), metrics.get("valid_loss")
+    lines = [
+        line for line in history
+        if line.get("event") == "valid" and "top1" in line and (line["top1"], line.get("loss")) == wanted
+    ]  # fmt: skip
+    return _by_epoch(history, lines[:1], "top1")[0][0] if lines else None
+
+
+def _by_epoch(history: Sequence[Mapping], lines: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
+    """Points of a figure over epochs; a validation within an epoch stands between two of them."""
+    epochs = {line["step"]: line["epoch"] for line in history if line.get("event") == "train"}
+    steps = max(epochs, default=0) / max(len(epochs), 1) or 1
+    return [(epochs.get(line.get("step"), line.get("step", 0) / steps), line[name]) for line in lines if name in line]
+
+
+def _top1_at(history: Sequence[Mapping], epoch: float | None) -> dict[str, float]:
+    """Top1 of train and valid at an epoch, as far as the history has it."""
+    lines = [line for line in history if line.get("epoch") == epoch and "top1" in line]
+    return {line["event"]: line["top1"] for line in lines}
+
+
+def _trained_in(run_dir: Path | None) -> Path | None:
+    return run_dir if run_dir is not None and (run_dir / "config.yaml").is_file() else None
+
+
+def _matrix(answers: Answers) -> dict:
+    """Confusion matrix of up to ``MATRIX`` classes: for each row its class and the cells (answer, images, share)."""
+    chosen = answers.most_confused(MATRIX)
+    counts = answers.matrix(chosen)
+    support = np.bincount(answers.targets, minlength=len(answers.classes))[chosen]
+    shares = counts / np.maximum(support, 1)[:, None]
+    rows = [zip(chosen, counts[row].tolist(), shares[row].tolist(), strict=True) for row in range(len(chosen))]
+    return {"classes": chosen, "rows": list(zip(chosen, rows, strict=True))}
 
 
 def _headline(split: str, values: Mapping[str, float]) -> dict:
@@ -133,31 +204,25 @@ def _coverage_plot(answers: Answers) -> Plot | None:
     )
 
 
-def _curves(history: list[dict], timing: list[dict]) -> list[Plot | None]:
-    """Loss, top1, learning rate, speed and waiting by epoch."""
+def _curves(history: list[dict], timing: list[dict], best: float | None) -> list[Plot | None]:
+    """Loss, top1, learning rate, speed and waiting by epoch; the best epoch is marked where results are shown."""
     train = [line for line in history if line.get("event") == "train"]
     valid = [line for line in history if line.get("event") == "valid"]
-    epochs = {line["step"]: line["epoch"] for line in train}
-    steps = max(epochs, default=0) / max(len(epochs), 1) or 1
-
-    def of(lines: list[dict], name: str) -> list[tuple[float, float]]:
-        # a validation within an epoch stands between two of them
-        return [
-            (epochs.get(line.get("step"), line.get("step", 0) / steps), line[name]) for line in lines if name in line
-        ]
 
     def speed(name: str) -> list[tuple[float, float]]:
         return [(line["epoch"], line[name]) for line in timing if line.get("event") == "epoch" and name in line]
 
     marks = len(train) <= 40
     both = {name: [
-        Line("train", of(train, name), "orange", dashed=True, marks=marks),
-        Line("valid", of(valid, name), "blue", marks=marks),
+        Line("train", _by_epoch(history, train, name), "orange", dashed=True, marks=marks),
+        Line("valid", _by_epoch(history, valid, name), "blue", marks=marks),
     ] for name in ("loss", "top1")}  # fmt: skip
+    mark = None if best is None else (best, f"best: epoch {best:.4g}")
+    rates = Line("at an epoch's end", _by_epoch(history, train, "lr"), "purple", marks=marks)
     return [
-        lay_out("Loss", both["loss"], x_label="epoch"),
-        lay_out("Top1", both["top1"], x_label="epoch", percent=True),
-        lay_out("Learning rate", [Line("at an epoch's end", of(train, "lr"), "purple", marks=marks)], x_label="epoch"),
+        lay_out("Loss", both["loss"], x_label="epoch", mark=mark),
+        lay_out("Top1", both["top1"], x_label="epoch", percent=True, mark=mark),
+        lay_out("Learning rate", [rates], x_label="epoch"),
         lay_out("Images a second", [Line("training", speed("images_per_s"), "green", marks=marks)], x_label="epoch"),
         lay_out(
             "Time spent waiting for data", [Line("share", speed("data_wait_share"), "vermillion", marks=marks)],

@@ -3,6 +3,7 @@
 matplotlib draws only the PNG of the learning-rate range test; pages need neither it nor a network.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from flowers.files import write_atomically
 
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 28, 12, 40
+CHARACTER = 7
+"""Width of a digit of an axis label in pixels, at the size that style.css gives it."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -64,9 +67,10 @@ class Plot:
     paths: list[Curve]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    mark: Tick | None = None
+    left: int = LEFT
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = LEFT
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
@@ -75,12 +79,14 @@ class Plot:
 def lay_out(
     title: str, lines: Sequence[Line], *, x_label: str, y_range: tuple[float, float] | None = None,
     x_range: tuple[float, float] | None = None, percent: bool = False, percent_x: bool = False,
+    mark: tuple[float, str] | None = None,
 ) -> Plot | None:  # fmt: skip
     """Place lines and ticks.
 
     Args:
         y_range, x_range: limits of the axes; default: the range of the points, rounded outwards.
         percent, percent_x: write the ticks of y or x, which are fractions, as percent.
+        mark: an x to draw a vertical line at, and what it is.
 
     Returns:
         None where there is no point to draw.
@@ -98,8 +104,11 @@ def lay_out(
         x_values = [value for value in x_values if value == int(value)]
     y_values, (y_low, y_high) = ticks(*(y_range or (min(ys), max(ys))), tight=y_range is not None)
 
+    y_texts = _texts(y_values, percent)
+    left = max(LEFT, 12 + CHARACTER * max(map(len, y_texts)))
+
     def x_at(value: float) -> float:
-        return round(LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(left + (value - x_low) / (x_high - x_low) * (WIDTH - left - RIGHT), 1)
 
     def y_at(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
@@ -111,8 +120,10 @@ def lay_out(
         texts = [f"{line.name}: {_text(y, percent)} at {x_label} {_text(x, percent_x)}" for x, y in line.points]
         dots = [(x, y, text) for (x, y), text in zip(places, texts, strict=True)] if line.marks else []
         paths.append(Curve(line.name, line.color, line.dashed, data, dots))
-    x_ticks = [Tick(x_at(value), _text(value, percent_x)) for value in x_values]
-    return Plot(title, x_label, paths, x_ticks, [Tick(y_at(value), _text(value, percent)) for value in y_values])
+    x_ticks = [Tick(x_at(value), text) for value, text in zip(x_values, _texts(x_values, percent_x), strict=True)]
+    y_ticks = [Tick(y_at(value), text) for value, text in zip(y_values, y_texts, strict=True)]
+    marked = Tick(x_at(mark[0]), mark[1]) if mark is not None and x_low <= mark[0] <= x_high else None
+    return Plot(title, x_label, paths, x_ticks, y_ticks, marked, left)
 
 
 def ticks(low: float, high: float, *, tight: bool) -> tuple[list[float], tuple[float, float]]:
@@ -137,7 +148,22 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 
 
 def _text(value: float, percent: bool) -> str:
-    return f"{100 * value:.4g}%" if percent else f"{value:.4g}"
+    """A point's figure: four digits, and all of a large number's."""
+    if percent:
+        return f"{100 * value:.4g}%"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _texts(values: Sequence[float], percent: bool) -> list[str]:
+    """Labels of an axis: as many decimals as tell its ticks apart, thousands separated; powers of ten beyond that."""
+    values = [100 * value for value in values] if percent else list(values)
+    step = min((abs(b - a) for a, b in itertools.pairwise(values)), default=1.0)
+    decimals = next((places for places in range(7) if abs(round(step, places) - step) < step / 100), None)
+    if decimals is None or max(map(abs, values), default=0.0) >= 1e9:
+        texts = [f"{value:.4g}" for value in values]
+    else:
+        texts = [f"{value:,.{decimals}f}" for value in values]
+    return [f"{text}%" for text in texts] if percent else texts
 
 
 def draw_lr_curve(

@@ -51,7 +51,7 @@ def handle_bad_images(
     gone += [f"train/ of class {readable(data.classes.folders[index])}" for index in np.flatnonzero(counts == 0)]
     if gone:
         raise DataError(f"no image that can be read is left in {some(gone)}; mend some, or remove the class or split")
-    return dataclasses.replace(data, **kept)
+    return dataclasses.replace(data, left_out=bad, **kept)
 
 
 @contextlib.contextmanager

@@ -117,13 +117,12 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     written = [("figures", output)]
     if reports and accelerator.is_main_process:
         page = output.with_name(f"report-{config.split}.html")
-        facts = [("device", device_name(accelerator)), ("data", config.data_dir)]
-        facts.append(("evaluation", f"{images_per_s:,.1f} images/s"))
+        facts = [("device", device_name(accelerator)), ("evaluation", f"{images_per_s:,.1f} images/s")]
         is_valid = config.split in ("valid", "val")
         with or_warn():
             results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
             found = data_findings(bundle.classes, splits)
-            background = Background(results, run_folder(bundle), splits, found, facts=facts)
+            background = Background(results, run_folder(bundle), splits, found, facts=facts, data_dir=config.data_dir)
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")
@@ -238,9 +237,11 @@ def write_training_report(
     config, data = stage.config, stage.data
     drawn = range(1, config.views) if config.uses_features else range(config.epochs)  # cached view 0 is plain
     views = training_views(data.train, stage.augmentation, config.seed, drawn) if drawn else ()
-    facts = [("device", device_name(stage.accelerator)), ("data", data.train.root)]
+    facts = [("device", device_name(stage.accelerator))]
     found = data_findings(data.classes, data.splits)
-    background = Background(results, stage.run_dir, data.splits, found, views, facts)
+    background = Background(
+        results, stage.run_dir, data.splits, found, views, facts, config.data_dir, data.left_out
+    )  # fmt: skip
     write_model_report(stage.run_dir / "report.html", best, shown, background, valid)
 
 

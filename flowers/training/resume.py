@@ -165,9 +165,12 @@ def is_whole(run_dir: Path, resumed: Checkpoint, has_report: bool) -> bool:
         best = load_bundle(run_dir / "best")
     try:
         figures = json.loads((run_dir / "metrics.json").read_bytes())["valid"]
+        if not isinstance(figures, dict):
+            return False
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return False
-    if figures != {name.removeprefix("valid_"): value for name, value in best.metrics.items()}:
+    own = {name.removeprefix("valid_"): value for name, value in best.metrics.items()}
+    if {name: figures.get(name) for name in own} != own:
         return False
     # A start that was killed while it wrote the report has the figures alone.
     return _load(run_dir / "last") is not None and (not has_report or (run_dir / "report.html").is_file())

@@ -99,8 +99,10 @@ class Trainer:
             TrainingError: a loss or the weights are not finite.
         """
         progress = self.progress
-        steps_left = self.stage.total_steps - progress.step
-        with console.progress("train", steps_left * self.stage.order.global_batch_size) as meter:
+        order = self.stage.order  # an epoch's last step may hold fewer images
+        images = (self.config.epochs - progress.epoch) * order.num_samples
+        done = min(progress.step_in_epoch * order.global_batch_size, order.num_samples)
+        with console.progress("train", images - done) as meter:
             while not progress.finished:
                 meter.describe(f"epoch {progress.epoch + 1}/{self.config.epochs}")
                 self.train_epoch(meter)

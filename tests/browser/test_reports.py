@@ -176,4 +176,33 @@ def test_samples_that_cannot_be_read_any_more(tmp_path: Path, sample_set: Path, 
     bundle = load_bundle(tiny_job.make_bundle(tmp_path / "model"))
     write_model_report(tmp_path / "r.html", bundle, answers, Background({"test": answers.metrics.to_dict()}))
     page = open_page((tmp_path / "r.html").as_uri()).page
-    assert "cannot be read any more: gone.jpg" in page.inner_text("#mistakes")
+    assert "cannot be read any more:\n\n73% b, but it is a\ngone.jpg" in page.inner_text("#mistakes")
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_mistakes(report: str, open_page) -> None:
+    page = open_page(report).page
+    mistakes, cell = page.locator("#mistakes figure:visible"), page.locator("#matrix button").first
+    shown_first, count = mistakes.count(), int(cell.inner_text())
+    wrong, _, answer = cell.get_attribute("title").partition(" taken for ")
+    cell.click()
+    assert mistakes.count() == count
+    assert all(
+        f"{answer}, but it is {wrong}" in text
+        for text in page.locator("#mistakes figcaption:visible").all_inner_texts()
+    )
+    assert cell.get_attribute("aria-pressed") == "true"
+    assert page.inner_text("#mistakes-shown") == f"{wrong} taken for {answer}: {count} of {count}"
+    path = page.locator("#mistakes figcaption:visible .path").first
+    assert path.inner_text().endswith(".jpg")
+    if page.locator("#mistakes-all").is_visible():
+        page.click("#mistakes-all")
+    assert mistakes.count() == page.locator("#mistakes figure").count() >= shown_first
+
+
+def test_columns_beyond_the_edge_of_a_phone_are_hinted_at(report: str, open_page) -> None:
+    page = open_page(report, phone=True).page
+    hint = page.locator("#classes .hint")
+    assert hint.is_visible()
+    page.locator("#classes .scroll").evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.locator("#classes .scroll:not(.more)").wait_for()
+    assert not open_page(report).page.locator("#classes .hint").is_visible()

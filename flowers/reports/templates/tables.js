@@ -31,3 +31,19 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
   input.addEventListener("input", filter);
   filter();
 }
+// .scroll: where columns lie beyond the right edge, a line says so until they have been scrolled to.
+for (const box of document.querySelectorAll(".scroll")) {
+  const hint = document.createElement("p");
+  hint.className = "hint";
+  hint.textContent = "More columns to the right: scroll sideways \u2192";
+  hint.setAttribute("aria-hidden", true);
+  box.before(hint);
+  const look = () => {
+    const more = box.scrollLeft + box.clientWidth < box.scrollWidth - 2;
+    hint.hidden = box.scrollWidth <= box.clientWidth + 2;
+    box.classList.toggle("more", more);
+  };
+  box.addEventListener("scroll", look, {passive: true});
+  addEventListener("resize", look);
+  look();
+}
