@@ -1,5 +1,6 @@
 """report.html: its figures are those of metrics.json and of scikit-learn, names are only text, nothing is fetched."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -26,6 +27,7 @@ from flowers.reports.advice import Known, advise
 from flowers.reports.answers import Answers
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.plots import Line, lay_out, ticks
+from flowers.training.history import History
 from jobs.evaluate import main as evaluate
 from jobs.train import main as train
 
@@ -133,6 +135,42 @@ def test_figures_are_those_of_scikit_learn(answers: Answers, run_dir: Path, tmp_
     label = answers.label(0)
     precision, recall, f1 = (f"{values[0]:.1%}" if values[0] == values[0] else "–" for values in expected[:3])
     assert f"{label} {label} {expected[3][0]} {precision} {recall} {f1}" in text
+
+
+def test_metrics_json_and_history_csv_hold_what_the_page_shows(sample_set: Path, run_dir: Path) -> None:
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    for split in ("valid", "test"):
+        figures = metrics[split]
+        hits = round(figures["top1"] * figures["images"])
+        assert figures["top1_interval"] == list(calibration.wilson_interval(hits, figures["images"]))
+        assert 0 <= figures["ece"] <= 1
+        assert [row["class"] for row in figures["classes"]] == list(load_bundle(run_dir).classes.folders)
+        assert sum(row["images"] for row in figures["confusions"]) == figures["images"] - hits
+    with open(run_dir / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    for line in lines:
+        (row,) = [row for row in rows if row["step"] == str(line["step"])]
+        for name in ("loss", "top1", "images"):
+            assert row[f"{line['event']}_{name}"] == str(line[name])
+    best = next(row for row in rows if float(row["valid_loss"]) == metrics["valid"]["loss"])
+    assert int(best["epoch"]) == metrics["best_epoch"]
+
+
+def test_a_history_cut_back_has_the_table_of_what_is_left(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl", with_table=True)
+    history.append("valid", step=5, epoch=1, loss=2.0, top1=0.5, top5=1.0, images=4, train_loss=3.0)
+    before, size_bytes = history.table.read_text(), history.size_bytes
+    header, row = before.splitlines()
+    assert header == "step,epoch,lr,train_loss,train_top1,train_images,valid_loss,valid_top1,valid_top5,valid_images"
+    assert row == "5,1,,3.0,,,2.0,0.5,1.0,4"
+    history.append("train", step=9, epoch=1, lr=0.1, loss=1.5, top1=0.25, images=36)
+    history.append("valid", step=9, epoch=1, loss=1.0, top1=0.75, top5=1.0, images=4, train_loss=1.5)
+    assert history.table.read_text().splitlines()[2] == "9,1,0.1,1.5,0.25,36,1.0,0.75,1.0,4"
+    history.cut(size_bytes)
+    assert history.table.read_text() == before
+    assert not History(tmp_path / "timing.jsonl").table
 
 
 @pytest.mark.parametrize("value", [1e-30, 3e-13, 0.003, 0.0, 7e20])

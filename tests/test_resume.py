@@ -42,7 +42,8 @@ CONVNET = ["--model", "timm/test_resnet", "--weights", "none", "--finetune", "fu
 def result(run_dir: Path) -> tuple:
     """All that must be equal between two runs that did the same."""
     weights = {name: (run_dir / name / "model.safetensors").read_bytes() for name in ("best", "last")}
-    return weights, (run_dir / "metrics.json").read_bytes(), (run_dir / "history.jsonl").read_bytes()
+    files = ("metrics.json", "history.jsonl", "history.csv")
+    return weights, [(run_dir / name).read_bytes() for name in files]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

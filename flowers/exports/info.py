@@ -63,7 +63,11 @@ def describe(path: Path) -> dict:
         facts["state"] = {name: state[name] for name in _STATE if name in state}
     if is_run:
         facts["checkpoints"] = [folder.name for folder in checkpoints]
-        facts["final_metrics"] = {k: v for k, v in _read(path, "metrics.json").items() if isinstance(v, dict)}
+        measured = {split: of for split, of in _read(path, "metrics.json").items() if isinstance(of, dict)}
+        facts["final_metrics"] = {
+            split: {name: value for name, value in of.items() if isinstance(value, int | float)}
+            for split, of in measured.items()
+        }
     return facts
 
 

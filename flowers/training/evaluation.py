@@ -97,13 +97,14 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     accelerator = distributed.start(config.mixed_precision, default_precision="no")
     start_s = time.monotonic()
     reports = config.report and can_report(len(samples), len(bundle.classes))
-    metrics, answers = measure(config, accelerator, bundle, samples, keep_logits=reports or config.calibrate)
+    keep_logits = config.calibrate or can_gather(len(samples), len(bundle.classes))
+    metrics, answers = measure(config, accelerator, bundle, samples, keep_logits)
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:
         bundle, answers = calibrate(bundle, answers)
         metrics = answers.metrics
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
-    figures |= dataclasses.asdict(metrics)
+    figures |= dataclasses.asdict(metrics) | (answers.details() if answers is not None else {})
     if corrections is not None:
         figures["corrections"] = corrections.digest
 
@@ -202,9 +203,14 @@ def file_of_run(bundle: Bundle, name: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
+def can_gather(images: int, classes: int) -> bool:
+    """Return True if the logits of a split may be gathered in one table."""
+    return images * classes <= MAX_LOGITS
+
+
 def can_report(images: int, classes: int) -> bool:
     """Return False, and say why, if the table of logits would be too large for a report."""
-    if images * classes <= MAX_LOGITS:
+    if can_gather(images, classes):
         return True
     console.warn(f"no report: {images:,} images of {classes:,} classes are too many for one page")
     return False

@@ -11,7 +11,7 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
-from flowers.files import explain_os_error, remove, write_atomically
+from flowers.files import explain_os_error, remove
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
@@ -121,8 +121,7 @@ def take_history(history: History, resumed: Checkpoint) -> None:
     if is_own(history.path.parent, resumed) and found == lines:
         history.cut(size_bytes)
     else:
-        with write_atomically(history.path, "wb") as file:
-            file.write(lines)
+        history.replace(lines)
 
 
 def take_best(run_dir: Path, resumed: Checkpoint) -> None:

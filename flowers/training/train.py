@@ -32,7 +32,7 @@ from flowers.training.checkpoint import (
     remove_leftovers,
 )
 from flowers.training.continued import continued
-from flowers.training.evaluation import can_report, or_warn, write_training_report
+from flowers.training.evaluation import can_gather, can_report, or_warn, write_training_report
 from flowers.training.features import cache_features
 from flowers.training.flags import check_flags, fingerprint, resolve
 from flowers.training.head_search import tune_head
@@ -259,38 +259,43 @@ def finish(trainer: Trainer) -> None:
         trainer.save_bundle("last", trainer.last_metrics)
     best = load_bundle(run_dir / "best")
     stage.model.classifier.load_state_dict(best.state_dict)
-    results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
-    reports, test, test_logits = wants_report(stage), stage.data.test, None
-    if test is not None:
-        test_logits = LogitTable(len(test), len(stage.data.classes)) if reports else None
-        results["test"] = trainer.evaluate("test", test_logits).to_dict()
+    results, answers = measure_best(trainer, best)
+    epoch = trainer.progress.best_step / stage.order.steps_per_epoch
     if stage.accelerator.is_main_process:
+        found = {"best_step": trainer.progress.best_step, "best_epoch": int(epoch) if epoch == int(epoch) else epoch}
         with write_atomically(run_dir / "metrics.json") as file:
-            json.dump({"best_step": trainer.progress.best_step, **results}, file, indent=1)
+            json.dump({**found, **results}, file, indent=1)
     rows = [
         (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
         for split, values in results.items()
     ]
-    console.table("best model", ("split", "images", "loss", "top1", "top5"), rows)
-    if reports:
-        # Alone, a process survives any error here; one of several must not leave the others waiting.
-        with or_warn() if stage.accelerator.num_processes == 1 else contextlib.nullcontext():
-            report(trainer, best, results, test_logits)
-
-
-def report(trainer: Trainer, best: Bundle, results: dict[str, dict], test_logits: LogitTable | None) -> None:
-    """Write the report on the best model: its details are of the test split if there is one, else of valid."""
-    stage, accelerator, data = trainer.stage, trainer.accelerator, trainer.stage.data
-    valid_logits = LogitTable(len(data.valid), len(data.classes))
-    trainer.evaluate("valid", valid_logits)
-    answers = []
-    for split, table in (("valid", valid_logits), ("test", test_logits)):
-        if table is not None:
-            logits = table.result(accelerator.reduce, accelerator.device)
-            answers.append(Answers(split, data.splits[split], data.classes, logits))
-    if accelerator.is_main_process:
+    title = f"best model, after epoch {epoch:.4g} of {stage.config.epochs}"
+    console.table(title, ("split", "images", "loss", "top1", "top5"), rows)
+    if wants_report(stage) and stage.accelerator.is_main_process:
         with or_warn():
-            write_training_report(stage, best, results, answers[-1], answers[0])
+            write_training_report(stage, best, results, list(answers.values())[-1], answers["valid"])
+
+
+def measure_best(trainer: Trainer, best: Bundle) -> tuple[dict[str, dict], dict[str, Answers]]:
+    """Measure the best model, which is in the network, on valid and test.
+
+    Returns:
+        By split, the figures for metrics.json, and the answers where the logits are not too many to be gathered.
+    """
+    data, accelerator, classes = trainer.stage.data, trainer.accelerator, trainer.stage.data.classes
+    results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
+    answers = {}
+    for split, samples in data.splits.items():
+        gathers = can_gather(len(samples), len(classes))
+        if split == "train" or (split == "valid" and not gathers):
+            continue
+        table = LogitTable(len(samples), len(classes)) if gathers else None
+        metrics = trainer.evaluate(split, table)
+        results.setdefault(split, metrics.to_dict())
+        if table is not None:
+            answers[split] = Answers(split, samples, classes, table.result(accelerator.reduce, accelerator.device))
+            results[split] |= answers[split].details()
+    return results, answers
 
 
 def say_done(config: TrainConfig, has_test: bool) -> None:

@@ -71,7 +71,7 @@ class Trainer:
         self.unread: list[MicroStep] = []
         self.sums = [0.0, 0.0, 0.0]
         self.last_metrics: Metrics | None = None
-        self.history = History(stage.run_dir / "history.jsonl")
+        self.history = History(stage.run_dir / "history.jsonl", with_table=True)
         self.timing = History(stage.run_dir / "timing.jsonl")
         self._evaluation: dict[str, object] = {}
         self._save_steps, self._save_s = parse_save_every(config.save_every, stage.order.steps_per_epoch)
