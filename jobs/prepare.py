@@ -8,7 +8,7 @@ python jobs/prepare.py check --data-dir data/flowers102 --output check.json
 
 from flowers import cli as command_line
 from flowers.config.prepare import CheckConfig, Oxford102Config, PrepareConfig, SampleConfig
-from flowers.errors import EXIT_FAILED
+from flowers.errors import EXIT_FAILED, UsageError
 
 
 def main(config: PrepareConfig) -> int:
@@ -61,9 +61,13 @@ def oxford102(config: Oxford102Config) -> int:
 def check(config: CheckConfig) -> int:
     """Check a data set."""
     from flowers.data.corrections import read_corrections
+    from flowers.data.formats import limits
     from flowers.datasets.check import check_dataset
     from flowers.datasets.check_report import save_report, show_report
 
+    if config.max_pixels < 1:
+        raise UsageError(f"--max-pixels: got {config.max_pixels}, expected at least 1")
+    limits.allow_pixels(config.max_pixels)
     report = check_dataset(
         config.data_dir,
         corrections=read_corrections(config.corrections) if config.corrections else None,

@@ -101,6 +101,16 @@ def encode(image: np.ndarray | Image.Image, kind: str, **options: object) -> byt
     return buffer.getvalue()
 
 
+def half_jpeg() -> bytes:
+    """A JPEG that decodes, although the data of its lower half are missing."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(noise, "JPEG")
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+HALF_JPEG = "part of the picture is missing: its data end too early"
+
+
 def exif(orientation: int) -> Image.Exif:
     """An EXIF block that holds an orientation."""
     block = Image.Exif()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_files import HALF_JPEG, half_jpeg
 from PIL import Image
 
 from flowers.datasets import near_duplicates
@@ -46,15 +47,15 @@ def saved_as(photo: bytes, path: Path, change=lambda image: image, **options) ->
 
 
 def test_what_is_left_out_and_classes_that_are_one_are_findings(data, photos, capsys):
-    for place in ("train/A/9.jpg", "train/a/x.jxl", "train/a/y.JXL", "train/@eaDir/a/0.jpg"):
+    for place in ("train/A/9.jpg", "train/a/x.psd", "train/a/y.PSD", "train/@eaDir/a/0.jpg"):
         (data / place).parent.mkdir(parents=True, exist_ok=True)
         (data / place).write_bytes(photos[-1])
     report = check_dataset(data)
-    assert report.left_out == {".jxl": 2, "in @eaDir": 1}
+    assert report.left_out == {".psd": 2, "in @eaDir": 1}
     assert report.alike == [["A", "a"]]
     show_report(report)
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "files left out 3 2 .jxl, 1 in @eaDir" in said
+    assert "files left out 3 2 .psd, 1 in @eaDir" in said
     assert "classes that differ only in spelling 1 'A' and 'a'" in said
     assert check_dataset(data, exclude=("A",)).alike == []
 
@@ -114,6 +115,19 @@ def test_files_that_cannot_be_read_are_named_and_stop_training(data, photos, cap
     shown = capsys.readouterr().out
     assert "train/a/cut.jpg: truncated JPEG; train/b/empty.png: zero bytes" in shown
     assert "Training would fail: 3 images cannot be read" in shown
+
+
+def test_damaged_images_are_listed_and_trained_on(data, capsys, tmp_path):
+    (data / "train/a/half.jpg").write_bytes(half_jpeg())
+    report = check_dataset(data)
+    assert report.trainable
+    assert [(image.path, image.damage) for image in report.damaged] == [("train/a/half.jpg", HALF_JPEG)]
+    show_report(report)
+    assert f"train/a/half.jpg: {HALF_JPEG}" in capsys.readouterr().out
+    save_report(report, tmp_path / "check.json")
+    assert json.loads((tmp_path / "check.json").read_text())["damaged"] == [
+        {"path": "train/a/half.jpg", "damage": HALF_JPEG}
+    ]
 
 
 def test_exact_duplicates_within_and_across_splits_and_classes(data):

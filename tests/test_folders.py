@@ -219,12 +219,12 @@ SYSTEM = ["@eaDir/a.jpg/SYNOPHOTO.jpg", "#recycle/1.jpg", "lost+found/2.jpg", "_
 def test_folders_of_disks_and_archives_are_no_classes(where: str, tmp_path: Path, capsys) -> None:
     names = images(("rose", 3), ("tulip", 3))
     touch(tmp_path, *(where + name for name in [*names, *SYSTEM, "System Volume Information/5.jpg"]))
-    touch(tmp_path, f"{where}rose/@eaDir/1.jpg", f"{where}rose/.ipynb_checkpoints/1.jpg", f"{where}rose/a.jxl")
+    touch(tmp_path, f"{where}rose/@eaDir/1.jpg", f"{where}rose/.ipynb_checkpoints/1.jpg", f"{where}rose/a.psd")
     data = load(tmp_path, val_fraction=0)
     assert data.classes.folders == ("rose", "tulip")
     assert len(data.train) == 6
     said = " ".join(capsys.readouterr().out.split())
-    for kind in ("2 in @eaDir", "1 in #recycle", "1 in lost+found", "1 hidden", "1 .jxl"):
+    for kind in ("2 in @eaDir", "1 in #recycle", "1 in lost+found", "1 hidden", "1 .psd"):
         assert kind in said
     assert "9 files left out" in said
 

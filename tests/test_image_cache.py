@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from jobs_in_processes import free_port, server
+from odd_files import half_jpeg
 from PIL import Image
 
 from flowers import distributed
@@ -88,9 +89,11 @@ def test_views_and_order_are_those_of_the_files(samples, workers):
 def test_bad_files_are_listed_and_the_rest_is_served(samples, tmp_path):
     Path(samples.full_path(4)).write_bytes(b"no picture")
     Path(samples.full_path(9)).unlink()
+    Path(samples.full_path(3)).write_bytes(half_jpeg())
     cache = open_cache(samples, "disk", 40, folder=tmp_path / "cache")
-    assert cache.bad == find_bad_images(samples, 0)
+    assert (cache.bad, cache.num_damaged) == find_bad_images(samples, 0)
     assert [path for path, _ in cache.bad] == ["photo 04.png", "photo 09.jpg"]
+    assert cache.num_damaged == 1
     with pytest.raises(ImageError, match="file not found"):
         cache.read(9)
     kept = [path for path in samples.paths if path not in dict(cache.bad)]
@@ -117,7 +120,7 @@ def test_a_disk_cache_is_found_again_until_something_changes(samples, tmp_path, 
     folder = tmp_path / "cache"
     open_cache(samples, "disk", 40, folder=folder)
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module, "read_image", no_decoding)
+        patched.setattr(cache_module, "decode_image", no_decoding)
         open_cache(samples, "disk", 40, folder=folder)
         with pytest.raises(AssertionError, match="decoded again"):
             open_cache(samples, "disk", 41, folder=folder)
@@ -139,13 +142,13 @@ def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: P
     distributed.start("no")
     cache_module.SHARED_MEMORY = str(memory)
     decoded = []
-    original = cache_module.read_image
+    original = cache_module.decode_image
 
     def counted(*args, **kwargs):
         decoded.append(args)
         return original(*args, **kwargs)
 
-    cache_module.read_image = counted
+    cache_module.decode_image = counted
     cache = open_cache(samples, kind, 40, folder=folder)
     results.put((len(decoded) > 0, cache.read(20).tobytes(), os.fstat(cache._file.fileno()).st_ino))
 
@@ -170,7 +173,7 @@ def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory
 
 def build_slowly(samples: Samples, kind: str, folder: Path, half_done) -> None:
     decoded = []
-    original = cache_module.read_image
+    original = cache_module.decode_image
 
     def slow(*args, **kwargs):
         decoded.append(args)
@@ -179,7 +182,7 @@ def build_slowly(samples: Samples, kind: str, folder: Path, half_done) -> None:
             time.sleep(60)
         return original(*args, **kwargs)
 
-    cache_module.read_image = slow
+    cache_module.decode_image = slow
     open_cache(samples, kind, 40, folder=folder)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flowers.data import pixels
 from flowers.data.augment import Preprocessing
-from flowers.data.formats import jpeg, limits
+from flowers.data.formats import jpeg, jpegxl, limits
 from flowers.data.images import decode_image, read_image
 from flowers.errors import ImageError
 
@@ -369,8 +369,6 @@ def test_preview_of_raw_values_is_refused():
     ("start", "reason"),
     [
         (b"8BPS\0\1", "a Photoshop document (PSD): convert it to JPEG or PNG"),
-        (b"\xff\x0a", "JPEG XL is not decoded: convert it to JPEG or PNG"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not decoded: convert it to JPEG or PNG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the image itself: run git lfs pull"),
         (b"\n<html><body>", "a web page (HTML), not an image"),
         (b'<?xml version="1.0"?><svg>', "a drawing (SVG): convert it to JPEG or PNG"),
@@ -592,3 +590,44 @@ def test_at_most_two_large_pictures_at_a_time(monkeypatch: pytest.MonkeyPatch):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(read_image, [encode(quarters(), "PNG")] * 12))
     assert most == 2
+
+
+JXL = "JPEG XL needs the extra jxl: pip install flowers[jxl]"
+
+
+def test_jpeg_xl_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    monkeypatch.delitem(Image.OPEN, "JXL", raising=False)
+    for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"):
+        with pytest.raises(ImageError) as error:
+            read_image(start + bytes(32))
+        assert str(error.value) == JXL
+
+
+def test_jpeg_xl_is_upright_and_bounded_before_it_is_decoded(tmp_path: Path):
+    pytest.importorskip("pillow_jxl")
+    Image.fromarray(sideways(quarters(), 6)).save(tmp_path / "a.jpg", **FINE, exif=exif(6))
+    with Image.open(tmp_path / "a.jpg") as photo:
+        packed = encode(photo, "JXL", lossless_jpeg=True)
+    assert difference(read_image(packed), quarters()).max() <= 4
+    for boxes in (False, True):
+        data = encode(quarters(), "JXL", lossless=True, use_container=boxes)
+        assert (read_image(data) == quarters()).all()
+        with pytest.raises(ImageError, match="too many pixels"):
+            read_image(data, max_pixels=quarters().size // 3 - 1)
+        with pytest.raises(ImageError, match="truncated or broken JXL"):
+            read_image(data[:-20])
+    for width, height in ((1, 1), (256, 8), (300, 200), (9000, 3), (400, 300), (5, 70000)):
+        data = encode(np.zeros((height, width, 3), np.uint8), "JXL")
+        with pytest.raises(ImageError, match=rf"too many pixels \({width} x {height}\)"):
+            read_image(data, max_pixels=width * height - 1) if width * height > 1 else jpegxl.check(data, 0)
+
+
+def test_the_limit_of_pixels_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "_allowed_pixels", limits.MAX_PIXELS)
+    data = encode(quarters(), "PNG")
+    limits.allow_pixels(quarters().size // 3 - 1)
+    with pytest.raises(ImageError, match=r"too many pixels \(48 x 32\)"):
+        read_image(data)
+    limits.allow_pixels(quarters().size // 3)
+    assert (read_image(data) == quarters()).all()

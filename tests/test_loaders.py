@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_files import half_jpeg
 from PIL import Image
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -21,8 +22,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import Samples
 from flowers.data.loader_processes import default_workers, fit_shared_memory, make_loader, run_loader
-from flowers.data.loaders import EvalLoader, TrainLoader, find_bad_images
-from flowers.data.order import Order
+from flowers.data.loaders import EvalLoader, TrainLoader, ViewLoader, find_bad_images
+from flowers.data.order import Draw, Order
 from flowers.errors import DataError, ProcessError
 
 EVERYTHING = Augmentation(32, color_jitter=0.3, random_erasing=0.5, trivial_augment=True)
@@ -174,10 +175,22 @@ def spoiled(tmp_path: Path) -> Samples:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_found_before_the_first_step(spoiled, workers):
-    bad = find_bad_images(spoiled, workers)
+    Path(spoiled.full_path(3)).write_bytes(half_jpeg())
+    bad, damaged = find_bad_images(spoiled, workers)
+    assert damaged == 1
     assert [path for path, _ in bad] == [spoiled.paths[index] for index in (2, 5, 8)]
     assert "truncated" in bad[0][1]
     assert [reason for _, reason in bad[1:]] == ["zero bytes", "file not found"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_counted_in_whatever_process(tmp_path, workers):
+    samples = draw_samples(tmp_path, 12)
+    Path(samples.full_path(3)).write_bytes(half_jpeg())
+    views = ViewLoader(samples, Preprocessing(24, 24), Augmentation(24), 0, workers)
+    for epoch in (0, 1):
+        list(views.load([[Draw(index, epoch, index, 1.0) for index in range(first, first + 4)] for first in (0, 4, 8)]))
+        assert views.num_damaged == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_job
-from odd_files import make_odd_files, make_odd_names, make_odd_tree
+from odd_files import HALF_JPEG, half_jpeg, make_odd_files, make_odd_names, make_odd_tree
+from PIL import Image
 from trees import as_nobody
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex
-from flowers.data.images import read_image
+from flowers.data.formats import limits
+from flowers.data.images import Decoded, decode_image, read_image
 from flowers.data.paths import decode_path
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
@@ -202,7 +204,7 @@ def test_sixty_odd_files_among_good_ones(
         assert {**rows[path], "path": row["path"]} == row, "a good file's row does not depend on its neighbours"
     for path, file in odd.items():
         if path == "odd/bomb.jpg":
-            assert rows[path]["status"] == "ok", "an eighth of its size is enough for the view"
+            assert rows[path]["status"] == "damaged", "an eighth of its size is enough for the view"
         elif file.pixels is None:
             assert rows[path]["status"] == "error"
             assert rows[path]["error"] == file.reason
@@ -212,6 +214,41 @@ def test_sixty_odd_files_among_good_ones(
     assert len({rows[path]["class"] for path in names}) == 1
     assert rows["tree/dangling.jpg"]["error"] == "file not found"
     assert run(input=mixed, batch_size=8, strict=True) == 3, "the finished file is looked at, not made again"
+
+
+def test_a_damaged_photo_is_marked_taken_or_refused(run: Callable, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    tiny_job.make_photos(folder, 3)
+    (folder / "half.jpg").write_bytes(half_jpeg())
+    found = {}
+    for way in ("mark", "ok", "error"):
+        assert run(input=folder, output=tmp_path / f"{way}.csv", on_damaged=way, report=True) == 0
+        found[way] = {row["path"]: row for row in rows_of(tmp_path / f"{way}.csv")}
+        counts = json.loads((tmp_path / f"{way}.json").read_text())["counts"]
+        status = {"mark": "damaged", "ok": "ok", "error": "error"}[way]
+        assert counts == ({"ok": 4} if way == "ok" else {"ok": 3, status: 1})
+        assert found[way]["half.jpg"]["status"] == status
+        assert found[way]["half.jpg"]["error"] == ("" if way == "ok" else HALF_JPEG)
+        assert (HALF_JPEG in (tmp_path / f"{way}.html").read_text()) == (way != "ok")
+    assert found["error"]["half.jpg"]["class"] == ""
+    sound = {**found["mark"]["half.jpg"], "status": "ok", "error": ""}
+    assert sound == found["ok"]["half.jpg"], "the guesses are the same"
+    assert run(input=folder, output=tmp_path / "mark.csv", strict=True) == 0, "damaged is not failed"
+    with pytest.raises(OutputError, match="on_damaged: None then, error now"):
+        run(input=folder, output=tmp_path / "mark.csv", on_damaged="error")
+
+
+def test_more_pixels_are_decoded_on_request(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_allowed_pixels", limits.MAX_PIXELS)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("1", (100_001, 1000)).save(folder / "large.png")
+    run(input=folder)
+    assert rows_of(tmp_path / "out.csv")[0]["error"] == "too many pixels (100001 x 1000)"
+    run(input=folder, max_pixels=100_001_000, overwrite=True)
+    assert rows_of(tmp_path / "out.csv")[0]["status"] == "ok"
+    with pytest.raises(UsageError, match="--max-pixels: got 0, expected at least 1"):
+        run(max_pixels=0)
 
 
 def test_a_file_removed_while_running_is_an_error_row(
@@ -236,13 +273,13 @@ def test_whatever_a_decoder_raises_is_the_files_row(
 ) -> None:
     calls = []
 
-    def explode(data: bytes, **options: object) -> np.ndarray:
+    def explode(data: bytes, **options: object) -> Decoded:
         calls.append(1)
         if len(calls) == 5:
             raise ZeroDivisionError("odd\nheader")
-        return read_image(data, **options)
+        return decode_image(data, **options)
 
-    monkeypatch.setattr(pipeline_module, "read_image", explode)
+    monkeypatch.setattr(pipeline_module, "decode_image", explode)
     run(workers=1)
     errors = [row["error"] for row in rows_of(tmp_path / "out.csv") if row["status"] == "error"]
     assert errors == ["ZeroDivisionError: odd header"]
@@ -309,19 +346,19 @@ def test_one_image_is_an_input_of_one_file(run: Callable, photos: Path, tmp_path
 
 def test_what_is_left_out_is_counted_by_kind(run: Callable, photos: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "in"
-    for name in ("a.jpg", "b.jxl", "c.JXL", "noending", "d.jpg_large", ".h.jpg", "@eaDir/a.jpg/t.jpg", "old/e.jpg"):
+    for name in ("a.jpg", "b.psd", "c.PSD", "noending", "d.jpg_large", ".h.jpg", "@eaDir/a.jpg/t.jpg", "old/e.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(photos / "0001.jpg", folder / name)
     (folder / "notes.txt").write_text("BMW")
     make_tar(folder / "t.tar", photos, ["0001.jpg"])
     run(input=folder, exclude=("old",))
-    expected = {".jxl": 2, "without an ending": 1, ".jpg_large": 1, "hidden": 1, "in @eaDir": 1, "excluded": 1}
+    expected = {".psd": 2, "without an ending": 1, ".jpg_large": 1, "hidden": 1, "in @eaDir": 1, "excluded": 1}
     assert json.loads((tmp_path / "out.json").read_text())["left_out"] == {**expected, ".txt": 1, ".cls": 1}
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 rows (2 ok); 9 files left out (2 .jxl, 1 .cls, 1 .jpg_large, 1 .txt, 1 excluded, 1 hidden," in said
+    assert "2 rows (2 ok); 9 files left out (2 .psd, 1 .cls, 1 .jpg_large, 1 .txt, 1 excluded, 1 hidden," in said
     run(input=folder, output=tmp_path / "more.csv", by_content=True)
     found = [row["path"] for row in rows_of(tmp_path / "more.csv")]
-    assert found == ["a.jpg", "b.jxl", "c.JXL", "d.jpg_large", "noending", "old/e.jpg", "t.tar/0001.jpg"]
+    assert found == ["a.jpg", "b.psd", "c.PSD", "d.jpg_large", "noending", "old/e.jpg", "t.tar/0001.jpg"]
 
 
 def make_tar(path: Path, photos: Path, names: list[str]) -> Path:

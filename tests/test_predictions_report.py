@@ -111,6 +111,7 @@ def test_of_too_many_rows_the_least_certain_stay(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(predictions_report, "MAX_ROWS", 10)
     monkeypatch.setattr(predictions_report, "MAX_FAILED", 3)
     rows = [row(f"{index:03}.jpg", index % 7, (index * 37 % 100 + 0.5) / 100) for index in range(100)]
+    rows[0] |= {"status": "damaged", "error": "the end is missing"}
     rows[50:50] = [failed(f"bad{index}.jpg", "empty file") for index in range(5)]
     write_predictions_report(tmp_path / "p.html", rows, lambda path: None, facts=[])
     page = Page(tmp_path / "p.html")
@@ -119,6 +120,9 @@ def test_of_too_many_rows_the_least_certain_stay(tmp_path: Path, monkeypatch: py
     assert "Of 100 photos the 10 least certain ones are here." in text
     assert "The first 3 of 5." in text
     assert "empty file 5" in text
+    assert "1 damaged, answered all the same" in text
+    assert "000.jpg the end is missing" in text
+    assert page.data["damaged"] == [page.data["paths"].index("000.jpg")]
 
 
 def test_thumbnails_go_to_the_least_certain_and_to_every_class() -> None:

@@ -50,6 +50,13 @@ def test_classes_that_are_not_utf8_can_be_written() -> None:
     assert rows.guessed("x.jpg", [0], [1.0])[1] == b"x.jpg,ok,caf\\xe9,caf\\xe9,1.000000,\r\n"
 
 
+def test_a_damaged_file_has_its_guesses_and_what_is_wrong() -> None:
+    status, line = RowFormat(LABELS, FOLDERS, 1, 0.9, "csv").guessed("x.jpg", [0], [0.5], "cut, at\nthe end")
+    assert (status, line) == ("damaged", b'x.jpg,damaged,daisy,1,0.500000,"cut, at the end"\r\n')
+    _, line = RowFormat(LABELS, FOLDERS, 1, 0.9, "jsonl").guessed("x.jpg", [0], [0.5], "cut")
+    assert [json.loads(line)[name] for name in ("status", "class", "error")] == ["damaged", "1", "cut"]
+
+
 def test_a_failed_file_has_its_reason_and_nothing_else() -> None:
     line = RowFormat(LABELS, FOLDERS, 2, 0.0, "csv").failed("x.jpg", "bad\nthing, \0 that")
     assert line == b'x.jpg,error,,,,,,,"bad thing, that"\r\n'

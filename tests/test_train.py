@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jobs_in_processes import Job, without
+from odd_files import half_jpeg
 
 from flowers.models.bundle import load_bundle
 
@@ -106,8 +107,10 @@ def test_a_broken_image_can_be_removed_after_a_start_that_it_stopped(sample_set:
     failed = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
     assert failed.codes == [1], failed.output
     victim.unlink()
+    max(data.rglob("*.jpg")).write_bytes(half_jpeg())
     job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
     assert job.codes == [0], job.output
+    assert "warning: 1 images are damaged" in job.output
     another = min(data.rglob("*.jpg"))
     another.unlink()
     refused = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 2)
@@ -125,6 +128,7 @@ def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path:
     victims[0].write_bytes(b"")
     victims[1].write_bytes(victims[1].read_bytes()[:900])
     victims[2].write_bytes(b"no picture")
+    max((data / "train").rglob("*.jpg")).write_bytes(half_jpeg())
     failed = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1)
     assert failed.codes == [1], failed.output
     line = failed.output.splitlines()[-1]
@@ -135,6 +139,7 @@ def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path:
     skipped = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip")
     assert skipped.codes == [0], skipped.output
     assert "leaving out 3 images" in skipped.output
+    assert "warning: 1 images are damaged" in skipped.output
     assert "30 train, 16 valid, 15 test" in skipped.output
 
 

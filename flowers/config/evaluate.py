@@ -54,14 +54,17 @@ class EvaluateConfig:
     """YAML file with defaults for these flags. Flags on the command line win."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and batch."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels count as unreadable; some formats get half or a quarter of this."""
     workers: Annotated[int | None, Flag("-j")] = None
     """Loader processes per process. Default: the available CPUs."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Arithmetic of the network. Default: what `accelerate launch` was told, else no."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size: got {self.batch_size}, expected at least 1")
+        for flag, value in (("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels)):
+            if value < 1:
+                raise UsageError(f"{flag}: got {value}, expected at least 1")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers: got {self.workers}, expected at least 0")
         if self.predictions is None:

@@ -41,6 +41,12 @@ class PredictConfig:
     --exclude '*_small.jpg' thumbs."""
     by_content: bool = False
     """Also take files with another ending, or none, that begin like a picture of a known format."""
+    on_damaged: Literal["mark", "ok", "error"] = "mark"
+    """Photos that decode only in part or hold wrong checksums. mark: the row has its guesses, status damaged and what
+    is wrong; ok: like any other row; error: like a file that cannot be read."""
+    max_pixels: int = 100_000_000
+    """Photos of more pixels get status error; some formats get half or a quarter of this. Each takes up to 20 bytes of
+    memory per pixel."""
     config: Path | None = None
     """YAML file with defaults for these flags. Flags on the command line win."""
 
@@ -89,10 +95,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         accept_strings(self)
         self.array_task()
-        for flag, value in (("--topk", self.topk), ("--batch-size", self.batch_size)):
-            if value < 1:
-                raise UsageError(f"{flag}: got {value}, expected at least 1")
-        for flag, value in (("--workers", self.workers), ("--shard-size", self.shard_size)):
+        counts = {"--topk": self.topk, "--batch-size": self.batch_size, "--max-pixels": self.max_pixels}
+        for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
         if not 0 <= self.min_prob <= 1:

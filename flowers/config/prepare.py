@@ -72,6 +72,8 @@ class CheckConfig:
     """Report images whose short side has fewer pixels than this."""
     huge: int = 50_000_000
     """Report images with more pixels than this."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels count as unreadable, as in training; some formats get half or a quarter of this."""
     workers: Annotated[int | None, Flag("-j")] = None
     """Threads that read images. Default: the available CPUs."""
 

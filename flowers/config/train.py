@@ -56,6 +56,9 @@ class TrainConfig:
     --exclude '*_small.jpg' thumbs."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable images: fail lists all of them before the first step and stops; skip leaves them out."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels count as unreadable; some formats get half or a quarter of this. Each takes up to 20 bytes
+    of memory per pixel."""
     balance: Literal["none", "classes"] = "none"
     """classes: draw every class equally often, whatever its number of images."""
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from flowers.data import pixels
 from flowers.data.formats.exif import orientation
-from flowers.data.formats.limits import MAX_PIXELS, check_size
+from flowers.data.formats.limits import allowed_pixels, check_size
 from flowers.data.images import read_image
 from flowers.errors import ImageError
 
@@ -61,7 +61,7 @@ def as_rgb(source: Any, min_short_side: int | None = None) -> np.ndarray:
 
 
 def _from_pillow(picture: Image.Image) -> np.ndarray:
-    if picture.width * picture.height > MAX_PIXELS:
+    if picture.width * picture.height > allowed_pixels():
         raise ImageError(f"too many pixels ({picture.width} x {picture.height})")
     if not picture.width * picture.height:
         raise ImageError(f"a Pillow image of {picture.width} x {picture.height} pixels")
@@ -80,7 +80,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         raise ImageError(f"{got}, expected {_EXPECTED}{hint}")
     if not array.size:
         raise ImageError(f"{got}, which has no pixels")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+    if array.shape[0] * array.shape[1] > allowed_pixels():
         raise ImageError(f"too many pixels ({array.shape[1]} x {array.shape[0]})")
     array = _to_uint8(array, got)
     if array.ndim == 2 or array.shape[2] == 1:

@@ -128,11 +128,11 @@ def begins_like_picture(head: bytes) -> bool:
 
 
 def said_left_out(left_out: Mapping[str, int]) -> str:
-    """What was left out in words: "6 files left out (3 .jxl, 2 hidden, 1 .psd)"; empty if nothing was."""
+    """What was left out in words: "6 files left out (3 .dng, 2 hidden, 1 .psd)"; empty if nothing was."""
     return f"{sum(left_out.values())} files left out ({kinds_left_out(left_out)})" if left_out else ""
 
 
 def kinds_left_out(left_out: Mapping[str, int]) -> str:
-    """The kinds of what was left out, the most frequent first: "3 .jxl, 2 hidden, 1 .psd"."""
+    """The kinds of what was left out, the most frequent first: "3 .dng, 2 hidden, 1 .psd"."""
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {kind}" for kind, count in kinds[:8]) + (", ..." if len(kinds) > 8 else "")

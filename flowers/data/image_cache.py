@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from flowers import console
 from flowers.data.folders import Samples
-from flowers.data.images import read_image
+from flowers.data.images import Decoded, decode_image
 from flowers.data.loader_processes import SHARED_MEMORY
 from flowers.data.scan import file_stamps
 from flowers.data.threads import in_order
@@ -66,6 +66,7 @@ class ImageCache:
         """
         self._file = open(pixels_path, "rb")  # noqa: SIM115 - kept: it may have no name
         self._places, self._reasons, self._paths = places, reasons, paths
+        self.num_damaged = 0
         self.size_bytes = os.fstat(self._file.fileno()).st_size
         # Copy on write, as torch wants writable arrays; nobody writes, so all processes share the same pages.
         mapped = np.memmap(self._file, np.uint8, "c") if self.size_bytes else np.empty(0, np.uint8)
@@ -222,7 +223,8 @@ def _check_room(samples: Samples, kind: str, short_side: int, folder: Path, thre
     """
     probed = range(0, len(samples), max(1, len(samples) // 100))
     pictures = in_order(lambda row: _picture(samples, row, short_side), probed, threads)
-    needed = sum(picture.size for picture in pictures if not isinstance(picture, str)) / len(probed) * len(samples)
+    sizes = (picture.image.size for picture in pictures if not isinstance(picture, str))
+    needed = sum(sizes) / len(probed) * len(samples)
     free_bytes = shutil.disk_usage(folder).free
     if kind == "ram":
         free_bytes = min(free_bytes, available_memory_bytes() or free_bytes)
@@ -239,11 +241,11 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
 
     Returns:
         The index: places int64 [N, 3] as in ImageCache, bad_rows int64 and reasons of those that give no picture;
-        size_bytes and crc32 of all pixels.
+        damaged, how many others are; size_bytes and crc32 of all pixels.
     """
     places = np.zeros((len(samples), 3), np.int64)
     reasons: dict[int, str] = {}
-    offset = crc = 0
+    offset = crc = damaged = 0
     pictures = in_order(lambda row: _picture(samples, row, short_side), range(len(samples)), threads)
     with console.progress("caching images", len(samples)) as meter:
         for row, picture in enumerate(pictures):
@@ -251,15 +253,17 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
             if isinstance(picture, str):
                 reasons[row] = picture
             else:
-                file.write(picture.data)
-                crc = zlib.crc32(picture.data, crc)
-                places[row, 1:] = picture.shape[:2]
-                offset += picture.size
+                file.write(picture.image.data)
+                crc = zlib.crc32(picture.image.data, crc)
+                places[row, 1:] = picture.image.shape[:2]
+                offset += picture.image.size
+                damaged += picture.damage is not None
             meter.advance(1)
     return {
         "places": places,
         "bad_rows": np.array(list(reasons), np.int64),
         "reasons": np.array(list(reasons.values()), np.str_),
+        "damaged": np.int64(damaged),
         "size_bytes": np.int64(offset),
         "crc32": np.int64(crc),
     }
@@ -274,20 +278,22 @@ def _open(pixels: str | os.PathLike, index: str | os.PathLike, samples: Samples)
     try:
         with np.load(index, allow_pickle=False) as found:
             reasons = dict(zip(found["bad_rows"].tolist(), found["reasons"].tolist(), strict=True))
-            return ImageCache(pixels, found["places"], reasons, samples.paths)
+            cache = ImageCache(pixels, found["places"], reasons, samples.paths)
+            cache.num_damaged = int(found["damaged"]) if "damaged" in found else 0  # earlier versions did not count
+            return cache
     except OSError as error:
         raise DataError(
             f"the image cache that another process has built cannot be opened here ({error}); use --cache none"
         ) from error
 
 
-def _picture(samples: Samples, row: int, short_side: int) -> np.ndarray | str:
-    """One image as it is kept: uint8 [H, W, 3], or the reason why its file gives none."""
+def _picture(samples: Samples, row: int, short_side: int) -> Decoded | str:
+    """One image as it is kept, or the reason why its file gives none."""
     try:
-        image = read_image(samples.full_path(row), min_short_side=short_side)
+        image, damage = decode_image(samples.full_path(row), min_short_side=short_side)
     except ImageError as error:
         return str(error)
-    return _shrink(torch.from_numpy(image), short_side).contiguous().numpy()
+    return Decoded(_shrink(torch.from_numpy(image), short_side).contiguous().numpy(), damage)
 
 
 def _shrink(image: torch.Tensor, short_side: int) -> torch.Tensor:

@@ -28,19 +28,20 @@ import numpy as np
 from PIL import Image
 
 from flowers.data import pixels
-from flowers.data.formats import bitmap, gif, isobmff, jpeg2000, library_words, png, tiff, webp
+from flowers.data.formats import bitmap, gif, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
-from flowers.data.formats.limits import MAX_PIXELS, Prepared, broken, check_pixels, check_size, turn
+from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, check_size, turn
 from flowers.data.formats.names import identify, refusal
 from flowers.data.retries import retries
 from flowers.errors import ImageError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif"}
-    | {".jp2", ".ppm", ".pgm", ".pnm", ".heic", ".heif"}
+    | {".jp2", ".ppm", ".pgm", ".pnm", ".heic", ".heif", ".jxl"}
 )
-"""What makes a file an input of a scan, in any case. Without its extra HEIC gets an error that says what to do."""
+"""What makes a file an input of a scan, in any case. Without their extras HEIC and JPEG XL get an error that says what
+to do."""
 
 Image.init()
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own check comes with warnings on stderr; ours takes its place
@@ -61,7 +62,7 @@ class Decoded(NamedTuple):
 
 
 def read_image(
-    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int | None = None
 ) -> np.ndarray:
     """Decode one picture, upright, as a person would see it on white paper, damaged or not.
 
@@ -71,7 +72,7 @@ def read_image(
 
 
 def decode_image(
-    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int | None = None
 ) -> Decoded:
     """Decode one picture, upright, as a person would see it on white paper.
 
@@ -82,7 +83,7 @@ def decode_image(
         min_short_side: pixels that the short side must keep; a larger JPEG may then be decoded at 1/2, 1/4 or 1/8
             of its size, which is faster and lets huge ones through ``max_pixels``.
         max_pixels: refuse pictures that would have more pixels than this after decoding; some kinds get a share of it,
-            see ``flowers.data.formats.limits``.
+            see ``flowers.data.formats.limits``. Default: the limit of this process, 100 million.
 
     Raises:
         ImageError: the short reason, one line, without the path: "truncated JPEG", "zero bytes", "not an image",
@@ -93,6 +94,7 @@ def decode_image(
     data = source if isinstance(source, bytearray) else read_bytes(source)
     if not data:
         raise ImageError("zero bytes")
+    max_pixels = max_pixels or allowed_pixels()
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return Decoded(*JpegDecoder(data, max_pixels).decode(min_short_side))
@@ -158,6 +160,7 @@ _PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {
     "JPEG2000": jpeg2000.check,
     "AVIF": isobmff.check,
     "HEIF": isobmff.check,
+    "JXL": jpegxl.check,
 }
 
 
@@ -165,7 +168,7 @@ def _decode_other(data: bytearray, max_pixels: int) -> Decoded:
     kind = identify(data)
     if kind is None:
         raise ImageError(refusal(data))
-    if kind not in Image.OPEN and not (kind == "HEIF" and _add_heif()):
+    if kind not in Image.OPEN and not (kind in _PLUGINS and _PLUGINS[kind]()):
         raise ImageError(_missing_decoder(kind))
     prepared = _PREPARE[kind](data, max_pixels) or Prepared(data)
     picture = _open(prepared.data, kind)
@@ -174,8 +177,9 @@ def _decode_other(data: bytearray, max_pixels: int) -> Decoded:
     if kind in ("WEBP", "AVIF") and not any(data[-512:]):
         raise ImageError(f"truncated {kind}")  # a copy that was not finished: the rest of the file is zeros
     array, said = _load(picture, kind)
-    # In this order: TIFFs are turned as they are loaded.
-    turned = 1 if kind == "TIFF" else orientation(picture.info.get("exif"), picture.info.get("xmp"))
+    # In this order: TIFFs are turned as they are loaded, and JPEG XL but for files that were made of a JPEG.
+    is_turned = kind == "TIFF" or (kind == "JXL" and not picture.jpeg)
+    turned = 1 if is_turned else orientation(picture.info.get("exif"), picture.info.get("xmp"))
     return Decoded(pixels.upright(array, turned), prepared.damage or said)
 
 
@@ -188,6 +192,8 @@ def _open(data: bytes | bytearray, kind: str) -> Image.Image:
         raise ImageError(f"truncated or broken {kind}") from None
     except Exception as error:
         cut = kind == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8
+        if kind == "JXL":
+            raise ImageError("truncated or broken JXL") from None  # its reader only says how to build it in debug mode
         raise broken(kind, "truncated" if cut else error) from None
 
 
@@ -214,7 +220,21 @@ def _add_heif() -> bool:
     return True
 
 
+def _add_jxl() -> bool:
+    """Let Pillow open JPEG XL, if the extra is installed."""
+    try:
+        from pillow_jxl import JpegXLImagePlugin
+    except ImportError:
+        return False
+    JpegXLImagePlugin.DECODE_THREADS = 0  # many pictures are decoded side by side already
+    return True
+
+
+_PLUGINS: dict[str, Callable[[], bool]] = {"HEIF": _add_heif, "JXL": _add_jxl}
+
+
 def _missing_decoder(kind: str) -> str:
-    if kind == "HEIF":
-        return "HEIC needs the extra heif: pip install flowers[heif]"
+    for name, extra, missing in (("HEIC", "heif", "HEIF"), ("JPEG XL", "jxl", "JXL")):
+        if kind == missing:
+            return f"{name} needs the extra {extra}: pip install flowers[{extra}]"
     return f"{kind} needs a newer Pillow, or one that was built with it"

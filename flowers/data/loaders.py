@@ -8,6 +8,7 @@ wait for the same lock.
 
 import dataclasses
 import itertools
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from flowers import console
 from flowers.data.augment import Augmentation, Preprocessing
 from flowers.data.folders import Samples
 from flowers.data.image_cache import ImageCache
-from flowers.data.images import read_image
+from flowers.data.images import decode_image
 from flowers.data.loader_processes import make_loader, run_loader
 from flowers.data.order import Draw, Order, eval_batches, sample_rng
 from flowers.data.paths import readable
@@ -47,11 +48,13 @@ class _Views(torch.utils.data.Dataset):
 
     Attributes:
         bytes_each: the most that a view takes.
+        damaged: uint8 [N], 1 for images that were read and decode although they are damaged; loader processes share it.
     """
 
     def __init__(self, samples: Samples, size: int):
         self._samples, self._size = samples, size
         self.bytes_each = size * size * 3
+        self.damaged = np.frombuffer(mmap.mmap(-1, max(1, len(samples))), np.uint8)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -72,6 +75,12 @@ class _Views(torch.utils.data.Dataset):
 
     def _side(self, epoch: int) -> int:
         return self._size
+
+    def _read(self, index: int, min_short_side: int) -> np.ndarray:
+        image, damage = decode_image(self._samples.full_path(index), min_short_side=min_short_side)
+        if damage:
+            self.damaged[index] = 1
+        return image
 
     def _view(self, draw: Draw) -> np.ndarray:
         raise NotImplementedError
@@ -105,8 +114,7 @@ class TrainViews(_Views):
         if self._cache is not None:
             image = self._cache.read(self._rows[draw.index])
         else:
-            path = self._samples.full_path(draw.index)
-            image = read_image(path, min_short_side=augmentation.min_short_side)
+            image = self._read(draw.index, augmentation.min_short_side)
         return augmentation.view(image, sample_rng(self._seed, draw.epoch, draw.index, draw.occurrence))
 
 
@@ -120,8 +128,7 @@ class EvalViews(_Views):
     def _view(self, draw: Draw) -> np.ndarray:
         if draw.weight == 0:
             return np.zeros((self._size, self._size, 3), dtype=np.uint8)
-        path = self._samples.full_path(draw.index)
-        return self._preprocessing.view(read_image(path, min_short_side=self._preprocessing.min_short_side))
+        return self._preprocessing.view(self._read(draw.index, self._preprocessing.min_short_side))
 
 
 class AllViews(_Views):
@@ -131,6 +138,7 @@ class AllViews(_Views):
         super().__init__(samples, preprocessing.crop)
         self._plain = EvalViews(samples, preprocessing)
         self._drawn = TrainViews(samples, augmentation, seed)
+        self._plain.damaged = self._drawn.damaged = self.damaged
 
     def _view(self, draw: Draw) -> np.ndarray:
         views = self._plain if draw.epoch == 0 or draw.weight == 0 else self._drawn
@@ -261,6 +269,11 @@ class ViewLoader:
         """Images, not views."""
         return len(self._views)
 
+    @property
+    def num_damaged(self) -> int:
+        """Images that were damaged, of those loaded so far."""
+        return int(self._views.damaged.sum())
+
     def load(self, draws: Iterable[list[Draw]]) -> Iterator[Batch]:
         """A batch for each list of draws, all lists of one length; draws of weight 0 are black.
 
@@ -280,7 +293,9 @@ class ViewLoader:
         yield from _checked(run_loader(loader))
 
 
-def find_bad_images(samples: Samples, threads: int, min_short_side: int | None = None) -> list[tuple[str, str]]:
+def find_bad_images(
+    samples: Samples, threads: int, min_short_side: int | None = None
+) -> tuple[list[tuple[str, str]], int]:
     """Decode every image once, in full, since a header says nothing about the end of a file.
 
     Args:
@@ -289,23 +304,24 @@ def find_bad_images(samples: Samples, threads: int, min_short_side: int | None =
         min_short_side: decode large JPEGs at reduced scale, as training will.
 
     Returns:
-        (path relative to the root, reason) of each that gives no picture, in order.
+        (path relative to the root, reason) of each that gives no picture, in order; and how many others are damaged.
     """
 
-    def reason(index: int) -> str | None:
+    def look(index: int) -> tuple[str | None, bool]:
         try:
-            read_image(samples.full_path(index), min_short_side=min_short_side)
+            return None, decode_image(samples.full_path(index), min_short_side=min_short_side).damage is not None
         except ImageError as error:
-            return str(error)
-        return None
+            return str(error), False
 
     bad: list[tuple[str, str]] = []
+    damaged = 0
     with console.progress("checking images", len(samples)) as meter:
-        for index, found in enumerate(in_order(reason, range(len(samples)), threads)):
-            if found is not None:
-                bad.append((samples.paths[index], found))
+        for index, (reason, is_damaged) in enumerate(in_order(look, range(len(samples)), threads)):
+            if reason is not None:
+                bad.append((samples.paths[index], reason))
+            damaged += is_damaged
             meter.advance(1)
-    return bad
+    return bad, damaged
 
 
 class _EpochBatches:

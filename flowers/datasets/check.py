@@ -24,7 +24,7 @@ from flowers.data.folders import (
     groups_of_one_class,
     load_image_folders,
 )
-from flowers.data.images import read_bytes, read_image
+from flowers.data.images import decode_image, read_bytes
 from flowers.data.paths import readable
 from flowers.data.threads import in_order
 from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
@@ -47,6 +47,8 @@ class CheckedImage(NamedTuple):
     """Its class."""
     reason: str | None = None
     """Why it cannot be read, else None; then all that follows is there."""
+    damage: str | None = None
+    """What is missing or wrong in a file that can be read."""
     size: tuple[int, int] = (0, 0)
     """Width and height in pixels."""
     mode: str = ""
@@ -87,6 +89,11 @@ class Report:
     def unreadable(self) -> list[CheckedImage]:
         """Images that give no picture."""
         return [image for image in self.images if image.reason is not None]
+
+    @property
+    def damaged(self) -> list[CheckedImage]:
+        """Images that give a picture although part of it is missing or wrong."""
+        return [image for image in self.images if image.damage is not None]
 
     @property
     def trainable(self) -> bool:
@@ -257,7 +264,7 @@ def _look(root: Path, image: CheckedImage) -> CheckedImage:
     """Read one image."""
     try:
         data = read_bytes(os.path.join(root, image.path))
-        pixels = read_image(data, min_short_side=_SHORT_SIDE)
+        pixels, damage = decode_image(data, min_short_side=_SHORT_SIDE)
     except ImageError as error:
         return image._replace(reason=str(error))
     with _header(data) as header:
@@ -265,7 +272,7 @@ def _look(root: Path, image: CheckedImage) -> CheckedImage:
         with contextlib.suppress(Exception):  # only some formats know; and only the first picture must be whole
             mode += " animated" if header.is_animated else ""
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    return image._replace(size=size, mode=mode, digest=digest, likeness=fingerprint(pixels))
+    return image._replace(damage=damage, size=size, mode=mode, digest=digest, likeness=fingerprint(pixels))
 
 
 def _header(data: bytes) -> Image.Image:

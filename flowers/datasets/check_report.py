@@ -54,6 +54,8 @@ def findings(report: Report) -> list[list[object]]:
     add("classes that differ only in spelling", len(report.alike), map(told_apart, report.alike))
     bad = report.unreadable
     add("images that cannot be read", len(bad), (f"{readable(image.path)}: {image.reason}" for image in bad))
+    damaged = report.damaged
+    add("damaged images", len(damaged), (f"{readable(image.path)}: {image.damage}" for image in damaged))
     for split in report.counts:
         missing = report.missing(split)
         add(f"classes without an image in {split}", len(missing), map(readable, missing))
@@ -96,6 +98,7 @@ def save_report(report: Report, path: Path) -> None:
         "left_out": dict(report.left_out),
         "classes_alike": [[encode_path(name) for name in group] for group in report.alike],
         "unreadable": [{"path": encode_path(image.path), "reason": image.reason} for image in report.unreadable],
+        "damaged": [{"path": encode_path(image.path), "damage": image.damage} for image in report.damaged],
         "duplicates": [_paths(group) for group in report.duplicates],
         "near_duplicates": [_paths(group) for group in report.near_duplicates],
         "also_in_train": {split: _paths(report.leaked(split)) for split in report.counts if split != "train"},

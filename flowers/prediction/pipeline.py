@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers.data.augment import Preprocessing
-from flowers.data.images import read_image
+from flowers.data.images import decode_image
 from flowers.errors import ImageError
 from flowers.prediction.file_list import Entry
 from flowers.prediction.parts import STAGES
@@ -63,6 +63,9 @@ class _Batch:
         self.entries = shard.entries[start : start + len(images)]
         self.images = images
         self.reasons: dict[int, str] = {}
+        """Why a file gave no picture, by its place."""
+        self.damage: dict[int, str] = {}
+        """What is wrong with a file that gave one."""
         self.decoded = threading.Event()
         self.handles: list = []
         self._left = len(self.entries)
@@ -84,6 +87,7 @@ class Pipeline:
         engine: see ``flowers.engines.engine``.
         rows: how lines are written.
         workers: threads that read and decode.
+        on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
         flip: also look at the mirrored picture, and take the mean of both.
         features: also collect the features of every file, [files, D] of this D.
         on_cpu: the engine computes on this machine's CPUs, beside the decoding threads.
@@ -98,12 +102,14 @@ class Pipeline:
         rows: RowFormat,
         *,
         workers: int,
+        on_damaged: str = "mark",
         flip: bool = False,
         features: int | None = None,
         on_cpu: bool = True,
         on_batch: Callable[[int, int], None] = lambda done, failed: None,
     ):
         self._read, self._view, self._engine, self._rows = read, preprocessing, engine, rows
+        self._on_damaged = on_damaged
         self._flip, self._features, self._on_cpu, self._on_batch = flip, features, on_cpu, on_batch
         self._batch_size = engine.batch_size
         self._depth = 2 + -(-2 * workers // self._batch_size)
@@ -200,8 +206,12 @@ class Pipeline:
                 data = self._read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
                 start_s = time.thread_time()
-                image = read_image(data, min_short_side=self._view.min_short_side)
+                image, damage = decode_image(data, min_short_side=self._view.min_short_side)
+                if damage and self._on_damaged == "error":
+                    raise ImageError(damage)
                 batch.images[slot] = self._view.view(image)
+                if damage and self._on_damaged == "mark":
+                    batch.damage[slot] = damage
                 clock[1] += time.thread_time() - start_s
             except ImageError as error:
                 batch.reasons[slot] = str(error)
@@ -241,7 +251,8 @@ class Pipeline:
             if reason is None and not finite[slot]:
                 reason = batch.reasons[slot] = "the model gave no finite probabilities"
             if reason is None:
-                status, line = self._rows.guessed(os.fsdecode(entry.path), best[slot], best_probs[slot])
+                path, damage = os.fsdecode(entry.path), batch.damage.get(slot)
+                status, line = self._rows.guessed(path, best[slot], best_probs[slot], damage)
             else:
                 status, line = "error", self._rows.failed(os.fsdecode(entry.path), reason)
             shard.counts[status] += 1

@@ -10,6 +10,7 @@ from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.choice import Choice, said_left_out
+from flowers.data.formats import limits
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import readable
 from flowers.distributed import Place, from_main, take_place
@@ -44,6 +45,7 @@ def predict(config: PredictConfig) -> int:
         FlowersError: see its message; what is done is kept.
     """
     place = take_place(_LISTING_S)
+    limits.allow_pixels(config.max_pixels)
     with StopRequest() as stop:
         require_writer(config.output)
         bundle = open_model(config.checkpoint)
@@ -118,7 +120,8 @@ def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> No
 
 
 def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
-    """All that decides the rows, but for the files."""
+    """All that decides the rows, but for the files; flags that came later count only where they are not the default."""
+    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels")}
     return {
         "model": bundle.hash,
         "kind": OUTPUT_KINDS[config.suffix()],
@@ -129,6 +132,7 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         "precision": config.precision,
         "batch_size": config.batch_size,
         "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
+        **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
     }
 
 

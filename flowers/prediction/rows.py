@@ -1,8 +1,9 @@
 """The predictions file's rows: columns, formatting, reading back. One row per input file, always.
 
 The columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
-CR LF, cells are quoted where needed). ``status`` is ``ok``, ``unsure`` (best probability under ``--min-prob``) or
-``error`` (the reason stands in ``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns.
+CR LF, cells are quoted where needed). ``status`` is ``ok``, ``unsure`` (best probability under ``--min-prob``),
+``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``) or ``error`` (the reason stands in
+``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns.
 
 Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from flowers.data.paths import encode_path
 
-STATUSES = ("ok", "unsure", "error")
+STATUSES = ("ok", "unsure", "damaged", "error")
 DECIMALS = 6
 
 
@@ -72,28 +73,36 @@ class RowFormat:
 
     def failed(self, path: str, reason: str) -> bytes:
         """The line of a file that gave no picture."""
-        reason = encode_path(" ".join(reason.replace("\0", " ").split()))
+        reason = _one_line(reason)
         if self._kind == "csv":
             return f"{_cell(encode_path(path))},error{',' * (3 * self.topk + 1)}{_cell(reason)}\r\n".encode()
         empty = dict.fromkeys(self._columns)
         return _json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
 
-    def guessed(self, path: str, classes: Sequence[int], probs: Sequence[float]) -> tuple[str, bytes]:
+    def guessed(
+        self, path: str, classes: Sequence[int], probs: Sequence[float], damage: str | None = None
+    ) -> tuple[str, bytes]:
         """Status and line of a file that was classified.
 
         Args:
             classes: [topk] indices, best first.
             probs: [topk] their probabilities.
+            damage: what is wrong with the file, although it decodes.
         """
-        status = "unsure" if probs[0] < self._min_prob else "ok"
+        status = "damaged" if damage else "unsure" if probs[0] < self._min_prob else "ok"
         guesses = zip(classes, probs, strict=True)
         if self._kind == "csv":
             cells = ",".join([f"{self._cells[index]}{prob:.{DECIMALS}f}" for index, prob in guesses])
-            return status, f"{_cell(encode_path(path))},{status},{cells},\r\n".encode()
+            damage = _cell(_one_line(damage)) if damage else ""
+            return status, f"{_cell(encode_path(path))},{status},{cells},{damage}\r\n".encode()
         values: list[Any] = [encode_path(path), status]
         for index, prob in guesses:
             values += [*self._names[index], round(prob, DECIMALS)]
-        return status, _json_line(dict(zip(self._columns, [*values, None], strict=True)))
+        return status, _json_line(dict(zip(self._columns, [*values, damage and _one_line(damage)], strict=True)))
+
+
+def _one_line(text: str) -> str:
+    return encode_path(" ".join(text.replace("\0", " ").split()))
 
 
 def _cell(text: str) -> str:

@@ -82,6 +82,7 @@ def _classify(
             engine,
             row_format(config, bundle),
             workers=config.workers or cpus_per_process(),
+            on_damaged=config.on_damaged,
             flip=config.tta == "flip",
             features=bundle.head.in_features if embeddings else None,
             on_cpu=on_cpu,

@@ -25,7 +25,7 @@ class _Photo:
     prob: float
     second: str
     second_prob: float
-    unsure: bool
+    status: str
 
 
 @dataclass
@@ -46,25 +46,28 @@ class _Found:
     bins: list[int] = field(default_factory=lambda: [0] * BINS)
     reasons: Counter = field(default_factory=Counter)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[float, int, _Photo]] = field(default_factory=list)  # a heap, the surest on top
 
     def add(self, row: Mapping[str, str]) -> None:
         self.statuses[row["status"]] += 1
+        if row["status"] == "damaged" and len(self.damaged) < MAX_FAILED:
+            self.damaged.append((row["path"], row["error"]))
         if row["status"] == "error":
             self.reasons[row["error"]] += 1
             if len(self.failed) < MAX_FAILED:
                 self.failed.append((row["path"], row["error"]))
             return
-        unsure, prob = row["status"] == "unsure", float(row["prob"])
+        prob = float(row["prob"])
         own = self.classes.setdefault(row["class"], _Class(row["class"], row["label"]))
         own.count += 1
-        own.unsure += unsure
+        own.unsure += row["status"] == "unsure"
         own.prob_sum += prob
         second = row.get("class_2") or ""
         if second:
             self.classes.setdefault(second, _Class(second, row["label_2"]))
         self.bins[min(BINS - 1, int(prob * BINS))] += 1
-        photo = _Photo(row["path"], row["class"], prob, second, float(row.get("prob_2") or 0), unsure)
+        photo = _Photo(row["path"], row["class"], prob, second, float(row.get("prob_2") or 0), row["status"])
         item = (-prob, -sum(self.statuses.values()), photo)
         if len(self.kept) < MAX_ROWS:
             heapq.heappush(self.kept, item)
@@ -104,7 +107,10 @@ def write_predictions_report(
         "probs": [round(photo.prob, 4) for photo in shown],
         "seconds": [index.get(photo.second, -1) for photo in shown],
         "second_probs": [round(photo.second_prob, 4) for photo in shown],
-        "unsure": [place for place, photo in enumerate(shown) if photo.unsure],
+        **{
+            status: [place for place, photo in enumerate(shown) if photo.status == status]
+            for status in ("unsure", "damaged")
+        },
         "thumbnails": _thumbnails(shown, read),
         "base": photo_base,
     }
@@ -122,6 +128,7 @@ def write_predictions_report(
         kept=len(shown),
         reasons=found.reasons.most_common(),
         failed=found.failed,
+        damaged=found.damaged,
         facts=facts,
         data=data,
     )

@@ -1,4 +1,4 @@
-"""Images that cannot be read: all found before the first step, then refused or left out."""
+"""Images that cannot be read: all found before the first step, then refused or left out. Damaged ones are counted."""
 
 import contextlib
 import dataclasses
@@ -36,10 +36,14 @@ def handle_bad_images(
     if config.on_bad_image == "fail" and config.uses_features:
         return data
     splits = data.splits
-    bad = {
-        name: cache.bad if cache is not None and name == "train" else _find_bad(config, accelerator, split)
+    found = {
+        name: (cache.bad, cache.num_damaged)
+        if cache is not None and name == "train"
+        else _find_bad(config, accelerator, split)
         for name, split in splits.items()
     }
+    warn_of_damaged(sum(damaged for _, damaged in found.values()))
+    bad = {name: of_split for name, (of_split, _) in found.items()}
     if not any(bad.values()):
         return data
     if config.on_bad_image == "fail":
@@ -65,15 +69,25 @@ def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None
         yield
     except DataError:
         workers = default_workers(config.workers)
-        bad = {name: find_bad_images(split, workers) for name, split in data.splits.items()}
+        bad = {name: find_bad_images(split, workers)[0] for name, split in data.splits.items()}
         if any(bad.values()):
             raise _refusal(bad) from None
         raise
 
 
-def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> list[tuple[str, str]]:
+def warn_of_damaged(count: int) -> None:
+    """Say how many images are used although part of them is missing or wrong."""
+    if count:
+        console.warn(
+            f"{count} images are damaged, but decode at least in part, and are used as they are; "
+            "jobs/prepare.py check names them"
+        )
+
+
+def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> tuple[list[tuple[str, str]], int]:
     share = samples.take(range(accelerator.process_index, len(samples), accelerator.num_processes))
-    return sorted(gather_object(find_bad_images(share, default_workers(config.workers))))
+    bad, damaged = find_bad_images(share, default_workers(config.workers))
+    return sorted(gather_object(bad)), sum(gather_object([damaged]))
 
 
 def _without(samples: Samples, bad: list[tuple[str, str]]) -> Samples:

@@ -17,6 +17,7 @@ from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
+from flowers.data.formats import limits
 from flowers.data.loaders import Batch
 from flowers.datasets.check import check_splits
 from flowers.datasets.check_report import findings
@@ -83,6 +84,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         FlowersError: no such model or split, images that cannot be read, an output that cannot be written.
     """
     distributed.join_step()
+    limits.allow_pixels(config.max_pixels)
     bundle = load_bundle(config.checkpoint)
     choice, corrections = Choice(exclude=config.exclude), _corrections(config, bundle)
     split_file = file_of_run(bundle, "split.json")

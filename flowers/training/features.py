@@ -26,12 +26,13 @@ from flowers.data.loaders import Batch, ViewLoader
 from flowers.data.order import Draw, eval_batches
 from flowers.data.paths import readable
 from flowers.data.scan import file_stamps
-from flowers.distributed import from_main
+from flowers.distributed import from_all, from_main
 from flowers.engines.engine import Engine, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
 from flowers.models.weights import add_tensors
 from flowers.stopping import agree_to_stop
+from flowers.training.bad_images import warn_of_damaged
 from flowers.training.flags import images_digest
 from flowers.training.stage import Stage
 
@@ -112,9 +113,15 @@ def cache_features(stage: Stage) -> FeatureBatches:
             own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
         workers = default_workers(config.workers)
         images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
-        return extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
+        features = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
+        damaged.append(sum(from_all(lambda: images.num_damaged)))
+        return features
 
-    return FeatureBatches(stage, {name: features_of(name, samples) for name, samples in stage.data.splits.items()})
+    damaged: list[int] = []
+    batches = FeatureBatches(stage, {name: features_of(name, samples) for name, samples in stage.data.splits.items()})
+    if config.on_bad_image == "fail":  # else they have been counted already
+        warn_of_damaged(sum(damaged))
+    return batches
 
 
 class Piece(NamedTuple):

@@ -21,6 +21,7 @@ FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
     "class_names", "exclude", "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep",
     "resume", "max_hours", "log_interval", "log_with", "report", "corrections", "group",
+    "max_pixels",
 }  # fmt: skip
 HEAD_DEFAULTS = {
     "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "model_ema_decay": 0.0, "scale": (0.5, 1.0),
@@ -51,7 +52,7 @@ def check_flags(config: TrainConfig) -> None:
         "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
         "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
         "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
-        "train_size": 1, "first_train_size": 1,
+        "train_size": 1, "first_train_size": 1, "max_pixels": 1,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)

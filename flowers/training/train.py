@@ -14,6 +14,7 @@ from flowers.config.train import TrainConfig
 from flowers.data.choice import Choice
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
+from flowers.data.formats import limits
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
@@ -94,6 +95,7 @@ def open_run(config: TrainConfig) -> Iterator[Session]:
         FlowersError: the folder is in use or cannot be written; the data or the launch is wrong.
     """
     run_dir = config.output_dir
+    limits.allow_pixels(config.max_pixels)
     with contextlib.ExitStack() as stack:
         if console.is_main_process():
             make_folder(run_dir)

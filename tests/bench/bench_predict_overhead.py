@@ -92,7 +92,7 @@ def _run(files: int) -> dict:
     predict.open_model = lambda path: bundle
     shard_loop.open_engine = lambda *args, **options: NullEngine()
     shard_loop.read_input = lambda root, entry: b"x"
-    pipeline.read_image = lambda data, **options: view
+    pipeline.decode_image = lambda data, **options: (view, None)
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder, "list.txt")
         with open(names, "w") as file:

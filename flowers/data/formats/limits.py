@@ -16,6 +16,8 @@ MAX_PIXELS = 100_000_000
 """Pictures of more pixels than this after decoding are refused. One of this size needs 0.3 GB of memory on its way as a
 JPEG, 1 to 2 GB in other formats."""
 
+_allowed_pixels = MAX_PIXELS
+
 SHARE_OF_PIXELS = {"JPEG2000": 1 / 2, "animated WEBP": 1 / 4, "compressed BMP": 1 / 4, "plain PPM": 1 / 4}
 """Kinds that take more memory or time per pixel, and the share of the limit that they get."""
 
@@ -39,6 +41,17 @@ class Prepared(NamedTuple):
     """What was read on the way, under Pillow's names: ``icc_profile``, ``transparency``."""
     damage: str | None = None
     """What is wrong with the file, although it decodes."""
+
+
+def allow_pixels(count: int) -> None:
+    """Set the limit of this process and of those that it forks, as ``--max-pixels`` asks for."""
+    global _allowed_pixels
+    _allowed_pixels = count
+
+
+def allowed_pixels() -> int:
+    """The limit of this process."""
+    return _allowed_pixels
 
 
 def check_size(size_bytes: int) -> None:

@@ -1,8 +1,8 @@
 """Which format a file has, by its first bytes, and what to say of those that are not decoded.
 
 Decoded are the formats that photos come in: JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PPM and its kin, and,
-with the extra ``heif``, HEIC. All other formats are refused by name: some start other programs (EPS), some hold no
-picture of their own, and each further decoder is one more that a hostile file may choose.
+with the extras ``heif`` and ``jxl``, HEIC and JPEG XL. All other formats are refused by name: some start other programs
+(EPS), some hold no picture of their own, and each further decoder is one more that a hostile file may choose.
 """
 
 import re
@@ -11,6 +11,7 @@ _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"\0\0\0\x0cjP": "JPEG2000", b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\xff\x0a": "JXL", b"\0\0\0\x0cJXL \r\n": "JXL",
 }  # fmt: skip
 _PPM = re.compile(rb"P[1-6f][\s#]")
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -19,8 +20,6 @@ _CONVERT = "convert it to JPEG or PNG"
 _RAW = f"a camera raw file ({{}}): {_CONVERT}"
 _OTHERS = {
     b"8BPS": f"a Photoshop document (PSD): {_CONVERT}",
-    b"\xff\x0a": f"JPEG XL is not decoded: {_CONVERT}",
-    b"\0\0\0\x0cJXL \r\n": f"JPEG XL is not decoded: {_CONVERT}",
     b"DDS ": f"a texture (DDS): {_CONVERT}",
     b"\0\0\1\0": f"an icon (ICO): {_CONVERT}",
     b"\0\0\2\0": f"a cursor (CUR): {_CONVERT}",

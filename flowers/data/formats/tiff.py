@@ -13,14 +13,14 @@ import struct
 from typing import NamedTuple
 
 from flowers.data.formats.exif import Directory, is_bomb, read_directory
-from flowers.data.formats.limits import MAX_PROFILE_BYTES, Prepared, check_pixels
+from flowers.data.formats.limits import MAX_PIXELS, MAX_PROFILE_BYTES, Prepared, check_pixels
 from flowers.errors import ImageError
 
 _MAX_DIRECTORIES = 64
 _MAX_STRIPS = 500_000
 _MIN_TILE = 4096
 """Tiles may be larger than the picture, up to this side."""
-_MAX_RAW_BYTES = 1_200_000_000
+_MAX_BYTES_PER_PIXEL = 12
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _COLOUR = 254, 255, 256, 257, 258, 259, 262
 _OFFSETS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 277, 322, 323, 324
 _SUB_DIRECTORIES, _PROFILE, _DNG = 330, 34675, 50706
@@ -150,7 +150,7 @@ def _check(data: bytearray, page: _Page, max_pixels: int) -> None:
             raise ImageError("broken TIFF: too many strips or tiles")
     samples = _first(data, directory, _SAMPLES, 1)
     bits = max(directory.numbers(data, _BITS) or (1,))
-    if max(width * height, tile[0] * tile[1]) * samples * bits / 8 > _MAX_RAW_BYTES:
+    if max(width * height, tile[0] * tile[1]) * samples * bits / 8 > _MAX_BYTES_PER_PIXEL * max(max_pixels, MAX_PIXELS):
         raise ImageError(f"too many pixels ({width} x {height} of {samples} samples)")
 
 

@@ -2,7 +2,7 @@
 // Names only ever become text or attributes, never markup.
 const AT_ONCE = 60;
 const data = JSON.parse(document.getElementById("data").textContent);
-const isUnsure = new Set(data.unsure);
+const statuses = new Map([...data.unsure.map(photo => [photo, "unsure"]), ...data.damaged.map(photo => [photo, "damaged"])]);
 const form = document.getElementById("filters"), photos = document.getElementById("photos");
 const more = document.getElementById("more"), shown = document.getElementById("shown");
 let found = [];
@@ -27,7 +27,7 @@ function card(photo) {
   const path = data.paths[photo], thumbnail = data.thumbnails[photo], target = address(path);
   const words = thumbnail === null ? "cannot be read any more" : "no picture kept";
   const picture = thumbnail ? element("img", null, {src: thumbnail, alt: path}) : element("p", words, {className: "none note"});
-  const figure = element("figure", null, {className: isUnsure.has(photo) ? "unsure" : "", title: path});
+  const figure = element("figure", null, {className: statuses.get(photo) ?? "", title: path});
   figure.append(target === null ? picture : element("a", null, {href: target}));
   if (target !== null) figure.firstChild.append(picture);
   const caption = element("figcaption", `${data.classes[data.answers[photo]]} ${percent(data.probs[photo])}`);
@@ -55,7 +55,7 @@ function filter() {
   found = [];
   for (let photo = 0; photo < data.paths.length; photo++) {
     if (wanted.class !== "" && data.answers[photo] !== Number(wanted.class)) continue;
-    if (wanted.status !== "" && isUnsure.has(photo) !== (wanted.status === "unsure")) continue;
+    if (wanted.status !== "" && (statuses.get(photo) ?? "ok") !== wanted.status) continue;
     if (data.probs[photo] < low || data.probs[photo] > high) continue;
     if (wanted.pictures && !data.thumbnails[photo]) continue;
     if (text && !data.paths[photo].toLocaleLowerCase().includes(text)) continue;
