@@ -83,7 +83,7 @@ class Option(NamedTuple):
     @property
     def expected(self) -> str:
         """The values it takes, for a message."""
-        if self.count != 1:
+        if self.count != 1 and not self.flag.takes:
             number = "any number of" if self.count is None else str(self.count)
             noun = {int: "whole numbers", float: "numbers"}.get(self.kinds[0], "values")
             return f"{number} {noun}"
@@ -184,7 +184,7 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
         settings |= {"action": _LastNumber} if option.is_number else {}
         settings |= {"action": "extend"} if option.count is None else {}
         if option.flag.positional:
-            parser.add_argument(option.name, nargs="?", default=argparse.SUPPRESS)
+            parser.add_argument(option.name, nargs="*" if option.count is None else "?", default=argparse.SUPPRESS)
         elif option.is_switch:
             parser.add_argument(*option.names, nargs=0, **settings)
         else:
@@ -193,9 +193,14 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
         found, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(_wrong_count(names[error.argument_name.split("/")[0]], error.message)) from None
+    values = vars(found)
+    several = [option.name for option in known if option.flag.positional and option.count is None]
+    if several and not any(word.startswith("-") for word in rest):  # argparse takes one stretch of them
+        values[several[0]] = [*values.get(several[0], []), *rest]
+        rest = []
     if rest:
         raise UsageError(_too_many(argv, rest, names))
-    return vars(found)
+    return {name: value for name, value in values.items() if name not in several or value}
 
 
 def _wrong_count(option: Option, message: str) -> str:

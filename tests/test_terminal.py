@@ -21,6 +21,7 @@ from tiny_job import make_bundle, make_photos
 
 from flowers import cli, console, usage
 from flowers.config.benchmark import BenchmarkConfig
+from flowers.config.compare import CompareConfig
 from flowers.config.demo import DemoConfig
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.export import ExportConfig
@@ -35,9 +36,9 @@ from flowers.help_page import field_texts, job_page
 
 ROOT = Path(__file__).parents[1]
 JOBS = {
-    "benchmark": BenchmarkConfig, "demo": DemoConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
-    "find_lr": FindLrConfig, "info": InfoConfig, "predict": PredictConfig, "prepare": PrepareConfig,
-    "train": TrainConfig,
+    "benchmark": BenchmarkConfig, "compare": CompareConfig, "demo": DemoConfig, "evaluate": EvaluateConfig,
+    "export": ExportConfig, "find_lr": FindLrConfig, "info": InfoConfig, "predict": PredictConfig,
+    "prepare": PrepareConfig, "train": TrainConfig,
 }  # fmt: skip
 CONFIGS = [one for config in JOBS.values() for one in (get_args(config) if isinstance(config, UnionType) else [config])]
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")

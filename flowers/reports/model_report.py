@@ -130,10 +130,10 @@ def best_epoch(history: Sequence[Mapping], metrics: Mapping[str, object]) -> flo
         line for line in history
         if line.get("event") == "valid" and "top1" in line and (line["top1"], line.get("loss")) == wanted
     ]  # fmt: skip
-    return _by_epoch(history, lines[:1], "top1")[0][0] if lines else None
+    return by_epoch(history, lines[:1], "top1")[0][0] if lines else None
 
 
-def _by_epoch(history: Sequence[Mapping], lines: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
+def by_epoch(history: Sequence[Mapping], lines: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
     """Points of a figure over epochs; a validation within an epoch stands between two of them."""
     epochs = {line["step"]: line["epoch"] for line in history if line.get("event") == "train"}
     steps = max(epochs, default=0) / max(len(epochs), 1) or 1
@@ -214,11 +214,11 @@ def _curves(history: list[dict], timing: list[dict], best: float | None) -> list
 
     marks = len(train) <= 40
     both = {name: [
-        Line("train", _by_epoch(history, train, name), "orange", dashed=True, marks=marks),
-        Line("valid", _by_epoch(history, valid, name), "blue", marks=marks),
+        Line("train", by_epoch(history, train, name), "orange", dashed=True, marks=marks),
+        Line("valid", by_epoch(history, valid, name), "blue", marks=marks),
     ] for name in ("loss", "top1")}  # fmt: skip
     mark = None if best is None else (best, f"best: epoch {best:.4g}")
-    rates = Line("at an epoch's end", _by_epoch(history, train, "lr"), "purple", marks=marks)
+    rates = Line("at an epoch's end", by_epoch(history, train, "lr"), "purple", marks=marks)
     return [
         lay_out("Loss", both["loss"], x_label="epoch", mark=mark),
         lay_out("Top1", both["top1"], x_label="epoch", percent=True, mark=mark),
@@ -268,14 +268,14 @@ def _run_folder(run_dir: Path | None) -> dict:
     if not tuning.exists():  # of a staged run it lies with the head
         tuning = run_dir / "head" / "tuning.json"
     return {
-        "history": _lines(run_dir / "history.jsonl"),
-        "timing": _lines(run_dir / "timing.jsonl"),
+        "history": read_lines(run_dir / "history.jsonl"),
+        "timing": read_lines(run_dir / "timing.jsonl"),
         "trials": json.loads(tuning.read_text(encoding="utf-8")) if tuning.exists() else [],
         "lr_finder": _png(finder) if finder.exists() else None,
     }
 
 
-def _lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
     """JSON lines; one that a crash cut short or that is damaged is left out."""
     lines = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():

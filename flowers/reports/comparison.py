@@ -1,0 +1,183 @@
+"""Runs beside each other: what differs in their flags, what they reached, how long they took, their curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from flowers import console
+from flowers.config.compare import CompareConfig
+from flowers.data.paths import readable
+from flowers.errors import UsageError
+from flowers.reports.calibration import wilson_interval
+from flowers.reports.model_report import by_epoch, read_lines
+from flowers.reports.page import percent, write_page
+from flowers.reports.plots import Line, Plot, lay_out
+
+COLORS = ("blue", "vermillion", "green", "orange", "purple")
+"""More runs take them again, dashed."""
+OWN = {"output_dir", "resume", "log_with", "report"}
+"""Flags that say where and how a run is recorded, not what it does."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read.
+
+    Attributes:
+        name: short, unlike those of the runs beside it.
+        config: its resolved flags.
+        history, timing: lines of history.jsonl and timing.jsonl.
+    """
+
+    name: str
+    config: dict
+    history: list[dict]
+    timing: list[dict]
+
+    @property
+    def best(self) -> dict:
+        """The line of its best validation, chosen as training chooses: by top1, then by loss."""
+        return max(self.validations, key=lambda line: (line["top1"], -line["loss"]))
+
+    @property
+    def validations(self) -> list[dict]:
+        """Its validations, in order."""
+        return [line for line in self.history if line.get("event") == "valid"]
+
+    @property
+    def epochs(self) -> list[dict]:
+        """Time and speed of each epoch."""
+        return [line for line in self.timing if line.get("event") == "epoch"]
+
+
+def compare(config: CompareConfig) -> int:
+    """Print the tables and write the page.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: some folders are no runs, or have not been validated yet; all of them are named.
+        FlowersError: the page cannot be written.
+    """
+    runs = read_runs(config.runs)
+    columns = ["run", "valid top1", "95% interval", "loss", "best epoch", "epochs", "time", "images/s"]
+    results = [_result(run) for run in runs]
+    flags = differences(runs)
+    console.table("results", columns, results)
+    if flags:
+        console.table("what differs", ["flag", *(run.name for run in runs)], flags)
+    else:
+        console.say("The runs have the same flags.")
+    write_page(
+        config.output,
+        "compare.html",
+        title=f"{len(runs)} runs compared",
+        columns=columns,
+        results=results,
+        runs=runs,
+        flags=flags,
+        curves=[plot for plot in _curves(runs) if plot],
+    )
+    console.done("compared", [("page", config.output)])
+    return 0
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders.
+
+    Raises:
+        UsageError: some are no runs, or have not been validated yet; all of them are named.
+    """
+    names = [folder.resolve().name for folder in folders]
+    runs, bad = [], []
+    for folder, name in zip(folders, names, strict=True):
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            history, timing = (read_lines(folder / f"{part}.jsonl") for part in ("history", "timing"))
+            run = Run(readable(name if names.count(name) == 1 else str(folder)), config, history, timing)
+            if not isinstance(config, dict):
+                raise ValueError("config.yaml holds no flags")
+            if not run.validations:
+                raise ValueError("no validation in history.jsonl yet")
+            _result(run)
+        except FileNotFoundError as error:
+            what = "no such folder" if not folder.exists() else f"no {Path(error.filename).name} in it"
+            bad.append(f"{readable(str(folder))}: {what}")
+        except OSError as error:
+            bad.append(f"{readable(str(folder))}: {error.strerror}")
+        except (ValueError, yaml.YAMLError) as error:
+            bad.append(f"{readable(str(folder))}: {' '.join(str(error).split())[:200]}")
+        except (KeyError, TypeError):
+            bad.append(f"{readable(str(folder))}: a line of its history is damaged")
+        else:
+            runs.append(run)
+    if bad:
+        raise UsageError(f"{'; '.join(bad)}; expected run folders, which jobs/train.py writes")
+    return runs
+
+
+def differences(runs: Sequence[Run]) -> list[list[str]]:
+    """Return rows of a flag and its value in each run, of the flags that are not the same in all of them."""
+    names = dict.fromkeys(name for run in runs for name in run.config if name not in OWN)
+    rows = [[f"--{str(name).replace('_', '-')}", *(_text(run.config.get(name)) for run in runs)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "–" if value is None else str(value)
+
+
+def _result(run: Run) -> list[object]:
+    """One run's row of figures."""
+    best, epochs = run.best, run.epochs
+    low, high = wilson_interval(round(best["top1"] * best["images"]), best["images"])
+    (epoch, _), *_ = by_epoch(run.history, [best], "top1")
+    seconds = sum(line["seconds"] for line in epochs)
+    speed = sum(line["seconds"] * line["images_per_s"] for line in epochs) / seconds if seconds else 0.0
+    planned = run.config.get("epochs")
+    done = f"{len(epochs)} of {planned}" if planned and len(epochs) < planned else f"{len(epochs)}"
+    return [
+        run.name, percent(best["top1"], 2), f"{percent(low)} to {percent(high)}", f"{best['loss']:.4f}",
+        f"{epoch:.4g}", done, duration(seconds), f"{speed:,.1f}",
+    ]  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading: 45 s, 12 min 5 s, 3 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _curves(runs: Sequence[Run]) -> list[Plot | None]:
+    """Validation loss and top1, training loss, rate and speed by epoch, a line for each run."""
+
+    def line(number: int, points: list[tuple[float, float]]) -> Line:
+        marks = len(points) <= 40
+        return Line(runs[number].name, points, COLORS[number % len(COLORS)], number >= len(COLORS), marks)
+
+    def of(event: str, name: str) -> list[Line]:
+        found = [[entry for entry in run.history if entry.get("event") == event] for run in runs]
+        return [line(number, by_epoch(runs[number].history, found[number], name)) for number in range(len(runs))]
+
+    speeds = [
+        line(number, [(entry["epoch"], entry["images_per_s"]) for entry in run.epochs])
+        for number, run in enumerate(runs)
+    ]
+    return [
+        lay_out("Top1 on valid", of("valid", "top1"), x_label="epoch", percent=True),
+        lay_out("Loss on valid", of("valid", "loss"), x_label="epoch"),
+        lay_out("Loss in training", of("train", "loss"), x_label="epoch"),
+        lay_out("Learning rate", of("train", "lr"), x_label="epoch"),
+        lay_out("Images a second", speeds, x_label="epoch"),
+    ]
