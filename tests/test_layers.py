@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "reports": BASE | {"data", "models"},
     "training": BASE | {"data", "datasets", "models", "engines", "reports"},
     "prediction": BASE | {"data", "models", "engines", "reports"},
+    "audit": BASE | {"data", "datasets", "models", "engines", "reports", "training"},
     "exports": BASE | {"data", "models", "engines", "reports"},
     "demo": BASE | {"data", "models", "engines", "reports", "prediction"},
     "api": BASE | {"data", "models", "engines", "training", "prediction"},

@@ -55,8 +55,11 @@ class Corrections:
         with write_atomically(file) as opened:
             rows = csv.writer(opened)
             rows.writerow(("path", "class"))
-            for path, folder in sorted(self.classes.items()):
-                rows.writerow((encode_path(path), _written(folder)))
+            rows.writerows(self.rows())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Path and class as they are written, sorted by path."""
+        return [(encode_path(path), written_class(folder)) for path, folder in sorted(self.classes.items())]
 
     def corrected(self, images: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         """Yield path and class of the images in their order, with the new classes, without those left out."""
@@ -103,7 +106,8 @@ class Corrections:
             )
 
 
-def _written(folder: str | None) -> str:
+def written_class(folder: str | None) -> str:
+    """A class as it is written in the file; None is written as what leaves an image out."""
     if folder is None:
         return LEAVE_OUT
     return r"\x2d" if folder == LEAVE_OUT else encode_path(folder)

@@ -43,6 +43,24 @@ def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, st
     return dict(zip(sources, shown, strict=True))
 
 
+def whole_photos(sources: Mapping[Key, str], side: int) -> dict[Key, str | None]:
+    """Return whole pictures, their longer side at most ``side`` pixels, as sources of images; None for unreadable ones.
+
+    Args:
+        sources: paths by any key.
+    """
+
+    def whole(source: str) -> str | None:
+        try:
+            picture = Image.fromarray(read_image(source, min_short_side=side))
+        except ImageError:
+            return None
+        picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+        return jpeg_uri(encode_jpeg(np.asarray(picture), quality=80))
+
+    return dict(zip(sources, in_order(whole, sources.values(), cpus_per_process()), strict=True))
+
+
 def training_views(
     samples: Samples, augmentation: Augmentation, seed: int, epochs: Sequence[int] = range(VIEWS)
 ) -> list[ViewRow]:

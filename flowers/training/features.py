@@ -80,9 +80,20 @@ class FeatureBatches:
 
 
 def cache_features(stage: Stage) -> FeatureBatches:
+    """Batches of the features of all splits, see ``features_of_splits``."""
+    return FeatureBatches(stage, features_of_splits(stage))
+
+
+def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str, np.ndarray]:
     """Run the backbone over all splits with the fastest engine available, or map the files of an earlier start.
 
     All splits are read now, so that an unreadable image of test/ is found before hours of training.
+
+    Args:
+        other_run: a run folder whose features are taken where they are the same.
+
+    Returns:
+        By split, float32 [N, views, D], memory-mapped.
 
     Raises:
         DataError: an image cannot be read.
@@ -111,6 +122,9 @@ def cache_features(stage: Stage) -> FeatureBatches:
         if stage.accelerator.is_main_process:  # only its key is compared and written
             sizes = file_stamps(samples.full_path, len(samples))[:, 0]
             own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
+        if other_run is not None and _are_there(other_run / "features" / f"{name}.npy", own):
+            console.say(f"features of {name}: those of {console.plain(readable(other_run))}")
+            return np.load(other_run / "features" / f"{name}.npy", mmap_mode="r")
         workers = default_workers(config.workers)
         images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
         features = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
@@ -118,10 +132,10 @@ def cache_features(stage: Stage) -> FeatureBatches:
         return features
 
     damaged: list[int] = []
-    batches = FeatureBatches(stage, {name: features_of(name, samples) for name, samples in stage.data.splits.items()})
+    found = {name: features_of(name, samples) for name, samples in stage.data.splits.items()}
     if config.on_bad_image == "fail":  # else they have been counted already
         warn_of_damaged(sum(damaged))
-    return batches
+    return found
 
 
 class Piece(NamedTuple):

@@ -88,8 +88,11 @@ def train(config: TrainConfig) -> int:
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig) -> Iterator[Session]:
+def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Session]:
     """Hold the run folder inside the block, with the data listed, the processes connected and signals caught.
+
+    Args:
+        needs_valid: refuse data without validation images.
 
     Raises:
         FlowersError: the folder is in use or cannot be written; the data or the launch is wrong.
@@ -123,7 +126,7 @@ def open_run(config: TrainConfig) -> Iterator[Session]:
             timeout_s=WAIT_S,
             default_precision="no" if config.finetune == "head" else None,
         )
-        if not data.valid:
+        if needs_valid and not data.valid:
             raise DataError("there are no validation images: add valid/, or let --val-fraction draw some of train/")
         try:
             yield Session(accelerator, data, stop)

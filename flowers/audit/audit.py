@@ -1,0 +1,242 @@
+"""The audit job: features of all photos, a head per fold, verdicts on the labels, and the files to act on."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from flowers import console, distributed
+from flowers.audit.findings import Audited, Suspicion, facts_of, find_suspicions, summary_rows
+from flowers.audit.label_errors import assign_folds, held_out_probs, judge
+from flowers.audit.neighbours import find_neighbours
+from flowers.audit.page import write_audit_page
+from flowers.config.audit import AuditConfig
+from flowers.config.train import TrainConfig
+from flowers.data.corrections import Corrections, read_corrections
+from flowers.data.folders import ImageFolders, load_image_folders
+from flowers.data.paths import PathList, encode_path
+from flowers.datasets.near_duplicates import groups
+from flowers.errors import DataError
+from flowers.files import make_folder, remove, write_atomically
+from flowers.models.bundle import load_bundle
+from flowers.training.bad_images import listing_bad_images
+from flowers.training.features import features_of_splits
+from flowers.training.flags import check_flags, images_digest
+from flowers.training.stage import Stage
+from flowers.training.train import open_run, prepare_stage
+
+FORMAT_VERSION = 1
+
+
+def audit(config: AuditConfig) -> int:
+    """Audit a data set as the config says.
+
+    Returns:
+        0.
+
+    Raises:
+        FlowersError: anything that the user can fix, in one line; a stop on request, after saving.
+    """
+    distributed.join_step()
+    features_config = _features_config(config)
+    check_flags(features_config)
+    corrections = read_corrections(config.corrections) if config.corrections else None
+    with open_run(features_config, needs_valid=False) as session:
+        stage = prepare_stage(features_config, session, None)
+        with listing_bad_images(stage.config, stage.data):
+            features = features_of_splits(stage, config.checkpoint)
+        audited = _audited(config, stage, features, corrections)
+        key = _key(config, stage, audited)
+        if distributed.from_main(lambda: _is_finished(config.output_dir, key)):
+            console.say(f"{console.plain(config.output_dir)} is finished already; open audit.html in it")
+            return 0
+        device = stage.accelerator.device
+        neighbours = distributed.from_main(lambda: find_neighbours(audited.features, device))
+        same = groups(len(audited.targets), neighbours.pairs)
+        folds = assign_folds(audited.targets, same, config.folds, config.seed)
+        folder = config.output_dir / "folds"
+        distributed.from_main(lambda: make_folder(folder))
+        share = range(stage.accelerator.process_index, config.folds, stage.accelerator.num_processes)
+
+        def judge_share() -> None:
+            with console.progress("judging", config.folds, "folds") as meter:
+                for fold in share:
+                    _fold_probs(folder / f"{fold}.npz", key, audited, folds == fold, device)
+                    meter.advance(stage.accelerator.num_processes)
+
+        distributed.from_all(judge_share)
+        distributed.from_main(lambda: _write_results(config, audited, folds, neighbours, key))
+    return 0
+
+
+def _features_config(config: AuditConfig) -> TrainConfig:
+    """The settings of a training of a head whose features are those of the audit."""
+    settings = {"model": config.model, "weights": config.weights, "image_size": config.image_size}
+    if config.checkpoint is not None:
+        bundle = load_bundle(config.checkpoint)
+        view = bundle.preprocessing
+        settings = {"model": bundle.model, "weights": str(config.checkpoint), "image_size": view.crop}
+        settings["resize"] = view.resize
+        if bundle.made.get("config", {}).get("finetune", "head") != "head":
+            console.warn(
+                f"{console.plain(config.checkpoint)}: its whole network was trained on labels; if on these, it has "
+                "learnt the wrong ones, too, and fewer of them are found than with a frozen network"
+            )
+    return TrainConfig(
+        data_dir=config.data_dir,
+        output_dir=config.output_dir,
+        class_names=config.class_names,
+        on_bad_image=config.on_bad_image,
+        val_fraction=0.0,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        mixed_precision=config.mixed_precision,
+        max_hours=config.max_hours,
+        report=False,
+        **settings,
+    )
+
+
+def _audited(
+    config: AuditConfig, stage: Stage, features: dict[str, np.ndarray], corrections: Corrections | None
+) -> Audited:
+    """All photos of all splits in one row each, with their corrected labels; features are those of the plain listing.
+
+    So an audit after some corrections needs no pass of the backbone.
+
+    Raises:
+        DataError: corrections that do not fit, or a class with a single photo.
+    """
+    labelled = stage.data
+    if corrections is not None:
+        labelled = load_image_folders(
+            config.data_dir, class_names=config.class_names, val_fraction=0, seed=0, corrections=corrections
+        )
+    kept, targets, splits = [], [], []
+    first = 0
+    for number, (name, samples) in enumerate(stage.data.splits.items()):
+        wanted = labelled.splits[name]
+        new = dict(zip(wanted.paths, wanted.targets.tolist(), strict=True))
+        rows = [row for row, path in enumerate(samples.paths) if path in new]
+        targets += [new[samples.paths[row]] for row in rows]
+        kept += [first + row for row in rows]
+        splits += [number] * len(rows)
+        first += len(samples)
+    if len(kept) < 2 * config.folds:
+        raise DataError(f"{console.plain(config.data_dir)}: {len(kept)} photos are too few for --folds {config.folds}")
+    rows = np.array(kept, np.int64)
+    paths = PathList(path for path, _ in _named(stage.data, set(kept)))
+    return Audited(
+        stage.data.train.root, stage.data.classes, paths, tuple(stage.data.splits), np.array(splits, np.int8),
+        np.array(targets, np.int64), FeatureRows([part[:, 0] for part in features.values()], rows), corrections,
+    )  # fmt: skip
+
+
+def _named(data: ImageFolders, kept: set[int]) -> Iterator[tuple[str, int]]:
+    """Paths of the photos that are kept, with their number among all of them."""
+    number = 0
+    for samples in data.splits.values():
+        for path in samples.paths:
+            if number in kept:
+                yield path, number
+            number += 1
+
+
+class FeatureRows:
+    """Some rows of several memory-mapped arrays, as if of one: float32 [N, D]."""
+
+    def __init__(self, parts: list[np.ndarray], kept: np.ndarray):
+        self._parts, self._kept = parts, kept
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.shape = (len(kept), parts[0].shape[1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        wanted = self._kept[rows]
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        for part, start in zip(self._parts, self._starts, strict=False):
+            here = (wanted >= start) & (wanted < start + len(part))
+            found[here] = part[wanted[here] - start]
+        return found
+
+
+def _key(config: AuditConfig, stage: Stage, audited: Audited) -> str:
+    """Hash of all that the result depends on."""
+    digest = hashlib.sha256()
+    for name, samples in stage.data.splits.items():
+        digest.update(f"{name} {images_digest(samples)}".encode())
+        for folder in (config.output_dir, config.checkpoint):
+            file = folder and folder / "features" / f"{name}.json"
+            digest.update(file.read_bytes() if file and file.exists() else b"")
+    digest.update(audited.targets.tobytes())
+    digest.update(str((len(audited.paths), config.folds, config.seed, config.photos)).encode())
+    digest.update((audited.corrections.digest if audited.corrections else "").encode())
+    return distributed.from_main(digest.hexdigest)
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    try:
+        found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        return found["key"] == key and all((folder / name).exists() for name in ("labels.csv", "audit.html"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _fold_probs(path: Path, key: str, audited: Audited, held_out: np.ndarray, device: object) -> None:
+    """Judge the photos of one fold, unless an earlier start has."""
+    if _load_fold(path, key) is None:
+        num_classes = len(audited.classes)
+        probs = held_out_probs(audited.features, audited.targets, held_out, num_classes, device)
+        with write_atomically(path, "wb") as file:
+            np.savez(file, probs=probs, key=np.array(key))
+
+
+def _load_fold(path: Path, key: str) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["probs"] if str(file["key"]) == key else None
+    except Exception:  # not there, or damaged in one of many ways: computed again
+        return None
+
+
+def _write_results(config: AuditConfig, audited: Audited, folds: np.ndarray, neighbours: object, key: str) -> None:
+    """Write labels.csv, audit.html and, last, audit.json, which marks the audit as finished."""
+    output = config.output_dir
+    probs = np.lib.format.open_memmap(
+        output / "folds" / "probs.npy", "w+", np.float32, (len(folds), len(audited.classes))
+    )
+    for fold in range(config.folds):
+        probs[folds == fold] = _load_fold(output / "folds" / f"{fold}.npz", key)
+    verdicts = judge(probs, audited.targets)
+    suspicions = find_suspicions(audited, verdicts, neighbours.pairs)
+    facts = facts_of(audited, verdicts, neighbours, suspicions)
+    remove(output / "audit.json")
+    write_labels(output / "labels.csv", audited, suspicions)
+    write_audit_page(output / "audit.html", audited, verdicts, suspicions[: config.photos], facts, key)
+    with write_atomically(output / "audit.json") as file:
+        json.dump({"format_version": FORMAT_VERSION, "key": key, **facts}, file, indent=1, ensure_ascii=False)
+    del probs
+    remove(output / "folds")
+    console.table("Audit", ("what", "how many", "such as"), summary_rows(audited, facts, suspicions))
+    console.done(
+        "audited",
+        [("to look at and fix", output / "audit.html"), ("labels to check", output / "labels.csv")],
+        [console.job_command("train", "--data-dir", config.data_dir, "--corrections", "corrections.csv")],
+    )
+
+
+def write_labels(path: Path, audited: Audited, suspicions: list[Suspicion]) -> None:
+    """Write labels.csv, the most suspicious first; names as in every table of this project.
+
+    Raises:
+        FlowersError: the file cannot be written.
+    """
+    folders = audited.classes.folders
+    with write_atomically(path) as file:
+        rows = csv.writer(file)
+        rows.writerow(("path", "given", "suggested", "score", "why"))
+        for found in suspicions:
+            given, suggested = (encode_path(folders[index]) for index in (found.given, found.suggested))
+            rows.writerow((encode_path(audited.paths[found.index]), given, suggested, f"{found.score:.6f}", found.why))

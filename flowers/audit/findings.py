@@ -1,0 +1,147 @@
+"""Findings of an audit: labels to check, classes that overlap, photos that show the same, outliers, hard and easy ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers.audit.label_errors import Verdicts
+from flowers.audit.neighbours import Neighbours
+from flowers.data.classes import ClassIndex
+from flowers.data.corrections import Corrections
+from flowers.data.paths import PathList, encode_path, readable
+from flowers.datasets.near_duplicates import groups
+
+LISTED = 100
+"""Most photos, pairs and groups of a kind in audit.json."""
+FAR = 4.0
+"""An outlier's closeness to its neighbours is this many (robust) standard deviations below the usual one."""
+LEAST_OVERLAP = 2.0
+
+
+@dataclass(frozen=True)
+class Audited:
+    """N photos of all splits.
+
+    Attributes:
+        root: folder that paths start from.
+        split_names: by number.
+        splits: [N] numbers.
+        targets: [N] int64, the given classes, corrected.
+        features: rows of float32 [N, D].
+        corrections: those that the labels have already.
+    """
+
+    root: Path
+    classes: ClassIndex
+    paths: PathList
+    split_names: tuple[str, ...]
+    splits: np.ndarray
+    targets: np.ndarray
+    features: np.ndarray
+    corrections: Corrections | None
+
+
+class Suspicion(NamedTuple):
+    """A label to check: the photo, its given and its suggested class, how suspicious from 0 to 1, and why."""
+
+    index: int
+    given: int
+    suggested: int
+    score: float
+    why: str
+
+
+def find_suspicions(audited: Audited, verdicts: Verdicts, pairs: np.ndarray) -> list[Suspicion]:
+    """Labels that are probably wrong, the most suspicious first: by the other photos, or by one that shows the same."""
+    labels = [readable(label) for label in audited.classes.labels]
+    found: dict[int, Suspicion] = {}
+    for index in np.flatnonzero(verdicts.wrong).tolist():
+        given, best = int(audited.targets[index]), int(verdicts.best[index])
+        why = f"like {labels[best]} ({verdicts.other[index]:.0%}), not like {labels[given]} ({verdicts.own[index]:.1%})"
+        found[index] = Suspicion(index, given, best, float(verdicts.score[index]), why)
+    for pair in pairs.tolist():
+        one, other = sorted(pair, key=lambda index: verdicts.own[index])
+        given, suggested = int(audited.targets[one]), int(audited.targets[other])
+        if given != suggested and not {one, other} & found.keys():
+            why = f"shows the same as {encode_path(audited.paths[other])}, labelled {labels[suggested]}"
+            found[one] = Suspicion(one, given, suggested, float(verdicts.score[one]), why)
+    return sorted(found.values(), key=lambda item: (float(verdicts.own[item.index]), item.index))
+
+
+def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspicions: list[Suspicion]) -> dict:
+    """All findings as plain values, for audit.json."""
+    folders = [encode_path(folder) for folder in audited.classes.folders]
+    joint, targets = verdicts.joint, audited.targets
+    off = joint.sum(axis=1) - np.diag(joint)
+    mixed = joint + joint.T
+    overlaps = [(mixed[i, j], i, j) for i in range(len(folders)) for j in range(i) if mixed[i, j] >= LEAST_OVERLAP]
+    probable = np.maximum(verdicts.own, verdicts.other)
+    middle = np.median(neighbours.closeness)
+    spread = 1.4826 * np.median(np.abs(neighbours.closeness - middle)) + 1e-6
+    outliers = np.flatnonzero((neighbours.closeness < middle - FAR * spread) & (probable < 0.5))
+    outliers = outliers[np.argsort(neighbours.closeness[outliers], kind="stable")]
+    right = np.flatnonzero(~verdicts.wrong)
+    by_own = right[np.argsort(verdicts.own[right], kind="stable")]
+
+    def photo(index: int) -> dict:
+        name = encode_path(audited.paths[index])
+        return {"path": name, "class": folders[targets[index]], "prob": round(float(verdicts.own[index]), 4)}
+
+    same = []
+    for group in groups(len(targets), neighbours.pairs):
+        splits = {audited.split_names[audited.splits[index]] for index in group}
+        same.append(
+            {
+                "paths": [encode_path(audited.paths[index]) for index in group],
+                "classes": sorted({folders[targets[index]] for index in group}),
+                "splits": sorted(splits),
+            }
+        )
+    same.sort(key=lambda group: (-len(group["classes"]), -len(group["splits"])))
+    return {
+        "photos": len(targets),
+        "labels_to_check": len(suspicions),
+        "estimated_wrong": round(float(off.sum()), 1),
+        "classes": [
+            {
+                "class": folder,
+                "label": audited.classes.labels[index],
+                "photos": int((targets == index).sum()),
+                "estimated_wrong": round(float(off[index]), 1),
+                "to_check": sum(item.given == index for item in suspicions),
+            }
+            for index, folder in enumerate(folders)
+        ],
+        "overlapping_classes": [
+            {"classes": [folders[j], folders[i]], "estimated_mixed": round(float(amount), 1)}
+            for amount, i, j in sorted(overlaps, reverse=True)[:LISTED]
+        ],
+        "near_duplicates": {
+            "groups": len(same),
+            "across_classes": sum(len(group["classes"]) > 1 for group in same),
+            "across_splits": sum(len(group["splits"]) > 1 for group in same),
+            "listed": same[:LISTED],
+        },
+        "outliers": [photo(index) for index in outliers[:LISTED].tolist()],
+        "hard": [photo(index) for index in by_own[:LISTED].tolist()],
+        "easy": [photo(index) for index in by_own[::-1][:LISTED].tolist()],
+    }
+
+
+def summary_rows(audited: Audited, facts: dict, suspicions: list[Suspicion]) -> list[list[object]]:
+    """The findings in a table: what, how many, such as."""
+    same, classes = facts["near_duplicates"], sorted(facts["classes"], key=lambda row: -row["estimated_wrong"])
+    first = readable(audited.paths[suspicions[0].index]) + ": " + suspicions[0].why if suspicions else ""
+    worst = f"{classes[0]['class']}: {classes[0]['estimated_wrong']} of {classes[0]['photos']}"
+    overlaps = [" and ".join(pair["classes"]) for pair in facts["overlapping_classes"]]
+    return [
+        ["photos", facts["photos"], ""],
+        ["labels to check", facts["labels_to_check"], first],
+        ["estimated wrong labels", facts["estimated_wrong"], worst if classes[0]["estimated_wrong"] else ""],
+        ["pairs of classes that overlap", len(overlaps), overlaps[0] if overlaps else ""],
+        ["near-duplicates across classes", same["across_classes"], ""],
+        ["near-duplicates across splits", same["across_splits"], ""],
+        ["outliers", len(facts["outliers"]), facts["outliers"][0]["path"] if facts["outliers"] else ""],
+    ]

@@ -1,0 +1,67 @@
+"""Flags of ``jobs/audit.py``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from flowers.config.paths import accept_strings
+from flowers.errors import UsageError
+from flowers.flags import Flag
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Find labels that are probably wrong, and write a page to fix them on. Photos are never changed.
+
+    Each photo of train, valid and test is judged by a head that was trained on the others. Open audit.html of the
+    output folder, save corrections.csv from it, and train with --corrections corrections.csv.
+    """
+
+    GROUPS: ClassVar = {"data_dir": "data and results", "model": "model", "batch_size": "machine"}
+    """First field of each group of flags in --help, and its title."""
+
+    data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
+    """Folder with train/ and, if you like, valid/ and test/, each with one folder per class; or photos directly in
+    class folders; or a list (.csv or .txt)."""
+    output_dir: Path
+    """Folder for labels.csv, audit.json, audit.html and the cached features."""
+    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
+    """Labels that were corrected already: CSV of path,class; the class - leaves an image out."""
+    class_names: Path | None = None
+    """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
+    exists."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """Unreadable images: fail lists all of them and stops; skip leaves them out."""
+    photos: int = 300
+    """Largest number of photos on the page; labels.csv has all that are suspicious."""
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
+
+    model: Annotated[str, Flag("--arch")] = "efficientnet_lite0+2"
+    """Frozen network whose features are used, as in jobs/train.py."""
+    weights: str = "default"
+    """Its weights, as in jobs/train.py."""
+    image_size: int | None = None
+    """Side of the square image, in pixels. Default: the size that the model was pre-trained with."""
+    checkpoint: Annotated[Path | None, Flag(takes="a model folder or run folder")] = None
+    """Model or run whose network is used instead; features that the run has cached are taken from there."""
+    folds: int = 5
+    """Parts into which the photos are cut; each is judged by a head that was trained on the others."""
+    seed: int = 0
+    """Seed of these parts."""
+
+    batch_size: Annotated[int, Flag("-b")] = 32
+    """Images per process and batch."""
+    workers: Annotated[int | None, Flag("-j")] = None
+    """Loader processes per process. Default: the available CPUs."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Arithmetic of the network. Default: the fastest on this machine."""
+    max_hours: float | None = None
+    """Stop with exit code 75 after this many hours; the same command resumes. Default: no limit."""
+
+    def __post_init__(self) -> None:
+        accept_strings(self)
+        if self.folds < 2:
+            raise UsageError(f"--folds: got {self.folds}, expected at least 2")
+        if self.photos < 1:
+            raise UsageError(f"--photos: got {self.photos}, expected at least 1")

@@ -1,0 +1,121 @@
+"""The audit: wrong labels come first and right ones are left alone; folds, neighbours and the count of wrong labels."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowers.audit.label_errors import assign_folds, held_out_probs, judge
+from flowers.audit.neighbours import find_neighbours
+from flowers.cli import parse
+from flowers.config.audit import AuditConfig
+from flowers.errors import DataError, UsageError
+from jobs.audit import main as audit
+
+
+def run(data: Path, output: Path, *more: object) -> int:
+    words = ["--data-dir", data, "--output-dir", output, "-j", 0, "--model", "efficientnet_lite0", *more]
+    return audit(parse(AuditConfig, [str(word) for word in words]))
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with open(output / "labels.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_planted_labels_are_found_and_no_others(sample_set: Path, tmp_path: Path, capsys) -> None:
+    data, output = Path(shutil.copytree(sample_set, tmp_path / "data")), tmp_path / "audit"
+    classes = sorted(folder.name for folder in (data / "train").iterdir())
+    planted = {}
+    for split, one, other in (("train", 0, 1), ("test", 2, 3)):
+        photo = sorted((data / split / classes[one]).iterdir())[0]
+        target = data / split / classes[other] / f"moved & <b>{photo.name}"
+        os.rename(photo, target)
+        planted[target.relative_to(data).as_posix()] = (classes[other], classes[one])
+    twin = sorted((data / "train" / classes[0]).iterdir())[0]
+    shutil.copy(twin, data / "valid" / classes[0] / "twin.jpg")
+
+    assert run(data, output) == 0
+    found = rows(output)
+    assert {row["path"]: (row["given"], row["suggested"]) for row in found} == planted
+    assert [float(row["score"]) for row in found] == sorted((float(row["score"]) for row in found), reverse=True)
+    facts = json.loads((output / "audit.json").read_text())
+    assert facts["photos"] == 65
+    assert facts["estimated_wrong"] == pytest.approx(2, abs=1)
+    assert facts["near_duplicates"]["across_splits"] >= 1
+    assert any("twin.jpg" in path for group in facts["near_duplicates"]["listed"] for path in group["paths"])
+    page = (output / "audit.html").read_text()
+    assert "<b>" + "moved" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+    capsys.readouterr()
+    assert run(data, output) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+    corrections = tmp_path / "corrections.csv"
+    (first, (_, right)), (second, _) = planted.items()
+    corrections.write_text(f'path,class\n"{first}",{right}\n"{second}",-\n')
+    before = (output / "features" / "train.npy").stat().st_mtime_ns
+    assert run(data, output, "--corrections", corrections) == 0
+    assert rows(output) == []
+    assert (output / "features" / "train.npy").stat().st_mtime_ns == before, "no second pass of the backbone"
+    assert json.loads((output / "audit.json").read_text())["photos"] == 64
+    corrections.write_text("path,class\nnone.jpg,-\n")
+    with pytest.raises(DataError, match="none.jpg not among the images"):
+        run(data, output, "--corrections", corrections)
+
+
+def test_wrong_flags() -> None:
+    with pytest.raises(UsageError, match="--folds: got 1, expected at least 2"):
+        parse(AuditConfig, ["--data-dir", "d", "--output-dir", "o", "--folds", "1"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folds_are_even_in_every_class_and_groups_stay_whole(seed: int) -> None:
+    targets = np.repeat(np.arange(6), 20)
+    groups = [[0, 5, 25], [40, 41], [100, 119, 60, 61]]
+    folds = assign_folds(targets, groups, 5, seed)
+    assert all(len(set(folds[group])) == 1 for group in groups)
+    for index in range(6):
+        assert np.bincount(folds[targets == index], minlength=5).min() >= 2
+    assert np.array_equal(folds, assign_folds(targets, groups, 5, seed))
+
+
+def test_a_head_that_never_saw_a_photo_judges_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks as at once: the answer for separable classes, whatever the block."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 90)
+    features = (np.eye(3)[targets] * 4 + rng.normal(size=(90, 3))).astype(np.float32)
+    held_out = np.arange(90) % 3 == 0
+    whole = held_out_probs(features, targets, held_out, 3, "cpu")
+    assert (whole.argmax(1) == targets[held_out]).mean() > 0.9
+    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
+    monkeypatch.setattr("flowers.audit.label_errors.BLOCK", 5)  # more than eight blocks: none is kept
+    np.testing.assert_allclose(held_out_probs(features, targets, held_out, 3, "cpu"), whole, atol=1e-3)
+
+
+def test_the_confident_joint_by_hand() -> None:
+    """Thresholds: 0.75 = mean(0.9, 0.6) for class 0, 0.5 = mean(0.8, 0.7, 0.0) for class 1."""
+    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [1.0, 0.0]], np.float32)
+    found = judge(probs, np.array([0, 0, 1, 1, 1]))
+    assert found.wrong.tolist() == [False, False, False, False, True]
+    np.testing.assert_allclose(found.joint, [[2, 0], [1, 2]], atol=1e-6)
+    assert found.best.tolist() == [1, 1, 0, 0, 0]
+    np.testing.assert_allclose(found.own, [0.9, 0.6, 0.8, 0.7, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("plain_up_to", [20_000, 10])
+def test_pairs_that_show_the_same(plain_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all features, and through few dimensions first."""
+    monkeypatch.setattr("flowers.audit.neighbours.PLAIN_UP_TO", plain_up_to)
+    monkeypatch.setattr("flowers.audit.neighbours.BLOCK", 64)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 600)).astype(np.float32)
+    features[77] = features[3] + 0.05 * rng.normal(size=600)
+    features[118] = features[117]
+    assert find_neighbours(features, "cpu").pairs.tolist() == [[3, 77], [117, 118]]
