@@ -15,7 +15,7 @@ from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
 from flowers.config.train import TrainConfig
-from flowers.data.corrections import Corrections, read_corrections
+from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.paths import PathList, encode_path
 from flowers.datasets.near_duplicates import groups
@@ -45,10 +45,15 @@ def audit(config: AuditConfig) -> int:
     check_flags(features_config)
     corrections = read_corrections(config.corrections) if config.corrections else None
     with open_run(features_config, needs_valid=False) as session:
+        labelled = session.data
+        if corrections is not None:  # a second listing: wrong corrections are refused before hours of features
+            labelled = load_image_folders(
+                config.data_dir, class_names=config.class_names, val_fraction=0, seed=0, corrections=corrections
+            )
         stage = prepare_stage(features_config, session, None)
         with listing_bad_images(stage.config, stage.data):
             features = features_of_splits(stage, config.checkpoint)
-        audited = _audited(config, stage, features, corrections)
+        audited = _audited(config, stage, features, labelled)
         key = _key(config, stage, audited)
         if distributed.from_main(lambda: _is_finished(config.output_dir, key)):
             console.say(f"{console.plain(config.output_dir)} is finished already; open audit.html in it")
@@ -100,21 +105,17 @@ def _features_config(config: AuditConfig) -> TrainConfig:
     )
 
 
-def _audited(
-    config: AuditConfig, stage: Stage, features: dict[str, np.ndarray], corrections: Corrections | None
-) -> Audited:
+def _audited(config: AuditConfig, stage: Stage, features: dict[str, np.ndarray], labelled: ImageFolders) -> Audited:
     """All photos of all splits in one row each, with their corrected labels; features are those of the plain listing.
 
     So an audit after some corrections needs no pass of the backbone.
 
+    Args:
+        labelled: the listing with corrections.
+
     Raises:
-        DataError: corrections that do not fit, or a class with a single photo.
+        DataError: there are too few photos.
     """
-    labelled = stage.data
-    if corrections is not None:
-        labelled = load_image_folders(
-            config.data_dir, class_names=config.class_names, val_fraction=0, seed=0, corrections=corrections
-        )
     kept, targets, splits = [], [], []
     first = 0
     for number, (name, samples) in enumerate(stage.data.splits.items()):
@@ -131,7 +132,7 @@ def _audited(
     paths = PathList(path for path, _ in _named(stage.data, set(kept)))
     return Audited(
         stage.data.train.root, stage.data.classes, paths, tuple(stage.data.splits), np.array(splits, np.int8),
-        np.array(targets, np.int64), FeatureRows([part[:, 0] for part in features.values()], rows), corrections,
+        np.array(targets, np.int64), FeatureRows([part[:, 0] for part in features.values()], rows), labelled.corrections,
     )  # fmt: skip
 
 

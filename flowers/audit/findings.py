@@ -1,4 +1,4 @@
-"""Findings of an audit: labels to check, classes that overlap, photos that show the same, outliers, hard and easy ones."""
+"""Findings of an audit: labels to check, classes that overlap, photos that show the same, outliers, hard ones."""
 
 from dataclasses import dataclass
 from pathlib import Path

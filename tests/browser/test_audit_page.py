@@ -84,7 +84,7 @@ def test_ten_are_judged_with_keys_and_training_takes_them(page_of, tmp_path: Pat
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_judges_with_fingers(page_of, dark: bool, open_page) -> None:
-    url, _, suspicions, _ = page_of
+    url, *_ = page_of
     watched = open_page(url, phone=True, dark=dark)
     assert watched.overflow() <= 0
     watched.page.click("[data-act=take]")
