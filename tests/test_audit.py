@@ -46,7 +46,7 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
     assert [float(row["score"]) for row in found] == sorted((float(row["score"]) for row in found), reverse=True)
     facts = json.loads((output / "audit.json").read_text())
     assert facts["photos"] == 65
-    assert facts["estimated_wrong"] == pytest.approx(2, abs=2)
+    assert 1 <= facts["estimated_wrong"] <= 6, "two, from a dozen photos a class"
     assert facts["near_duplicates"]["across_splits"] >= 1
     assert any("twin.jpg" in path for group in facts["near_duplicates"]["listed"] for path in group["paths"])
     page = (output / "audit.html").read_text()

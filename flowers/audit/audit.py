@@ -128,11 +128,11 @@ def _audited(config: AuditConfig, stage: Stage, features: dict[str, np.ndarray],
         first += len(samples)
     if len(kept) < 2 * config.folds:
         raise DataError(f"{console.plain(config.data_dir)}: {len(kept)} photos are too few for --folds {config.folds}")
-    rows = np.array(kept, np.int64)
+    rows = FeatureRows([part[:, 0] for part in features.values()], np.array(kept, np.int64))
     paths = PathList(path for path, _ in _named(stage.data, set(kept)))
     return Audited(
         stage.data.train.root, stage.data.classes, paths, tuple(stage.data.splits), np.array(splits, np.int8),
-        np.array(targets, np.int64), FeatureRows([part[:, 0] for part in features.values()], rows), labelled.corrections,
+        np.array(targets, np.int64), rows, labelled.corrections,
     )  # fmt: skip
 
 
