@@ -27,6 +27,10 @@ class DataError(FlowersError):
     """Images, folders or lists that the job cannot use."""
 
 
+class NoSplitError(DataError):
+    """A split that the data does not have."""
+
+
 class ImageError(DataError):
     """A file that gives no picture; the message is the short reason, without the path."""
 

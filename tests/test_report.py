@@ -297,7 +297,7 @@ def test_a_model_that_makes_no_mistake_is_not_calibrated(sample_set: Path, run_d
         evaluate(parse(EvaluateConfig, [*map(str, flags), "--calibrate"]))
     assert files == {path: path.read_bytes() for path in (copy / "best").iterdir()}
     assert evaluate(parse(EvaluateConfig, [*map(str, flags)])) == 0
-    assert "--calibrate" not in (copy / "report-valid.html").read_text()
+    assert "--calibrate" not in (copy / "report-data-valid.html").read_text()
 
 
 def test_a_temperature_changes_probs_and_no_answer(tmp_path: Path) -> None:

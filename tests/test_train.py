@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -327,3 +328,72 @@ def test_the_quickstart(tmp_path: Path) -> None:
     assert len(rows) == 240
     right = sum(row["path"].split("/")[0] == row["class"] for row in rows)
     assert right / 240 > 0.95
+
+
+def next_command(job: Job, name: str) -> list[str]:
+    """The words of a command that a job printed under ``next:``, behind the script's name."""
+    line = next(line for line in job.output.splitlines() if f"{name}.py" in line or f"flowers-{name}" in line)
+    words = shlex.split(line)
+    return words[next(place for place, word in enumerate(words) if name in word) + 1 :]
+
+
+def test_the_printed_evaluate_leaves_out_what_training_left_out(sample_set: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    for split in ("valid", "test"):
+        min((data / split).rglob("*.jpg")).write_bytes(b"no photo")
+    victim = min((data / "test").rglob("*.jpg")).relative_to(data)
+    job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip", "--no-report")
+    assert job.codes == [0], job.output
+    words = next_command(job, "evaluate")
+    again = Job("evaluate", [*words, "-j", 0], folder=tmp_path)
+    assert again.wait() == [0], again.output
+    figures = json.loads((tmp_path / "run" / "best" / "metrics-test.json").read_text())
+    assert figures["left_out"] == [str(victim)]
+    assert figures["top1"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["top1"]
+    page = (tmp_path / "run" / "best" / "report-test.html").read_text()
+    assert victim.name in page
+    assert "left out" in page
+    refused = Job("evaluate", [*words, "-j", 0, "--on-bad-image", "fail", "--output", "m.json"], folder=tmp_path)
+    assert refused.wait() == [1]
+    assert "1 images cannot be read" in refused.output
+    assert "--on-bad-image skip" in refused.output
+
+
+def test_evaluate_names_its_files_by_data_and_split(sample_set: Path, tmp_path: Path) -> None:
+    """Without test/ it takes valid/ as the run drew it; other data gets files of its own, never another's."""
+    trees = {}
+    for name in ("plants", "garden", "elsewhere/garden"):
+        trees[name] = tmp_path / name
+        shutil.copytree(sample_set / "train", trees[name] / "train")
+    job = train(tmp_path, *TINY, "--data-dir", trees["plants"], "--epochs", 1, "--no-report")
+    assert job.codes == [0], job.output
+    run, flags = tmp_path / "run", ["--checkpoint", "run", "-j", 0, "--no-report", "--data-dir"]
+
+    def evaluate(*words: object) -> Job:
+        job = Job("evaluate", [*flags, *words], folder=tmp_path)
+        job.codes = job.wait()
+        return job
+
+    own = evaluate(trees["plants"])
+    assert own.codes == [0], own.output
+    assert "there is no test split; measured on valid, as the run drew it from train" in " ".join(own.output.split())
+    figures = json.loads((run / "metrics-valid.json").read_text())
+    in_training = json.loads((run / "metrics.json").read_text())["valid"]
+    assert (figures["images"], figures["top1"]) == (in_training["images"], in_training["top1"])
+    assert figures["loss"] == pytest.approx(in_training["loss"], abs=1e-4), "the same engine and precision"
+    assert f"measured by {figures['computed_by']}" in " ".join(own.output.split())
+    before = (run / "metrics-valid.json").read_bytes()
+    assert evaluate(trees["garden"], "--split", "train").codes == [0]
+    assert (run / "metrics-garden-train.json").exists()
+    assert (run / "metrics-valid.json").read_bytes() == before
+    other = evaluate(trees["elsewhere/garden"], "--split", "train")
+    assert other.codes == [1]
+    assert "metrics-garden-train.json holds the figures of" in " ".join(other.output.split())
+    assert evaluate(trees["elsewhere/garden"], "--split", "train", "--overwrite").codes == [0]
+    (tmp_path / "notes.txt").write_text("mine")
+    assert evaluate(trees["garden"], "--split", "train", "--output", "notes.txt").codes == [1]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    missing = evaluate(trees["plants"], "--split", "test")
+    assert missing.codes == [1]
+    assert "no split 'test'" in missing.output

@@ -27,14 +27,17 @@ class EvaluateConfig:
     """Model folder, or a run folder (its best model)."""
     data_dir: Annotated[Path | None, Flag("--data", takes="a folder or list of images")] = None
     """Image folder with the split below it, or a list of images."""
-    split: str = "test"
-    """Split to measure; val and valid mean the same."""
+    split: str | None = None
+    """Split to measure; val and valid mean the same. Default: test; where the data has none, valid, as the run drew it
+    if it did."""
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels: CSV of path,class; the class - leaves an image out. Default: those that the run was trained
     with."""
     exclude: tuple[str, ...] = ()
     """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
     --exclude '*_small.jpg' thumbs."""
+    on_bad_image: Literal["fail", "skip"] | None = None
+    """Unreadable images: fail lists all of them and stops; skip leaves them out. Default: as the model was trained."""
     calibrate: bool = False
     """Fit a temperature on --split valid and store it in the model. Probabilities change, answers do not."""
 
@@ -46,7 +49,10 @@ class EvaluateConfig:
     """With --predictions: take a label that is spelled almost like a class for that class: 1 for 01, Rose for rose."""
 
     output: Path | None = None
-    """JSON file of metrics. Default: metrics-SPLIT.json beside the model, NAME-score.json beside predictions."""
+    """JSON file of metrics. Default: metrics-SPLIT.json beside the model, with the name of the data before SPLIT where
+    it is not what the model was trained on; NAME-score.json beside predictions."""
+    overwrite: bool = False
+    """Replace figures of other data."""
     report: bool = True
     """Write an HTML page, report-SPLIT.html, beside the metrics."""
 
@@ -59,7 +65,8 @@ class EvaluateConfig:
     workers: Annotated[int | None, Flag("-j")] = None
     """Loader processes per process. Default: the available CPUs."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Arithmetic of the network. Default: what `accelerate launch` was told, else no."""
+    """Arithmetic of the whole network. Default: the engine and precision that the model was measured with in
+    training."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels)):
@@ -76,7 +83,8 @@ class EvaluateConfig:
             if self.match_labels:
                 raise UsageError("--match-labels belongs to --predictions; leave it out")
             if self.calibrate and self.split not in ("valid", "val"):
-                raise UsageError(f"--calibrate: got --split {self.split}, expected valid: other splits stay unseen")
+                got = f"got --split {self.split}" if self.split else "--split is missing"
+                raise UsageError(f"--calibrate: {got}, expected valid: other splits stay unseen")
         elif self.corrections is not None:
             raise UsageError("--corrections belongs to --checkpoint; with --predictions, give --labels")
         elif self.calibrate:

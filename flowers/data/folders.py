@@ -29,7 +29,7 @@ from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, 
 from flowers.data.paths import PathList, readable, some
 from flowers.data.scan import scan_images
 from flowers.data.splits import read_split, split_train
-from flowers.errors import DataError, UsageError
+from flowers.errors import DataError, NoSplitError, UsageError
 
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
@@ -197,8 +197,8 @@ def load_split(
         choice: which images are taken; it counts what is left out.
 
     Raises:
-        DataError: no such folder or split, no images in it, a class that the model does not know, or corrections of
-            other data.
+        NoSplitError: no such split.
+        DataError: no such folder, no images in it, a class that the model does not know, or corrections of other data.
     """
     name = SPLIT_NAMES.get(split)
     root, splits = find_splits(Path(data_dir), choice or Choice(), corrections)
@@ -208,7 +208,7 @@ def load_split(
     source = "train" if drawn else name
     if source not in splits:
         have = ", ".join(sorted(splits)) or "no images in class folders"
-        raise DataError(f"{readable(data_dir)}: no split {split!r} (found: {have})")
+        raise NoSplitError(f"{readable(data_dir)}: no split {split!r} (found: {have})")
     if corrections is not None:
         corrections.check_classes(classes.folders, "the model")
     samples = _samples(root, splits[source], classes)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from accelerate import Accelerator
@@ -39,7 +39,7 @@ def handle_bad_images(
     found = {
         name: (cache.bad, cache.num_damaged)
         if cache is not None and name == "train"
-        else _find_bad(config, accelerator, split)
+        else find_bad(accelerator, split, config.workers)
         for name, split in splits.items()
     }
     warn_of_damaged(sum(damaged for _, damaged in found.values()))
@@ -48,8 +48,7 @@ def handle_bad_images(
         return data
     if config.on_bad_image == "fail":
         raise _refusal(bad)
-    console.warn(f"leaving out {sum(map(len, bad.values()))} images that cannot be read: {_listed(bad)}")
-    kept = {name: _without(splits[name], found) for name, found in bad.items()}
+    kept = leave_out(splits, bad)
     gone = [f"{name}/" for name, split in kept.items() if not len(split) and name != "train"]
     counts = np.bincount(kept["train"].targets, minlength=len(data.classes))
     gone += [f"train/ of class {readable(data.classes.folders[index])}" for index in np.flatnonzero(counts == 0)]
@@ -58,8 +57,15 @@ def handle_bad_images(
     return dataclasses.replace(data, left_out=bad, **kept)
 
 
+def leave_out(splits: Mapping[str, Samples], bad: BadImages) -> dict[str, Samples]:
+    """The splits without their bad images, which are named."""
+    if any(bad.values()):
+        console.warn(f"leaving out {sum(map(len, bad.values()))} images that cannot be read: {_listed(bad)}")
+    return {name: _without(samples, bad[name]) for name, samples in splits.items()}
+
+
 @contextlib.contextmanager
-def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None]:
+def listing_bad_images(splits: Mapping[str, Samples], workers: int | None) -> Iterator[None]:
     """If the block fails on an unreadable image, check the remaining images and report every bad one.
 
     Raises:
@@ -68,8 +74,8 @@ def listing_bad_images(config: TrainConfig, data: ImageFolders) -> Iterator[None
     try:
         yield
     except DataError:
-        workers = default_workers(config.workers)
-        bad = {name: find_bad_images(split, workers)[0] for name, split in data.splits.items()}
+        threads = default_workers(workers)
+        bad = {name: find_bad_images(split, threads)[0] for name, split in splits.items()}
         if any(bad.values()):
             raise _refusal(bad) from None
         raise
@@ -84,9 +90,14 @@ def warn_of_damaged(count: int) -> None:
         )
 
 
-def _find_bad(config: TrainConfig, accelerator: Accelerator, samples: Samples) -> tuple[list[tuple[str, str]], int]:
+def find_bad(accelerator: Accelerator, samples: Samples, workers: int | None) -> tuple[list[tuple[str, str]], int]:
+    """Decode the images of a split, each rank its share.
+
+    Returns:
+        Paths and reasons of those that cannot be read; how many others are damaged.
+    """
     share = samples.take(range(accelerator.process_index, len(samples), accelerator.num_processes))
-    bad, damaged = find_bad_images(share, default_workers(config.workers))
+    bad, damaged = find_bad_images(share, default_workers(workers))
     return sorted(gather_object(bad)), sum(gather_object([damaged]))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from flowers.data.formats import limits
 from flowers.data.loaders import Batch
 from flowers.datasets.check import check_splits
 from flowers.datasets.check_report import findings
-from flowers.errors import DataError, FlowersError
+from flowers.engines.engine import Engine, build_engine
+from flowers.errors import DataError, FlowersError, NoSplitError, OutputError
 from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
@@ -30,10 +32,13 @@ from flowers.reports.calibration import calibration_error, fit_temperature
 from flowers.reports.metrics import LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
+from flowers.training.bad_images import find_bad, leave_out, listing_bad_images
 from flowers.training.batches import AUTOCAST, eval_loader, to_device
 from flowers.training.checkpoint import CORRECTIONS_FILE
 from flowers.training.stage import Stage
 
+ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
+IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
 MAX_LOGITS = 250_000_000
 """A larger table of logits (1 GB) is not gathered for a report."""
 MAX_CHECKED = 10_000
@@ -81,32 +86,35 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         0.
 
     Raises:
-        FlowersError: no such model or split, images that cannot be read, an output that cannot be written.
+        FlowersError: no such model or split, images that cannot be read, an output that cannot be written or that
+            holds figures of other data.
     """
     distributed.join_step()
     limits.allow_pixels(config.max_pixels)
     bundle = load_bundle(config.checkpoint)
-    choice, corrections = Choice(exclude=config.exclude), _corrections(config, bundle)
-    split_file = file_of_run(bundle, "split.json")
-    samples = load_split(config.data_dir, config.split, bundle.classes, split_file, corrections, choice)
-    if choice.left_out:
-        console.say(console.plain(f"{config.data_dir}: {said_left_out(choice.left_out)}"))
-    warn_of_missing_classes(f"{console.plain(config.data_dir)}, {config.split}", samples, bundle.classes)
-    place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
-    output = config.output or place / f"metrics-{config.split}.json"
-    if console.is_main_process():
-        make_folder(output.parent)  # before the work, not after it
-    accelerator = distributed.start(config.mixed_precision, default_precision="no")
+    trained = as_trained(bundle)
+    config, samples, corrections = find_samples(config, bundle)
+    output = config.output or _default_output(config, bundle)
+    distributed.from_main(lambda: _claim(output, config))  # before the work, not after it
+    accelerator = distributed.start(config.mixed_precision, default_precision=_precision_in_training(trained))
+    bad: dict[str, list[tuple[str, str]]] = {}
+    if (config.on_bad_image or trained.get("on_bad_image")) == "skip":
+        bad = {config.split: find_bad(accelerator, samples, config.workers)[0]}
+        samples = leave_out({config.split: samples}, bad)[config.split]
+        if not len(samples):
+            raise DataError(f"{console.plain(config.data_dir)}, {config.split}: no image of it can be read")
     start_s = time.monotonic()
     reports = config.report and can_report(len(samples), len(bundle.classes))
     keep_logits = config.calibrate or can_gather(len(samples), len(bundle.classes))
-    metrics, answers = measure(config, accelerator, bundle, samples, keep_logits)
+    with listing_bad_images({config.split: samples}, config.workers):
+        metrics, answers, computed_by = measure(config, accelerator, bundle, samples, keep_logits)
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:
         bundle, answers = calibrate(bundle, answers)
         metrics = answers.metrics
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics) | (answers.details() if answers is not None else {})
+    figures |= {"computed_by": computed_by, "left_out": [path for found in bad.values() for path, _ in found]}
     if corrections is not None:
         figures["corrections"] = corrections.digest
 
@@ -119,13 +127,17 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
     written = [("figures", output)]
     if reports and accelerator.is_main_process:
-        page = output.with_name(f"report-{config.split}.html")
-        facts = [("device", device_name(accelerator)), ("evaluation", f"{images_per_s:,.1f} images/s")]
+        name = config.split if _is_of_run(config, bundle) else f"{_name(config.data_dir)}-{config.split}"
+        page = output.with_name(f"report-{name}.html")
+        facts = [("device", device_name(accelerator)), ("computed by", computed_by)]
+        facts.append(("evaluation", f"{images_per_s:,.1f} images/s"))
         is_valid = config.split in ("valid", "val")
         with or_warn():
             results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
             found = data_findings(bundle.classes, splits)
-            background = Background(results, run_folder(bundle), splits, found, facts=facts, data_dir=config.data_dir)
+            background = Background(
+                results, run_folder(bundle), splits, found, facts=facts, data_dir=config.data_dir, left_out=bad
+            )
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")
@@ -133,25 +145,143 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     return 0
 
 
+def find_samples(config: EvaluateConfig, bundle: Bundle) -> tuple[EvaluateConfig, Samples, Corrections | None]:
+    """The images to measure on, with the name of their split in the config, and the corrections of their labels.
+
+    Raises:
+        DataError: there are none.
+    """
+    choice, corrections = Choice(exclude=config.exclude), _corrections(config, bundle)
+    split_file, where = file_of_run(bundle, "split.json"), console.plain(config.data_dir)
+    try:
+        split = config.split or "test"
+        samples = load_split(config.data_dir, split, bundle.classes, split_file, corrections, choice)
+    except NoSplitError as error:
+        if config.split is not None:
+            raise
+        choice, split = Choice(exclude=config.exclude), "valid"
+        try:
+            samples = load_split(config.data_dir, split, bundle.classes, split_file, corrections, choice)
+        except NoSplitError:
+            raise error from None
+        drawn = "as the run drew it from train, " if split_file is not None else ""
+        console.say(f"{where}: there is no test split; measured on valid, {drawn}which the best model was chosen by")
+    if choice.left_out:
+        console.say(console.plain(f"{config.data_dir}: {said_left_out(choice.left_out)}"))
+    warn_of_missing_classes(f"{where}, {split}", samples, bundle.classes)
+    return dataclasses.replace(config, split=split), samples, corrections
+
+
+def as_trained(bundle: Bundle) -> Mapping[str, object]:
+    """The flags that a model was trained with; empty where its model.json does not tell them."""
+    flags = bundle.made.get("config")
+    return flags if isinstance(flags, dict) else {}
+
+
+def _precision_in_training(trained: Mapping[str, object]) -> str | None:
+    """The precision of the network in training; None: the fastest one, as the default for whole networks is."""
+    asked = trained.get("mixed_precision")
+    if asked in AUTOCAST and (asked != "fp16" or torch.cuda.is_available()):
+        return asked
+    return None if trained.get("finetune") in ("full", "staged") else "no"
+
+
+def _is_of_run(config: EvaluateConfig, bundle: Bundle) -> bool:
+    """True if the data is what the model was trained on, or nobody knows what that was."""
+    trained_on = as_trained(bundle).get("data_dir")
+    return not isinstance(trained_on, str) or _is_same_data(Path(trained_on), config.data_dir)
+
+
+def _is_same_data(one: Path, other: Path) -> bool:
+    """True for one place; or for one name where the first place is gone: data moves from a cluster to a laptop."""
+    return one.resolve() == other.resolve() or (not one.exists() and _name(one) == _name(other))
+
+
+def _name(data_dir: Path) -> str:
+    return data_dir.resolve().stem
+
+
+def _default_output(config: EvaluateConfig, bundle: Bundle) -> Path:
+    """Beside the model; named by the split, and by the data where it is not the run's."""
+    place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
+    name = config.split if _is_of_run(config, bundle) else f"{_name(config.data_dir)}-{config.split}"
+    return place / f"metrics-{name}.json"
+
+
+def _claim(output: Path, config: EvaluateConfig) -> None:
+    """Make the output's folder; refuse a file there that holds anything but figures of the same data and split.
+
+    Raises:
+        OutputError: it does.
+    """
+    make_folder(output.parent)
+    if config.overwrite or not output.exists():
+        return
+    try:
+        found = json.loads(output.read_text(encoding="utf-8"))
+        split, data_dir = found["split"], Path(found["data_dir"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        what = "is no file of figures"
+    else:
+        if split == config.split and _is_same_data(data_dir, config.data_dir):
+            return
+        what = f"holds the figures of {console.plain(data_dir)}, {split}"
+    raise OutputError(f"{console.plain(output)} {what}; choose another --output, or pass --overwrite to replace it")
+
+
 def measure(
     config: EvaluateConfig, accelerator: Accelerator, bundle: Bundle, samples: Samples, keep_logits: bool
-) -> tuple[Metrics, Answers | None]:
-    """Run the model over the split, every image once; all ranks get the same result."""
+) -> tuple[Metrics, Answers | None, str]:
+    """Run the model over the split, every image once; all ranks get the same result.
+
+    A head that was trained on cached features is measured on features of the same engine, as in training.
+
+    Returns:
+        The figures; the answers, unless the logits are too many; what computed them, for the user.
+    """
+    trained = as_trained(bundle)
     classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
-    network = accelerator.prepare_model(classifier, evaluation_mode=True)
     table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
+    engine = None
+    if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
+        engine = build_engine(
+            classifier.backbone,
+            bundle.preprocessing,
+            precision=ENGINE_PRECISION.get(_precision_in_training(trained) if trained.get("mixed_precision") else None),
+            batch_size=config.batch_size,
+            device=accelerator.device,
+        )
+    module = classifier if engine is None else classifier.head
+    network = accelerator.prepare_model(module, evaluation_mode=True)
+    batches = loader if engine is None else _with_features(loader, engine)
+    computed_by = engine.description if engine is not None else f"torch, precision {accelerator.mixed_precision}"
+    console.say(f"measured by {computed_by}")
 
     def inputs(batch: Batch) -> Tensor:
-        return bundle.preprocessing.normalize(batch.images, dtype)
+        return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
 
     with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(accelerator, network, inputs, loader, len(samples), meter, table)
+        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table)
+    if engine is not None:
+        engine.close()
     if table is None:
-        return metrics, None
+        return metrics, None, computed_by
     logits = table.result(accelerator.reduce, accelerator.device)
-    return metrics, Answers(config.split, samples, bundle.classes, logits)
+    return metrics, Answers(config.split, samples, bundle.classes, logits), computed_by
+
+
+def _with_features(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
+    """The batches with features [B, D] in the place of their images; some are in the engine at a time."""
+    waiting: deque = deque()
+    for batch in batches:
+        waiting.append((batch, engine.submit(batch.images.numpy())))
+        if len(waiting) > IN_FLIGHT:
+            batch, handle = waiting.popleft()
+            yield batch._replace(images=torch.from_numpy(handle.result().features))
+    for batch, handle in waiting:
+        yield batch._replace(images=torch.from_numpy(handle.result().features))
 
 
 def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:

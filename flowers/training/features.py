@@ -33,11 +33,10 @@ from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_at
 from flowers.models.weights import add_tensors
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
+from flowers.training.evaluation import ENGINE_PRECISION, IN_FLIGHT
 from flowers.training.flags import images_digest
 from flowers.training.stage import Stage
 
-ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
-IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
 MANY_PIECES = 64  # of a small set, so that all ranks have work
 LARGEST_PIECE = 1024  # images of one view: a stop waits for a piece, a kill loses one
 

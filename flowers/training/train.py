@@ -214,7 +214,7 @@ def build_batches(stage: Stage) -> Batches:
     """Loaders of images; or features, computed now if an earlier start did not."""
     if not stage.config.uses_features:
         return ImageBatches(stage)
-    with listing_bad_images(stage.config, stage.data):
+    with listing_bad_images(stage.data.splits, stage.config.workers):
         return cache_features(stage)
 
 
