@@ -471,16 +471,21 @@ def test_a_stop_is_heard_while_files_are_listed(run: Callable, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("nowhere", "no such file or folder"), ("x.tar.gz", "compressed"), ("empty", "no images")]
+    ("name", "said"),
+    [
+        ("nowhere", "no such file or folder"),
+        ("x.tar.zst", "cannot be read; make a .tar or .zip of it"),
+        ("empty", "no images"),
+    ],
 )
 def test_an_input_that_gives_nothing_is_one_line(run: Callable, tmp_path: Path, name: str, said: str) -> None:
-    (tmp_path / "x.tar.gz").touch()
+    (tmp_path / "x.tar.zst").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=said):
         run(input=tmp_path / name)
     with pytest.raises(DataError, match=f"--input {tmp_path}/{name}: "):
         run(input=tmp_path / name)
-    assert left_over(tmp_path) == ["empty", "x.tar.gz"]
+    assert left_over(tmp_path) == ["empty", "x.tar.zst"]
 
 
 # Outputs

@@ -1,5 +1,6 @@
 """Flags of ``jobs/predict.py``."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -30,9 +31,10 @@ class PredictConfig:
 
     checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
     """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
-    input: Annotated[Path, Flag(takes="a folder, list, .tar archive or image")]
-    """Folder with all below it, list file (one path per line, or a CSV with a path column), .tar archive, or one
-    image."""
+    input: Annotated[tuple[Path, ...], Flag(takes="folders, lists, archives or images")]
+    """Folder with all below it, list file (one path per line, or a CSV with a path column; - for the standard input),
+    .tar, .zip or .tgz archive, image, or pattern in quotes ('photos/*.jpg'); several may be given, and then the rows'
+    paths start from the current folder."""
     ext: tuple[str, ...] = ()
     """File extensions to treat as photos (--ext jpg png; --ext '' accepts every file). Default: the extensions of all
     image formats."""
@@ -94,6 +96,10 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         accept_strings(self)
+        one = isinstance(self.input, str | os.PathLike)
+        object.__setattr__(self, "input", tuple(map(Path, (self.input,) if one else self.input)))
+        if not self.input:
+            raise UsageError("--input: got no value, expected folders, lists, archives or images")
         self.array_task()
         counts = {"--topk": self.topk, "--batch-size": self.batch_size, "--max-pixels": self.max_pixels}
         for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
@@ -135,4 +141,5 @@ class PredictConfig:
         """--ext in lower case and with its dot; None stands for those of all images."""
         if not self.ext:
             return None
-        return frozenset(f".{ext.lower().lstrip('.')}" if ext else "" for ext in self.ext)
+        given = [part.strip().lstrip("*.").lower() for ext in self.ext for part in ext.split(",")]
+        return frozenset(f".{ext}" if ext else "" for ext in given)

@@ -6,6 +6,7 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
   class; ``split`` is train, valid (or val) or test, and train where it is empty. Other columns are ignored, so a
   predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a byte that is not
   UTF-8 ``\\xNN``.
+- ``NAME.csv.gz``: the same, compressed. For prediction also ``NAME.jsonl`` and ``NAME.parquet`` with a column ``path``.
 - any other name: plain text, one path a line. If the file holds NUL bytes these end the paths, not line ends: what
   ``find -print0`` writes. Where a class is needed it is the folder that the image lies in.
 
@@ -18,10 +19,15 @@ by the file that they mean.
 
 import codecs
 import csv
+import gzip
+import json
 import os
+import re
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError
@@ -31,6 +37,9 @@ SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test
 SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", "testing": "test"}
 """Names of folders and lists in a data set, and the splits that they mean."""
 
+STDIN = "-"
+"""The name of the standard input as a list."""
+_CSV = (".csv", ".csv.gz")
 _BLOCK_BYTES = 1 << 20
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
 """Control characters, which file names hardly ever hold and binary files are full of."""
@@ -52,7 +61,7 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
     Raises:
         DataError: the file cannot be read, is no such CSV, has a row without path or class, or names a path twice.
     """
-    if list_file.suffix.lower() == ".csv":
+    if list_file.name.lower().endswith(_CSV):
         images = list(_labelled_rows(list_file))
     else:
         images = [_by_folder(path, list_file) for path in read_paths(list_file)]
@@ -142,26 +151,86 @@ def _split_by_folder(folders: list[str]) -> str | None:
 def read_paths(list_file: Path) -> Iterator[str]:
     """Yield the paths of any list for prediction, as they stand there, in bounded memory.
 
+    Predictions files of any kind are lists, too.
+
+    Args:
+        list_file: ``STDIN`` for the standard input.
+
     Raises:
         DataError: the file cannot be read, or is a broken CSV.
     """
-    if list_file.suffix.lower() == ".csv":
-        for _, row in csv_rows(list_file):
-            yield row["path"]
-        return
+    name = list_file.name.lower()
     try:
-        with open(list_file, "rb") as file:
-            head = file.read(_BLOCK_BYTES)
-            _check_text(head, list_file)
-            end = b"\0" if b"\0" in head else b"\n"
-            file.seek(0)
-            rest = file.read(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
-            while block := file.read(_BLOCK_BYTES):
-                *lines, rest = (rest + block).split(end)
-                yield from map(os.fsdecode, _without_line_ends(lines, end))
-            yield from map(os.fsdecode, _without_line_ends(rest.split(end), end))
+        if name.endswith(_CSV):
+            yield from (row["path"] for _, row in csv_rows(list_file))
+        elif name.endswith(".jsonl"):
+            with open(list_file, encoding="utf-8-sig") as file:
+                yield from (decode_path(json.loads(line)["path"]) for line in file if line.strip())
+        elif name.endswith(".parquet"):
+            yield from map(decode_path, _parquet_paths(list_file))
+        elif str(list_file) == STDIN:
+            yield from _lines(sys.stdin.buffer, Path("standard input"))
+        else:
+            with open(list_file, "rb") as file:
+                yield from _lines(file, list_file)
     except OSError as error:
-        raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no column named path ({error})" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{readable(list_file)}: cannot be read as a list: {reason}") from None
+
+
+def _lines(file: BinaryIO, list_file: Path) -> Iterator[str]:
+    """The lines of a text, or what stands between NUL bytes."""
+    head = file.read(_BLOCK_BYTES)
+    _check_text(head, list_file)
+    end = b"\0" if b"\0" in head else b"\n"
+    rest = head.removeprefix(b"\xef\xbb\xbf")
+    while block := file.read(_BLOCK_BYTES):
+        *lines, rest = (rest + block).split(end)
+        yield from map(os.fsdecode, _without_line_ends(lines, end))
+    yield from map(os.fsdecode, _without_line_ends(rest.split(end), end))
+
+
+def _parquet_paths(list_file: Path) -> Iterator[str]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{readable(list_file)}: parquet needs pyarrow: pip install 'flowers[parquet]'") from None
+    with pyarrow.parquet.ParquetFile(list_file) as file:
+        for batch in file.iter_batches(columns=["path"]):
+            yield from batch["path"].to_pylist()
+
+
+def why_missing(path: str, base: str | os.PathLike) -> str:
+    """The likely reason why no path of a list is there, and what to do.
+
+    Args:
+        path: the first of them.
+        base: the folder that paths start from.
+    """
+    such = f"such as {readable(path)}"
+    if re.match(r"[a-z][a-z0-9+]+://", path):
+        return f"they are addresses ({such}), expected paths of files"
+    if path.strip() != path or path.strip("'\"") != path:
+        return f"there are quotes or blanks around them ({such}); leave these out"
+    if "\t" in path:
+        return f"there are tabs in them ({such}), expected one path a line and nothing else, or a .csv with a header"
+    if "\\" in path:
+        return f"there are backslashes in them ({such}); write them with /"
+    for separator in ",;":
+        if separator in path and os.path.lexists(os.path.join(base, path.partition(separator)[0])):
+            return f"there are columns in it ({such}); name it .csv, with the header path,class"
+    *folders, _ = steps = path.split("/")
+    for other in (os.getcwd(), os.path.dirname(os.path.abspath(base))):
+        if os.path.lexists(os.path.join(other, path)):
+            return (
+                f"paths start from {readable(base)}, and these ({such}) are there from {readable(other)}; move the list"
+            )
+    for cut in range(1, len(folders) + 1):
+        if os.path.lexists(os.path.join(base, *steps[cut:])):
+            return f"take {readable('/'.join(steps[:cut]))}/ off their start ({such}): the rest is there"
+    return f"relative paths start from {readable(os.path.abspath(base))} ({such})"
 
 
 def _check_text(head: bytes, list_file: Path) -> None:
@@ -186,7 +255,8 @@ def csv_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         DataError: the file cannot be read, is no CSV, or lacks the column ``path``.
     """
     try:
-        with open(list_file, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        opener = gzip.open if list_file.name.lower().endswith(".gz") else open
+        with opener(list_file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
             if "path" not in header:
@@ -202,8 +272,8 @@ def csv_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 row = dict(zip(header, cells, strict=True))
                 row["path"] = _checked(decode_path(row["path"]), list_file, reader.line_num)
                 yield reader.line_num, row
-    except (OSError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except (OSError, csv.Error, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(f"{readable(list_file)}: cannot be read as CSV: {reason}") from None
 
 

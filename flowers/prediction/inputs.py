@@ -1,44 +1,96 @@
-"""Where the photos come from: a folder, a list file, tar archives. Nothing is extracted.
+"""Where the photos come from: folders, lists, archives, pictures, patterns, the standard input. Nothing is extracted.
 
-- A folder: every image file below it (``flowers.data.scan`` says which), and the members of every ``.tar`` in it.
-- A ``.tar`` file: its members; their path is ``archive.tar/member``.
-- A file that ends like an image: itself.
-- Any other file: a list, one path a line, relative to the folder the list is in (``flowers.data.lists``); lines that
-  name a ``.tar`` stand for its members.
+- A folder: every image file below it (``flowers.data.scan`` says which), and the members of every ``.tar`` and ``.zip``
+  in it.
+- An archive (``flowers.prediction.archives``): its members; their path is ``archive.tar/member``.
+- A picture, by its ending or by its first bytes: itself.
+- Any other file: a list, one path a line, or a predictions file, relative to the folder the list is in
+  (``flowers.data.lists``); lines that name an archive stand for its members, ``archive.tar/member`` for one of them.
+- ``-``: such a list, read from the standard input, relative to the current folder.
+- A pattern in quotes (``'photos/*.jpg'``, ``'**/*.png'``): all that fits it.
+
+Of one input, the rows' paths are relative to the folder, or to the folder that the list or archive is in. Of several
+inputs, of a pattern and of ``-`` they are relative to the current folder: ``--input a b`` gives ``a/1.jpg`` and
+``b/1.jpg``.
 
 An archive that is broken somewhere gives its members up to there, and one more row, under the archive's own path,
 that says what is wrong with it.
 """
 
-import contextlib
 import dataclasses
-import functools
+import glob
 import os
 import stat
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flowers.data.choice import Choice
-from flowers.data.images import IMAGE_EXTENSIONS, check_size, read_bytes
-from flowers.data.lists import read_paths
+from flowers.data.choice import HEAD_BYTES, Choice, begins_like_picture, said_left_out
+from flowers.data.images import IMAGE_EXTENSIONS, read_bytes
+from flowers.data.lists import STDIN, read_paths, why_missing
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.errors import DataError, ImageError
+from flowers.prediction.archives import ARCHIVES, COMPRESSED, Archive, first_bytes, members, read_member, read_range
 from flowers.prediction.file_list import Entry
 
-TAR = ".tar"
 _LOOK_BYTES = 1 << 16
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+_UNKNOWN_ARCHIVES = (".tar.zst", ".tzst", ".7z", ".rar")
+
+Inputs = Path | Sequence[Path]
+"""One input, or several."""
 
 
-def input_root(source: Path) -> Path:
-    """The folder that the paths of an input are relative to.
+def input_root(inputs: Inputs) -> Path:
+    """The folder that the paths of all inputs are relative to.
 
     Raises:
-        DataError: there is no such file or folder, it cannot be looked at, or it is a compressed archive.
+        DataError: there is no such file or folder, it cannot be looked at, or it is an archive of another kind.
     """
+    given = _given(inputs)
+    folders = [_folder_of(source) for source in given if not _is_pattern(source)]
+    return folders[0] if len(given) == len(folders) == 1 else Path()
+
+
+def list_inputs(inputs: Inputs, choice: Choice) -> Iterator[Entry]:
+    """Yield every input file, roughly in order.
+
+    Args:
+        inputs: folders, lists, archives, pictures, patterns, see above.
+        choice: which files of a folder or archive are taken; it counts the others.
+
+    Raises:
+        DataError: a folder or list cannot be read or names no file, or no file fits a pattern.
+    """
+    root = input_root(inputs)
+    for source in _given(inputs):
+        found = [source]
+        if _is_pattern(source):
+            found = [Path(path) for path in sorted(glob.glob(str(source), recursive=True), key=os.fsencode)]
+            found = [path for path in found if not (path.is_dir() and "**" in source.parts)]  # its files fit, too
+            if not found:
+                raise DataError(f"--input {readable(source)}: no file or folder fits this pattern")
+        for path in found:
+            yield from _of_one(root, path, choice)
+
+
+def lies_in_input(inputs: Inputs, path: Path) -> bool:
+    """True if a path lies in a folder that is an input."""
+    return any(os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()) for source in _given(inputs))
+
+
+def _given(inputs: Inputs) -> Sequence[Path]:
+    return (inputs,) if isinstance(inputs, os.PathLike) else inputs
+
+
+def _is_pattern(source: Path) -> bool:
+    return glob.has_magic(str(source)) and not os.path.lexists(source)
+
+
+def _folder_of(source: Path) -> Path:
+    """The folder that the paths of one input start from."""
+    if str(source) == STDIN:
+        return Path()
     try:
         if stat.S_ISDIR(os.stat(source).st_mode):
             return source
@@ -46,41 +98,57 @@ def input_root(source: Path) -> Path:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = "no such file or folder" if is_missing else (error.strerror or type(error).__name__).lower()
         raise DataError(f"--input {readable(source)}: {reason}") from None
-    if source.name.lower().endswith(COMPRESSED):
+    if source.name.lower().endswith(_UNKNOWN_ARCHIVES):
         raise DataError(
-            f"--input {readable(source)}: compressed archives cannot be read at random; "
-            "unpack it, or make an uncompressed .tar of it"
+            f"--input {readable(source)}: an archive of this kind cannot be read; make a .tar or .zip of it"
         )
     return source.parent
 
 
-def list_inputs(source: Path, choice: Choice) -> Iterator[Entry]:
-    """Yield every input file, roughly in order.
-
-    Args:
-        source: a folder, list, archive or picture.
-        choice: which files of a folder or archive are taken; it counts the others.
-
-    Raises:
-        DataError: the folder or list cannot be read, or names no file.
-    """
-    root = input_root(source)
-    what = "a list with a path on each line"
-    if root == source:
-        paths = scan_images(source, dataclasses.replace(choice, extensions={*choice.extensions, TAR}))
-        what = "files that end like images (or see --ext) or in .tar"
-    elif source.name.lower().endswith((TAR, *IMAGE_EXTENSIONS)):
-        paths = iter([source.name])
+def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
+    """The files of one input."""
+    base = _folder_of(source)
+    shown = Path() if base == root else base
+    what, is_list = "a list with a path on each line", False
+    if base == source:
+        paths = scan_images(source, dataclasses.replace(choice, extensions={*choice.extensions, *ARCHIVES}))
+        kinds = "like images" if choice.extensions == IMAGE_EXTENSIONS else f"in {' '.join(sorted(choice.extensions))}"
+        what = f"files that end {kinds} (see --ext), or in {' '.join(ARCHIVES)}"
+    elif source.name.lower().endswith((*ARCHIVES, *COMPRESSED)) or _is_picture(source, choice):
+        paths, what = iter([source.name]), "members that end like images (see --ext)"
     else:
-        paths = (path for path in read_paths(source) if not choice.excludes_listed(path))
-    path = None
+        paths, is_list = (path for path in read_paths(source) if not choice.excludes_listed(path)), True
+    found = absent = 0
+    example, archive = "", Archive(root)
     for path in paths:
-        if path.lower().endswith(TAR):
-            yield from _tar_members(root, os.fsencode(path), choice)
+        path = os.path.join(shown, path) if shown.parts else path
+        if path.lower().endswith(ARCHIVES) or (base != source and path.lower().endswith(COMPRESSED)):
+            entries = members(root, os.fsencode(path), choice)
         else:
-            yield Entry(os.fsencode(path))
-    if path is None:
-        raise DataError(f"--input {readable(source)}: no images there; expected {what}")
+            entries = [(archive.entry(path) if is_list else None) or Entry(os.fsencode(path))]
+        for entry in entries:
+            if is_list and absent == found and not entry.place and not os.path.lexists(os.path.join(root, path)):
+                example, absent = example or path, absent + 1
+            found += 1
+            yield entry
+    if found and absent == found:
+        raise DataError(f"--input {readable(source)}: none of the {found} files is there; {why_missing(example, root)}")
+    if not found:
+        left_out = said_left_out(choice.left_out)
+        but = f"; {left_out}" if left_out else ""
+        raise DataError(f"--input {readable(source)}: no images there; expected {what}{but}")
+
+
+def _is_picture(source: Path, choice: Choice) -> bool:
+    """True if one file is a picture, by its ending or by its first bytes; else it is a list."""
+    endings = tuple({*IMAGE_EXTENSIONS, *choice.extensions} - {""})
+    if str(source) == STDIN or source.name.lower().endswith(endings):
+        return str(source) != STDIN
+    try:
+        with open(source, "rb") as file:
+            return begins_like_picture(file.read(HEAD_BYTES))
+    except OSError:
+        return False
 
 
 def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
@@ -96,149 +164,32 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
         return read_bytes(os.path.join(root, entry.path))
     if entry.place.startswith(b"!"):
         raise ImageError(os.fsdecode(entry.place[1:]))
-    path, offset, size = _in_archive(entry)
-    check_size(size)
-    try:
-        data = retries.read(lambda: _read_member(os.path.join(root, path), offset, size))
-    except FileNotFoundError:
-        raise ImageError("archive not found") from None
-    except OSError as error:
-        raise ImageError(f"archive: {(error.strerror or type(error).__name__).lower()}") from None
-    if len(data) < size:
-        raise ImageError("truncated archive")
-    return data
-
-
-def _read_member(archive: bytes, offset: int, size: int) -> bytes:
-    file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _read_range(file, offset, size)
-    finally:
-        os.close(file)
+    return read_member(root, entry)
 
 
 def look_at(root: bytes, entry: Entry) -> bytes:
     """Size and first bytes of one input file, to know it from another one of the same name; nothing if it is not there.
+
     Args:
         root: the folder that paths are relative to.
     """
     if entry.place.startswith(b"!"):
         return b""
-    path, offset, size = _in_archive(entry) if entry.place else (entry.path, 0, None)
     try:
-        return retries.read(lambda: _look_at(os.path.join(root, path), offset, size))
+        if entry.place:
+            size = entry.place.split(b":")[3]
+            return size + b":" + retries.read(lambda: first_bytes(root, entry, _LOOK_BYTES))
+        return retries.read(lambda: _look_at(os.path.join(root, entry.path)))
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return b""
 
 
-def _look_at(path: bytes, offset: int, size: int | None) -> bytes:
+def _look_at(path: bytes) -> bytes:
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             return b""
-        size = status.st_size if size is None else size
-        return b"%d:" % size + _read_range(file, offset, min(size, _LOOK_BYTES))
+        return b"%d:" % status.st_size + read_range(file, 0, min(status.st_size, _LOOK_BYTES))
     finally:
         os.close(file)
-
-
-def _in_archive(entry: Entry) -> tuple[bytes, int, int]:
-    """The archive that an entry is in, and where its bytes begin there and how many they are."""
-    _, length, offset, size = entry.place.split(b":")
-    return entry.path[: int(length)], int(offset), int(size)
-
-
-def _read_range(file: int, offset: int, size: int) -> bytes:
-    data = os.pread(file, size, offset)
-    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def tar_headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the header of each member of an archive; none is kept.
-
-    Raises:
-        tarfile.TarError: it is damaged, or leads in a circle.
-    """
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # or it would keep them all
-        if archive.offset <= member.offset or member.size < 0:  # Python before 3.11.14 would go back, for ever
-            raise tarfile.ReadError(f"a member of negative size at byte {member.offset}")
-        yield member
-
-
-def _tar_members(root: Path, path: bytes, choice: Choice) -> Iterator[Entry]:
-    """Index one archive by reading its headers only."""
-    try:
-        with tarfile.open(os.path.join(os.fsencode(root), path), "r:") as archive:
-            for member in tar_headers(archive):
-                name = os.fsencode(member.name.removeprefix("./"))
-                if not (member.isreg() or member.islnk() or member.issym()):
-                    continue
-                if reason := choice.skips_part_of(name):
-                    choice.left_out[reason] += 1
-                    continue
-                head = functools.partial(_read_range, archive.fileobj.fileno(), member.offset_data)
-                if not choice.takes(name, head):
-                    continue
-                inside = path + b"/" + name.replace(b"\0", b"?")
-                if not member.isreg():
-                    yield Entry(inside, b"!link in a tar: not supported")
-                elif member.issparse():
-                    yield Entry(inside, b"!sparse member of a tar: not supported")
-                else:
-                    yield Entry(inside, b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size))
-            _check_end(archive)
-    except (tarfile.TarError, ValueError, ArithmeticError) as error:
-        yield Entry(path, b"!broken archive: " + os.fsencode(" ".join(str(error).split())))
-    except OSError as error:
-        yield Entry(path, b"!archive: " + os.fsencode((error.strerror or type(error).__name__).lower()))
-
-
-def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes any block that is no header for the end; only zeros, or the end of the file, are one."""
-    archive.fileobj.seek(archive.offset)
-    block = archive.fileobj.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0"):
-        raise tarfile.ReadError(f"no header at byte {archive.offset}")
-
-
-class Archive:
-    """The members of one archive at a time; rows of one archive follow one another.
-
-    Args:
-        root: folder that paths are relative to.
-    """
-
-    def __init__(self, root: Path):
-        self._root, self._path = root, ""
-        self._tar: tarfile.TarFile | None = None
-        self._members: dict[str, tarfile.TarInfo] = {}
-
-    def find(self, path: str) -> bool:
-        """True if a path lies in an archive: ``archive.tar/member``."""
-        if not (self._path and path.startswith(self._path + "/")):
-            end = path.lower().find(TAR + "/")
-            while end >= 0 and not os.path.isfile(os.path.join(self._root, path[: end + len(TAR)])):
-                end = path.lower().find(TAR + "/", end + 1)
-            if end < 0:
-                return False
-            self.close()
-            self._path = path[: end + len(TAR)]
-            with contextlib.suppress(tarfile.TarError, OSError, ValueError, ArithmeticError):
-                self._tar = tarfile.open(os.path.join(self._root, self._path), "r:")  # noqa: SIM115
-                for member in tar_headers(self._tar):
-                    self._members[member.name.removeprefix("./")] = member
-        return path[len(self._path) + 1 :] in self._members
-
-    def read(self, path: str) -> bytes:
-        """The bytes of a member that ``find`` has found."""
-        return self._tar.extractfile(self._members[path[len(self._path) + 1 :]]).read()
-
-    def close(self) -> None:
-        """Close the archive; another ``find`` opens one again."""
-        if self._tar is not None:
-            self._tar.close()
-        self._tar, self._members, self._path = None, {}, ""

@@ -21,7 +21,7 @@ from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
 from flowers.prediction.file_list import Entry
-from flowers.prediction.inputs import input_root, list_inputs
+from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
@@ -102,7 +102,7 @@ def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
             continue
         if os.path.isdir(path):
             raise UsageError(f"{flag} {readable(path)}: this is a folder, a file name was expected")
-        inside = os.path.isdir(config.input) and path.resolve().is_relative_to(config.input.resolve())
+        inside = lies_in_input(config.input, path)
         if inside and path.name.lower().endswith(tuple(_extensions(config))):
             raise UsageError(f"{flag} {readable(path)} lies in the input folder, and --ext makes it input")
     check_target(config)

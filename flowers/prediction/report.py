@@ -1,6 +1,5 @@
 """The page to look at, of a finished predictions file."""
 
-import contextlib
 import os
 import urllib.parse
 from pathlib import Path
@@ -9,7 +8,8 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path
 from flowers.errors import DataError
-from flowers.prediction.inputs import Archive, input_root
+from flowers.prediction.archives import Archive
+from flowers.prediction.inputs import input_root
 from flowers.prediction.table import read_rows
 from flowers.reports.predictions_report import write_predictions_report
 
@@ -33,22 +33,22 @@ def write_report(config: PredictConfig, facts: dict) -> None:
     except DataError as error:  # --merge, or a finished output, needs no photos
         console.warn(f"the report has no pictures: {error}")
         root = Path(os.devnull)
-    with contextlib.closing(Archive(root)) as archive:
+    archive = Archive(root)
 
-        def read(path: str) -> str | bytes | None:
-            path = decode_path(path)
-            source = os.path.join(root, path)
-            if os.path.lexists(source):
-                return source
-            return archive.read(path) if archive.find(path) else None
+    def read(path: str) -> str | bytes | None:
+        path = decode_path(path)
+        source = os.path.join(root, path)
+        if os.path.lexists(source):
+            return source
+        return archive.read(path) if archive.find(path) else None
 
-        write_predictions_report(
-            report_path(config),
-            read_rows(config.output),
-            read,
-            facts=_told(config, facts),
-            photo_base=_address(root, report_path(config).parent) if root.is_dir() else None,
-        )
+    write_predictions_report(
+        report_path(config),
+        read_rows(config.output),
+        read,
+        facts=_told(config, facts),
+        photo_base=_address(root, report_path(config).parent) if root.is_dir() else None,
+    )
 
 
 def _address(folder: Path, start: Path) -> str:
@@ -61,7 +61,7 @@ def _told(config: PredictConfig, facts: dict) -> list[tuple[str, object]]:
     seconds = ", ".join(f"{stage} {value:,.1f}" for stage, value in facts["seconds"].items())
     versions = ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())
     told = [
-        ("input", config.input),
+        ("input", " ".join(map(str, config.input))),
         ("predictions", config.output),
         ("checkpoint", config.checkpoint),
         ("model hash", facts["model"]),

@@ -5,7 +5,6 @@ are added (two with the same bytes share one copy). Unsure photos go to ``_unsur
 is there is ever overwritten.
 """
 
-import contextlib
 import filecmp
 import hashlib
 import os
@@ -19,7 +18,8 @@ from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.files import explain_os_error
-from flowers.prediction.inputs import Archive, input_root
+from flowers.prediction.archives import Archive
+from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.table import read_rows
 
 UNSURE = "_unsure"
@@ -34,7 +34,7 @@ def check_target(config: PredictConfig) -> None:
         UsageError: --copy-to or --link-to lies in the input folder.
     """
     target = config.copy_to or config.link_to
-    if target is not None and config.input.is_dir() and target.resolve().is_relative_to(config.input.resolve()):
+    if target is not None and lies_in_input(config.input, target):
         raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
 
 
@@ -54,7 +54,7 @@ def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
     taken = {UNSURE: ""}  # no class's, also where one has that label
     sorted_, failed = 0, 0
     archive = Archive(root)
-    with console.progress("sort", None, "photos") as meter, contextlib.closing(archive):
+    with console.progress("sort", None, "photos") as meter:
         for row in read_rows(config.output):
             check_stop()
             if row["status"] == "error":

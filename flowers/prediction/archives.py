@@ -1,0 +1,317 @@
+"""Photos inside archives, read where they are: ``.tar`` and ``.zip``; nothing is extracted.
+
+A member's path is ``archive.tar/member``, without ``.`` and doubled slashes. One that would lead out of the archive
+(``../x.jpg``), and one that cannot be read there (a link, an encrypted member), is a row that says so. Of several
+members of one name the last one counts. Archives that were joined (``cat a.tar b.tar``) are read to their end.
+
+Compressed tars (``.tgz``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``) cannot be read at random: each process unpacks one
+once, into a nameless temporary file (in ``TMPDIR``) that goes with the process.
+"""
+
+import bz2
+import functools
+import gzip
+import lzma
+import os
+import re
+import shutil
+import struct
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from flowers.data.choice import Choice
+from flowers.data.images import check_size
+from flowers.data.retries import retries
+from flowers.errors import ImageError
+from flowers.prediction.file_list import Entry
+
+ARCHIVES = (".tar", ".zip")
+"""Endings of archives that are looked into wherever they are found."""
+_OPENERS = {
+    ".tgz": gzip.open, ".tar.gz": gzip.open, ".tbz2": bz2.open, ".tar.bz2": bz2.open, ".txz": lzma.open,
+    ".tar.xz": lzma.open,
+}  # fmt: skip
+COMPRESSED = tuple(_OPENERS)
+"""Endings of archives that are unpacked; only those that an input or a list names."""
+_INSIDE = re.compile("(?:" + "|".join(map(re.escape, (*ARCHIVES, *COMPRESSED))) + ")(?=/)", re.IGNORECASE)
+_TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError)
+_ZIP_ERRORS = (zipfile.BadZipFile, ValueError, ArithmeticError, RuntimeError, struct.error, EOFError)
+_BLOCK_BYTES = 1 << 20
+_ESCAPES = b"!a path that leads out of the archive"
+
+_unpacked: dict[tuple, tuple[BinaryIO, str | None]] = {}
+_unpacking = threading.Lock()
+
+
+def members(root: str | os.PathLike, path: bytes, choice: Choice) -> Iterator[Entry]:
+    """Index one archive by reading its headers only.
+
+    Args:
+        root: the folder that paths are relative to.
+        path: of the archive.
+        choice: which members are taken; it counts the others.
+    """
+    full = os.path.join(os.fsencode(root), path)
+    try:
+        if path.lower().endswith(b".zip"):
+            yield from _zip_members(full, path, choice)
+            return
+        with _open(full) as file:
+            yield from _tar_members(file, path, choice)
+        if cut := _damage(full):
+            yield Entry(path, b"!broken archive: " + os.fsencode(cut))
+    except (*_TAR_ERRORS, *_ZIP_ERRORS) as error:
+        yield Entry(path, b"!broken archive: " + os.fsencode(" ".join(str(error).split())))
+    except OSError as error:
+        yield Entry(path, b"!archive: " + os.fsencode((error.strerror or type(error).__name__).lower()))
+
+
+def read_member(root: bytes, entry: Entry) -> bytes:
+    """The bytes of a member.
+
+    Raises:
+        ImageError: the short reason why there are none.
+    """
+    kind, path, offset, size, *zipped = place_of(entry)
+    check_size(zipped[0] if zipped else size)
+
+    def read() -> bytes:
+        with _open(os.path.join(root, path)) as file:
+            if kind == b"zip":
+                return _read_zipped(file.fileno(), offset, size, *zipped)
+            return read_range(file.fileno(), offset, size)
+
+    try:
+        data = retries.read(read)
+    except FileNotFoundError:
+        raise ImageError("archive not found") from None
+    except OSError as error:
+        raise ImageError(f"archive: {(error.strerror or type(error).__name__).lower()}") from None
+    if kind == b"tar" and len(data) < size:
+        raise ImageError("truncated archive")
+    return data
+
+
+def first_bytes(root: bytes, entry: Entry, most: int) -> bytes:
+    """The stored bytes of a member from its start on, at most so many.
+
+    Raises:
+        OSError: the archive cannot be read.
+    """
+    _, path, offset, size, *_ = place_of(entry)
+    with _open(os.path.join(root, path)) as file:
+        return read_range(file.fileno(), offset, min(size, most))
+
+
+def place_of(entry: Entry) -> tuple:
+    """Kind, path of the archive, offset and stored bytes of a member; of a zip also its size and CRC."""
+    kind, length, *numbers = entry.place.split(b":")
+    return kind, entry.path[: int(length)], *map(int, numbers)
+
+
+def read_range(file: int, offset: int, size: int) -> bytes:
+    """So many bytes of an open file, less at its end."""
+    data = os.pread(file, size, offset)
+    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def tar_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the header of each member of a tar, or of several that were joined; none is kept.
+
+    Raises:
+        tarfile.TarError: it is damaged, or leads in a circle.
+    """
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # or it would keep them all
+            if archive.offset <= member.offset or member.size < 0:  # Python before 3.11.14 would go back, for ever
+                raise tarfile.ReadError(f"a member of negative size at byte {member.offset}")
+            yield member
+        start = _next_archive(file, archive.offset)
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Where the next of several joined archives begins; None at the end of the file.
+
+    tarfile takes any block that is no header for the end; only zeros, or the end of the file, are one.
+    """
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {end}")
+    while block := file.read(_BLOCK_BYTES):
+        if rest := block.lstrip(b"\0"):
+            at = file.tell() - len(rest)
+            return at - at % tarfile.BLOCKSIZE
+    return None
+
+
+def _tar_members(file: BinaryIO, path: bytes, choice: Choice) -> Iterator[Entry]:
+    for member in tar_headers(file):
+        if not (member.isreg() or member.islnk() or member.issym()):
+            continue
+        head = functools.partial(read_range, file.fileno(), member.offset_data)
+        inside = _chosen(path, os.fsencode(member.name), choice, lambda count, head=head: head(count))
+        if inside is None:
+            continue
+        if inside.place:
+            yield inside
+        elif not member.isreg():
+            yield Entry(inside.path, b"!link in a tar: not supported")
+        elif member.issparse():
+            yield Entry(inside.path, b"!sparse member of a tar: not supported")
+        else:
+            yield Entry(inside.path, b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size))
+
+
+def _zip_members(full: bytes, path: bytes, choice: Choice) -> Iterator[Entry]:
+    with zipfile.ZipFile(os.fsdecode(full)) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            head = functools.partial(_head_of_zipped, archive, member)
+            inside = _chosen(path, os.fsencode(member.filename.replace("\\", "/")), choice, head)
+            if inside is None:
+                continue
+            if inside.place:
+                yield inside
+            elif member.flag_bits & 1:
+                yield Entry(inside.path, b"!encrypted in a zip: not supported")
+            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                yield Entry(inside.path, b"!compressed otherwise than by deflate in a zip: not supported")
+            else:
+                where = (len(path), member.header_offset, member.compress_size, member.file_size, member.CRC)
+                yield Entry(inside.path, b"zip:%06d:%016d:%d:%d:%d" % where)
+
+
+def _chosen(path: bytes, name: bytes, choice: Choice, head) -> Entry | None:
+    """The entry of a member, still without its place; None if it is left out."""
+    steps: list[bytes] = []
+    escapes = False
+    for step in name.replace(b"\0", b"?").split(b"/"):
+        if step == b".." and steps:
+            steps.pop()
+        elif step == b"..":
+            escapes = True
+        elif step not in (b"", b"."):
+            steps.append(step)
+    inside = b"/".join(steps)
+    if not inside:
+        return None
+    if reason := choice.skips_part_of(inside):
+        choice.left_out[reason] += 1
+        return None
+    if not choice.takes(inside, head):
+        return None
+    return Entry(path + b"/../" + inside, _ESCAPES) if escapes else Entry(path + b"/" + inside)
+
+
+def _head_of_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(count)
+    except (OSError, NotImplementedError, zlib.error, *_ZIP_ERRORS):
+        return b""
+
+
+def _read_zipped(file: int, offset: int, packed: int, size: int, crc: int) -> bytes:
+    """One member of a zip; ``offset`` is that of its header."""
+    header = read_range(file, offset, 30)
+    if len(header) < 30 or not header.startswith(b"PK\3\4"):
+        raise ImageError("broken archive: no member there")
+    method, name, extra = struct.unpack("<H16xHH", header[8:30])
+    data = read_range(file, offset + 30 + name + extra, packed)
+    if len(data) < packed:
+        raise ImageError("truncated archive")
+    if method == zipfile.ZIP_DEFLATED:
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        except zlib.error:
+            raise ImageError("broken archive: damaged compressed bytes") from None
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise ImageError("broken archive: wrong checksum")
+    return data
+
+
+def _open(full: bytes) -> BinaryIO:
+    """An archive to read from, unpacked if it is compressed; closing it keeps what was unpacked."""
+    if not full.lower().endswith(tuple(map(os.fsencode, COMPRESSED))):
+        return open(full, "rb")
+    return os.fdopen(os.dup(_unpack(full)[0].fileno()), "rb")
+
+
+def _damage(full: bytes) -> str | None:
+    """What went wrong when a compressed archive was unpacked."""
+    return _unpack(full)[1] if full.lower().endswith(tuple(map(os.fsencode, COMPRESSED))) else None
+
+
+def _unpack(full: bytes) -> tuple[BinaryIO, str | None]:
+    status = os.stat(full)
+    key = full, status.st_size, status.st_mtime_ns
+    with _unpacking:
+        if key not in _unpacked:
+            file, damage = tempfile.TemporaryFile(prefix="flowers-"), None  # noqa: SIM115
+            opener = next(opener for ending, opener in _OPENERS.items() if full.lower().endswith(os.fsencode(ending)))
+            try:
+                with opener(full) as packed:
+                    shutil.copyfileobj(packed, file, _BLOCK_BYTES)
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
+                damage = " ".join(str(error).split())
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                damage = str(error)  # bz2 says so that the data is none
+            file.flush()
+            _unpacked[key] = file, damage
+        return _unpacked[key]
+
+
+class Archive:
+    """The members of one archive at a time; rows of one archive follow one another.
+
+    Args:
+        root: folder that paths are relative to.
+    """
+
+    def __init__(self, root: Path):
+        self._root, self._path = root, ""
+        self._members: dict[bytes, Entry] = {}
+
+    def entry(self, path: str) -> Entry | None:
+        """The entry of a path like ``archive.tar/member``; None if no part of it is an archive.
+
+        One that the archive lacks has that as the reason why it cannot be read.
+        """
+        if not (self._path and path.startswith(self._path + "/")):
+            for match in _INSIDE.finditer(path):
+                if os.path.isfile(os.path.join(self._root, path[: match.end()])):
+                    break
+            else:
+                return None
+            self._path = path[: match.end()]
+            found = members(self._root, os.fsencode(self._path), Choice(("",)))
+            self._members = {entry.path: entry for entry in found}
+        return self._members.get(os.fsencode(path), Entry(os.fsencode(path), b"!not in the archive"))
+
+    def find(self, path: str) -> bool:
+        """True if a path lies in an archive, and can be read there."""
+        entry = self.entry(path)
+        return entry is not None and not entry.place.startswith(b"!")
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a member that ``find`` has found.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return read_member(os.fsencode(self._root), self.entry(path))
