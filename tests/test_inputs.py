@@ -319,14 +319,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
 
 
 def test_a_job_over_several_inputs(job: Callable, here: Path, capsys: pytest.CaptureFixture) -> None:
-    for name in ("a/1.jpg", "b/1.jpg"):
+    for name in ("a/1.jpg", "b/4.jpg"):
         (here / name).parent.mkdir()
         (here / name).write_bytes(PHOTO)
     (here / "t.tgz").write_bytes(gzip.compress(tar_of(**{"2.jpg": PHOTO})))
     with zipfile.ZipFile(here / "z.zip", "w") as archive:
         archive.writestr("3.jpg", PHOTO, zipfile.ZIP_DEFLATED)
     given = ("a", "b/*.jpg", "t.tgz", "z.zip")
-    paths = ["a/1.jpg", "b/1.jpg", "t.tgz/2.jpg", "z.zip/3.jpg"]
+    paths = ["a/1.jpg", "b/4.jpg", "t.tgz/2.jpg", "z.zip/3.jpg"]
     assert job(*given, output=here / "o.csv", copy_to=here / "sorted", report=True) == paths
     assert sum(len(names) for _, _, names in os.walk(here / "sorted")) == 4
     capsys.readouterr()
