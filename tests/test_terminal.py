@@ -168,7 +168,7 @@ def test_help_is_in_groups_and_says_every_default() -> None:
         (TrainConfig, ["--data", "x", "--epochs", "1.5"], "--epochs: got '1.5', expected a whole number"),
         (TrainConfig, ["--data", "x", "--lr"], "--lr: got no value, expected a number or auto"),
         (TrainConfig, ["--data", "x", "stray"], "--data-dir: got 2 values ('x', 'stray'), expected one: a folder or"),
-        (PredictConfig, ["--checkpoint", "c", "d", "--input", "a"], "--checkpoint: got 2 values ('c', 'd'), expected one"),
+        (PredictConfig, ["--checkpoint", "c", "d", "--input", "a"], "--checkpoint: got 2 values ('c', 'd'), expected"),
         (PredictConfig, ["--checkpoint", "c", "--input", "a", "--checkpoint", "b"], "--checkpoint is given twice"),
         (PredictConfig, ["--model", "c"], "--model: no such flag; here it is --checkpoint"),
         (InfoConfig, ["a", "b"], "got 'b', which belongs to no flag"),
