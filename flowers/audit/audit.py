@@ -51,7 +51,7 @@ def audit(config: AuditConfig) -> int:
                 config.data_dir, class_names=config.class_names, val_fraction=0, seed=0, corrections=corrections
             )
         stage = prepare_stage(features_config, session, None)
-        with listing_bad_images(stage.config, stage.data):
+        with listing_bad_images(stage.data.splits, stage.config.workers):
             features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)
         key = _key(config, stage, audited)
