@@ -95,13 +95,14 @@ class Ranks:
             if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(getattr(signal, name), self._on_signal)
         several = self._plan.num_processes > 1
+        is_piped = sys.stdin is not None and not sys.stdin.isatty()  # predict.py --input - reads it, on one process
         try:
             for local_rank in range(self._plan.local_processes):
                 self._processes.append(
                     subprocess.Popen(
                         self._command,
                         env=self._plan.environment(local_rank) | {"FLOWERS_SAID_DIR": self._said.name},
-                        stdin=subprocess.DEVNULL if several else None,
+                        stdin=subprocess.DEVNULL if several and not (is_piped and local_rank == 0) else None,
                         start_new_session=True,  # a terminal's Ctrl-C then comes once, through us
                         preexec_fn=die_with_parent if sys.platform == "linux" else None,
                     )

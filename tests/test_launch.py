@@ -442,3 +442,17 @@ def forget() -> None:
     """In a launcher's process: what the tests and Job say of processes is for others."""
     for name in (*VARIABLES, "ACCELERATE_USE_CPU"):
         os.environ.pop(name, None)
+
+
+def test_what_is_piped_in_reaches_the_first_process_only(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER.format(body="print(rank, repr(sys.stdin.read()), flush=True)"))
+    done = subprocess.run(
+        [sys.executable, "-m", "flowers.launch", "--num-processes", "2", "worker.py"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name not in VARIABLES} | {"PYTHONPATH": str(ROOT)},
+        input="a.jpg\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert sorted(done.stdout.splitlines()) == ["0 'a.jpg\\n'", "1 ''"]

@@ -15,7 +15,7 @@ OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify every photo of a folder, list or tar archive. The result has exactly one row per file.
+    """Classify every photo of folders, lists and archives. The result has exactly one row per file.
 
     After a crash or a stop, run the same command again: it does only what is missing.
     """
