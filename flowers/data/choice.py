@@ -44,7 +44,8 @@ class Choice:
     left_out: Counter = field(default_factory=Counter)
 
     @cached_property
-    def _endings(self) -> tuple[bytes, ...]:
+    def endings(self) -> tuple[bytes, ...]:
+        """The extensions as the ends of names in lower case."""
         return tuple(os.fsencode(extension.lower()) for extension in self.extensions)
 
     @cached_property
@@ -64,7 +65,7 @@ class Choice:
         name = path.rpartition(b"/")[2]
         if self.excludes(path):
             self.left_out["excluded"] += 1
-        elif name.lower().endswith(self._endings) or (self.by_content and begins_like_picture(head(HEAD_BYTES))):
+        elif name.lower().endswith(self.endings) or (self.by_content and begins_like_picture(head(HEAD_BYTES))):
             return True
         else:
             self.left_out[self._kind(name)] += 1

@@ -98,6 +98,7 @@ def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[
     The slash makes a walk in this order sorted by whole paths: "a.jpg" comes before "a/b.jpg". Sorted names are
     kept joined by NUL, which no name holds, a chunk each, and merged as they are asked for.
     """
+    endings, is_plain = choice.endings, not choice.exclude
     chunks: list[bytes] = []
     names: list[bytes] = []
     with os.scandir(folder) as entries:
@@ -111,6 +112,8 @@ def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[
                         choice.leave_out(entry.path, reason)
                     else:
                         names.append(name + b"/")
+                elif is_plain and name.lower().endswith(endings) and entry.is_file():
+                    names.append(name)  # most files, so that they do not wait for the questions below
                 elif not (entry.is_file() or not os.path.exists(entry.path)):
                     choice.left_out["neither a file nor a folder"] += 1
                     warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
