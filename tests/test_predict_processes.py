@@ -60,7 +60,7 @@ def undisturbed(place: Path) -> bytes:
 def check_clean(folder: Path, *names: str) -> None:
     """Nothing but the outputs (and what the processes printed) is left."""
     found = {path.name for path in folder.iterdir() if not path.name.startswith("out-")}
-    assert found == {"out.csv", "out.json", *names}
+    assert found == {"out.csv", "out.json", "out.stamps", *names}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -103,7 +103,7 @@ def test_embeddings_survive_kills(start, place: Path, tmp_path: Path) -> None:
     job = start("--embeddings", tmp_path / "found.npy", processes=2)
     assert job.wait() == [0, 0], job.output
     assert (tmp_path / "found.npy").read_bytes() == (place / "undisturbed.npy").read_bytes()
-    check_clean(tmp_path, "found.npy", "undisturbed.csv", "undisturbed.json")
+    check_clean(tmp_path, "found.npy", "undisturbed.csv", "undisturbed.json", "undisturbed.stamps")
 
 
 def test_two_processes_share_the_work(start, place: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class PredictConfig:
     GROUPS: ClassVar = {
         "checkpoint": "model and photos",
         "output": "results",
+        "update": "a finished table",
         "report": "also written",
         "shard": "array jobs",
         "engine": "machine",
@@ -66,6 +67,15 @@ class PredictConfig:
     """Only list the files of a big input: the tasks of an array, or of srun, that start later take this list."""
     overwrite: bool = False
     """Replace an output, or unfinished work, that was made from other files, flags or another model."""
+
+    update: bool = False
+    """On a finished table: classify photos that are new or have changed, drop those that are gone, and keep all other
+    rows. The result is that of a fresh run."""
+    retry_errors: bool = False
+    """On a finished table: read the photos whose rows are errors once more, and keep all other rows."""
+    watch: tuple[float, ...] | None = None
+    """Update the table every so many seconds (default 60) until stopped. Photos that are still being written wait for
+    the next round."""
 
     report: bool = False
     """Write an HTML page beside the output: counts, a gallery with the least certain photos first, errors."""
@@ -117,6 +127,35 @@ class PredictConfig:
             raise UsageError("--merge joins all shards: leave --shard out")
         if self.list_only and (self.merge or self.shard):
             raise UsageError("--list-only only lists the files: leave --shard and --merge out")
+        self._check_update()
+
+    def _check_update(self) -> None:
+        if self.watch is not None and (len(self.watch) > 1 or not all(seconds > 0 for seconds in self.watch)):
+            raise UsageError(f"--watch: got {' '.join(map(str, self.watch))}, expected one number of seconds, or none")
+        chosen = [flag for flag, value in (("--update", self.update), ("--retry-errors", self.retry_errors)) if value]
+        if self.watch is not None:
+            chosen.append("--watch")
+        alone = {"--overwrite": self.overwrite, "--merge": self.merge, "--list-only": self.list_only}
+        if self.watch is not None:
+            alone["--shard"] = self.shard
+        for flag, value in alone.items():
+            if chosen and value:
+                raise UsageError(f"{chosen[-1]} keeps rows of the finished table: leave {flag} out")
+
+    @property
+    def watch_s(self) -> float | None:
+        """Seconds between the rounds of --watch; None without it."""
+        return None if self.watch is None else (self.watch or (60.0,))[0]
+
+    @property
+    def follows(self) -> bool:
+        """True if the table follows the folder: --update or --watch."""
+        return self.update or self.watch is not None
+
+    @property
+    def updates(self) -> bool:
+        """True if rows of a finished table are kept."""
+        return self.follows or self.retry_errors
 
     def array_task(self) -> tuple[int, int]:
         """(I, N) of --shard; (0, 1) without it.

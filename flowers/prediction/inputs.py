@@ -31,7 +31,16 @@ from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.errors import DataError, ImageError
-from flowers.prediction.archives import ARCHIVES, COMPRESSED, Archive, first_bytes, members, read_member, read_range
+from flowers.prediction.archives import (
+    ARCHIVES,
+    COMPRESSED,
+    Archive,
+    first_bytes,
+    members,
+    place_of,
+    read_member,
+    read_range,
+)
 from flowers.prediction.file_list import Entry
 
 _LOOK_BYTES = 1 << 16
@@ -167,29 +176,35 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     return read_member(root, entry)
 
 
-def look_at(root: bytes, entry: Entry) -> bytes:
+def look_at(root: bytes, entry: Entry, most: int = _LOOK_BYTES) -> bytes:
     """Size and first bytes of one input file, to know it from another one of the same name; nothing if it is not there.
 
     Args:
         root: the folder that paths are relative to.
+        most: first bytes to take.
     """
     if entry.place.startswith(b"!"):
         return b""
     try:
         if entry.place:
             size = entry.place.split(b":")[3]
-            return size + b":" + retries.read(lambda: first_bytes(root, entry, _LOOK_BYTES))
-        return retries.read(lambda: _look_at(os.path.join(root, entry.path)))
+            return size + b":" + retries.read(lambda: first_bytes(root, entry, most))
+        return retries.read(lambda: _look_at(os.path.join(root, entry.path), most))
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return b""
 
 
-def _look_at(path: bytes) -> bytes:
+def file_of(entry: Entry) -> bytes:
+    """The file that an entry lies in: itself, or the archive of a member."""
+    return place_of(entry)[1] if entry.place and not entry.place.startswith(b"!") else entry.path
+
+
+def _look_at(path: bytes, most: int) -> bytes:
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             return b""
-        return b"%d:" % status.st_size + read_range(file, 0, min(status.st_size, _LOOK_BYTES))
+        return b"%d:" % status.st_size + read_range(file, 0, min(status.st_size, most))
     finally:
         os.close(file)

@@ -1,4 +1,4 @@
-"""One finished shard on disk: its rows, then a line that says how many bytes they are, their CRC and their counts.
+"""One finished shard on disk: its rows, the stamps of its files, then a line with their sizes, CRCs and counts.
 
 A part has its final name only when it is whole; the last line is there so that a disk that lost what it promised to
 keep (a power cut, a network file system) is found out before its rows are believed.
@@ -32,24 +32,27 @@ def part_name(index: int) -> str:
     return f"{index:08d}"
 
 
-def write_part(folder: Path, index: int, rows: bytes, facts: dict) -> None:
+def write_part(folder: Path, index: int, rows: bytes, facts: dict, stamps: bytes = b"") -> None:
     """Write the part of one shard.
 
     Args:
         folder: where parts are.
         rows: its lines.
         facts: what to remember of it, as plain values (counts, seconds).
+        stamps: how its files looked when they were read, see ``kept.py``.
 
     Raises:
         FileNotFoundError: the folder is gone: another process has finished the whole job.
         FlowersError: the disk is full or the folder cannot be written.
     """
     tail = {"bytes": len(rows), "crc32": zlib.crc32(rows), **facts}
+    tail |= {"stamps_bytes": len(stamps), "stamps_crc32": zlib.crc32(stamps)} if stamps else {}
     tail["check"] = _check(tail)
     temporary = folder / f"{part_name(index)}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(rows)
+            file.write(stamps)
             file.write(b"\0" + json.dumps(tail).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -81,9 +84,10 @@ def read_facts(folder: Path, index: int) -> dict:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         _, mark, tail = file.read().rpartition(b"\0")
-    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
         facts = json.loads(tail) if mark else {}
-        if facts.pop("check", None) == _check(facts) and facts.get("bytes") == size - len(tail) - 1:
+        held = facts.get("bytes", 0) + facts.get("stamps_bytes", 0)
+        if facts.pop("check", None) == _check(facts) and held == size - len(tail) - 1:
             return facts
     raise _damaged(path)
 
@@ -107,6 +111,22 @@ def read_rows(folder: Path, index: int) -> Iterator[bytes]:
             yield block
     if left or crc != facts["crc32"]:
         raise _damaged(folder / part_name(index))
+
+
+def read_stamps(folder: Path, index: int) -> bytes:
+    """The stamps of a part; empty in one that an earlier version wrote.
+
+    Raises:
+        FileNotFoundError: there is no such part.
+        DamagedError: it is damaged, and removed.
+    """
+    facts = read_facts(folder, index)
+    with open(folder / part_name(index), "rb") as file:
+        file.seek(facts["bytes"])
+        stamps = file.read(facts.get("stamps_bytes", 0))
+    if zlib.crc32(stamps) != facts.get("stamps_crc32", 0):
+        raise _damaged(folder / part_name(index))
+    return stamps
 
 
 def finished(folder: Path) -> set[int]:

@@ -35,13 +35,13 @@ class ShardResult(NamedTuple):
 
     Attributes:
         index: which shard.
-        rows: its lines, in order.
+        lines: one a file, in order.
         features: float32 [files, D], NaN where a file failed; None unless asked for.
         counts: files by status.
     """
 
     index: int
-    rows: bytes
+    lines: list[bytes]
     features: np.ndarray | None
     counts: dict[str, int]
 
@@ -152,7 +152,7 @@ class Pipeline:
                 shard = batch.shard
                 if len(shard.lines) == len(shard.entries):
                     features = np.concatenate(shard.features) if shard.features else None
-                    yield ShardResult(shard.index, b"".join(shard.lines), features, dict(shard.counts))
+                    yield ShardResult(shard.index, shard.lines, features, dict(shard.counts))
             else:
                 return
 

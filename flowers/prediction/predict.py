@@ -1,9 +1,11 @@
 """The prediction job, from flags to the finished file."""
 
+import bisect
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flowers import console
@@ -12,28 +14,38 @@ from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.formats import limits
 from flowers.data.images import IMAGE_EXTENSIONS
-from flowers.data.paths import readable
+from flowers.data.paths import PathList, decode_path, readable
 from flowers.distributed import Place, from_main, take_place
 from flowers.engines.exported import ExportedModel, open_model
-from flowers.errors import EXIT_STRICT, OutputError, UsageError
+from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import file_digest
 from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
 from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
+from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.report import report_path, write_report
 from flowers.prediction.rows import STATUSES
-from flowers.prediction.shard_loop import classify, embeddings_file
+from flowers.prediction.shard_loop import classify, embeddings_file, row_format
 from flowers.prediction.sort_photos import check_target, sort_photos
-from flowers.prediction.table import check_free, finished_facts, join_parts, require_writer, sidecar_path, write_sidecar
-from flowers.prediction.work import LIST_ONLY, Work, lock_of
+from flowers.prediction.table import (
+    check_free,
+    finished_facts,
+    join_parts,
+    read_lines,
+    require_writer,
+    sidecar_path,
+    write_sidecar,
+)
+from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
 from flowers.prediction.work_folder import WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
 
 _LISTED_AT_A_TIME = 1000
 _LISTING_S = 7 * 24 * 3600.0  # others wait while the main process lists the files; of a hundred million that takes long
+_WAKE_S = 0.2
 _FINISHING_S = 10.0  # between the last parts of an equal job and the sidecar that says that it is done
 
 
@@ -50,32 +62,68 @@ def predict(config: PredictConfig) -> int:
         require_writer(config.output)
         bundle = open_model(config.checkpoint)
         check_flags(config, bundle)
-        folder = WorkFolder(config.output, _settings(config, bundle), lambda: _finished(config))
-        try:
+        if config.watch_s is None:
+            return _predict(config, bundle, place, stop)
+        if place.world_size > 1:
+            raise UsageError("--watch runs on one process: start it without a launcher")
+        return _watch(config, bundle, place, stop)
+
+
+def _watch(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
+    """Update the table until a signal comes; between two rounds all is done, so that this is no interruption."""
+    input_root(config.input)
+    console.say(
+        f"watching {console.plain(' '.join(map(readable, config.input)))}, every {config.watch_s:g} s; a signal ends it"
+    )
+    while stop.reason() is None:
+        until_s = time.monotonic() + config.watch_s
+        if next(_entries(config, _choice(config), stop), None) is not None:
+            _predict(config, bundle, place, stop)
+        while stop.reason() is None and time.monotonic() < until_s:
+            time.sleep(min(_WAKE_S, max(0.0, until_s - time.monotonic())))
+    console.say(f"stopped watching; {console.plain(readable(config.output))} is up to date as of the last round")
+    return 0
+
+
+def _predict(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
+    folder = WorkFolder(config.output, _settings(config, bundle), lambda: _finished(config))
+    try:
+        found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
+        if found.get("then_again"):
+            _do_and_join(config, bundle, folder, found["job"], place, stop, files_may_differ=True)
             found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
-            facts, key = found.get("facts"), found.get("job")
-            if facts:
-                name = console.plain(readable(config.output))
-                console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
-            elif not config.list_only:
-                facts = _do_and_join(config, bundle, folder, key, place, stop)
-        finally:
-            remove_left_over(folder.path)
-        if place.rank > 0 or config.list_only:
+        facts, key = found.get("facts"), found.get("job")
+        if facts and config.watch_s is not None:
             return 0
-        if facts is None:
-            return EXIT_STRICT if config.strict and _errors_of_task(config, folder.path / key) else 0
-        return _finish(config, facts, stop)
+        if facts:
+            name = console.plain(readable(config.output))
+            console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
+        elif not config.list_only:
+            facts = _do_and_join(config, bundle, folder, key, place, stop)
+    finally:
+        remove_left_over(folder.path)
+    if place.rank > 0 or config.list_only:
+        return 0
+    if facts is None:
+        return EXIT_STRICT if config.strict and _errors_of_task(config, folder.path / key) else 0
+    return _finish(config, facts, stop)
 
 
 def _do_and_join(
-    config: PredictConfig, bundle: Bundle | ExportedModel, folder: WorkFolder, key: str, place: Place, stop: StopRequest
+    config: PredictConfig,
+    bundle: Bundle | ExportedModel,
+    folder: WorkFolder,
+    key: str,
+    place: Place,
+    stop: StopRequest,
+    *,
+    files_may_differ: bool = False,
 ) -> dict | None:
     """Do this process's share; on the main one also join all parts. Returns the facts of a finished output."""
     try:
         with share(lock_of(folder.path / key)):
             work = folder.open(key)
-            if not config.merge:
+            if not (config.merge or files_may_differ):
                 work.check_sees(os.fsencode(input_root(config.input)))
             while True:
                 try:
@@ -147,9 +195,12 @@ def _find_work(
     else:
         root = os.fsencode(input_root(config.input))
         shared = place.world_size > 1 or config.shard
+        earlier = _finished(config) if config.updates else None
+        if config.updates and earlier is None and (work := folder.find_complete()):
+            return {"job": work.key, "then_again": True}
         work = folder.find_listed(listed_by, root) if shared and not config.list_only else None
         if work is None:
-            choice = Choice(_extensions(config), config.exclude, config.by_content)
+            choice = _choice(config)
             work = folder.begin(
                 _entries(config, choice, stop),
                 root,
@@ -158,7 +209,11 @@ def _find_work(
                 overwrite=config.overwrite,
                 listed_by=listed_by,
                 left_out=choice.left_out,
+                keep=earlier and functools.partial(_keep, config, bundle, earlier),
             )
+            if earlier and isinstance(work, Work):
+                drop_stale(work, root)
+                work.settle_engine(earlier["engine"])
     if isinstance(work, dict):
         return {"facts": work}
     try:
@@ -170,6 +225,27 @@ def _find_work(
         return {"facts": _facts_of_equal(config, folder)}
     console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
     return {"job": work.key}
+
+
+def _keep(config: PredictConfig, bundle: Bundle | ExportedModel, earlier: dict, work: Work) -> bool:
+    """Write what new work keeps of the finished table; True if that is all of it.
+
+    Raises:
+        OutputError: --retry-errors without --update, and the files are others.
+    """
+    if not config.follows and not is_same(earlier["settings"], earlier.get("contents"), work.settings, work.contents):
+        raise OutputError(refusal(config.output, earlier["settings"], work.settings))
+    root, failed = os.fsencode(input_root(config.input)), row_format(config, bundle).failed
+    now_s = time.time()
+
+    def keep(entry: Entry, row: Row) -> bool:
+        if config.retry_errors and row.status == "error":
+            return False
+        if not config.follows or is_unchanged(root, entry, row, failed):
+            return True
+        return config.watch_s is not None and not is_settled(root, entry, config.watch_s, now_s)
+
+    return write_kept(work, finished_rows(config.output, earlier), keep, config.embeddings)
 
 
 def _facts_of_equal(config: PredictConfig, folder: WorkFolder) -> dict:
@@ -191,12 +267,40 @@ def _extensions(config: PredictConfig) -> frozenset[str]:
     return IMAGE_EXTENSIONS if given is None else given
 
 
+def _choice(config: PredictConfig) -> Choice:
+    return Choice(_extensions(config), config.exclude, config.by_content)
+
+
 def _entries(config: PredictConfig, choice: Choice, stop: StopRequest) -> Iterator[Entry]:
     """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
-    for number, entry in enumerate(list_inputs(config.input, choice), start=1):
-        if number % _LISTED_AT_A_TIME == 0:
-            stop.check()
-        yield entry
+    is_ready = _is_ready(config) if config.watch_s is not None else None
+    try:
+        for number, entry in enumerate(list_inputs(config.input, choice), start=1):
+            if number % _LISTED_AT_A_TIME == 0:
+                stop.check()
+            if is_ready is None or is_ready(entry):
+                yield entry
+    except DataError:
+        if config.watch_s is None:  # an empty folder may fill
+            raise
+
+
+def _is_ready(config: PredictConfig) -> Callable[[Entry], bool]:
+    """Tell new files that may still be being written, which wait, from files that are whole or have their row."""
+    root, now_s = os.fsencode(input_root(config.input)), time.time()
+    rows: PathList | None = None
+
+    def is_ready(entry: Entry) -> bool:
+        nonlocal rows
+        if is_settled(root, entry, config.watch_s, now_s):
+            return True
+        if rows is None:
+            is_whole = _finished(config) is not None
+            rows = PathList(decode_path(path) for path, _, _ in read_lines(config.output)) if is_whole else PathList()
+        place = bisect.bisect_left(rows, entry.path, key=os.fsencode)
+        return place < len(rows) and os.fsencode(rows[place]) == entry.path
+
+    return is_ready
 
 
 def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, stop: StopRequest) -> dict | None:

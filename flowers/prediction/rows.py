@@ -77,7 +77,7 @@ class RowFormat:
         if self._kind == "csv":
             return f"{_cell(encode_path(path))},error{',' * (3 * self.topk + 1)}{_cell(reason)}\r\n".encode()
         empty = dict.fromkeys(self._columns)
-        return _json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
+        return json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
 
     def guessed(
         self, path: str, classes: Sequence[int], probs: Sequence[float], damage: str | None = None
@@ -98,7 +98,7 @@ class RowFormat:
         values: list[Any] = [encode_path(path), status]
         for index, prob in guesses:
             values += [*self._names[index], round(prob, DECIMALS)]
-        return status, _json_line(dict(zip(self._columns, [*values, damage and _one_line(damage)], strict=True)))
+        return status, json_line(dict(zip(self._columns, [*values, damage and _one_line(damage)], strict=True)))
 
 
 def _one_line(text: str) -> str:
@@ -112,5 +112,11 @@ def _cell(text: str) -> str:
     return text
 
 
-def _json_line(values: dict[str, Any]) -> bytes:
+def csv_line(cells: Sequence[str]) -> bytes:
+    """One row of a CSV."""
+    return (",".join(map(_cell, cells)) + "\r\n").encode()
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """One row of JSON lines."""
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()

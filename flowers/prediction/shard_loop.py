@@ -1,10 +1,11 @@
 """One process's part of the work: classify its shards, then what is left, and keep their rows."""
 
-import functools
+import collections
 import os
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from flowers import console
@@ -21,8 +22,9 @@ from flowers.models.bundle import Bundle
 from flowers.prediction import parts
 from flowers.prediction.embeddings import EmbeddingsFile
 from flowers.prediction.file_list import Entry
-from flowers.prediction.inputs import input_root, read_input
-from flowers.prediction.pipeline import Pipeline
+from flowers.prediction.inputs import input_root
+from flowers.prediction.kept import Kept, StampingReader, read_kept
+from flowers.prediction.pipeline import Pipeline, ShardResult
 from flowers.prediction.rows import RowFormat
 from flowers.prediction.work import Work
 from flowers.stopping import StopRequest
@@ -57,6 +59,11 @@ def classify(
     """
     task, tasks = config.array_task()
     own = range(task, work.files.num_shards, tasks)
+    for index, entries in work.missing(own[place.rank :: place.world_size]):
+        kept = read_kept(work, index, config.embeddings)
+        if len(kept.rows) == len(entries):  # needs no network
+            _write(config, bundle, work, ShardResult(index, [], None, {}), kept, {})
+            stop.check()
     if set(own) <= parts.finished(work.parts):
         return
     try:
@@ -72,34 +79,36 @@ def _classify(
 ) -> None:
     missing = set(own) - parts.finished(work.parts)
     engine = _build_engine(config, bundle, work, place)
-    embeddings = embeddings_file(config, bundle, work)
     on_cpu = engine.name in ENGINES or not torch.cuda.is_available()
     with console.progress("classify", sum(map(work.size, missing))) as meter:
         progress = _Progress(meter, work, missing, stop, alone=place.world_size == 1)
+        reader = StampingReader(os.fsencode(input_root(config.input)))
+        kept: dict[int, Kept] = {}
         pipeline = Pipeline(
-            functools.partial(read_input, os.fsencode(input_root(config.input))),
+            reader,
             bundle.preprocessing,
             engine,
             row_format(config, bundle),
             workers=config.workers or cpus_per_process(),
             on_damaged=config.on_damaged,
             flip=config.tta == "flip",
-            features=bundle.head.in_features if embeddings else None,
+            features=bundle.head.in_features if config.embeddings else None,
             on_cpu=on_cpu,
             on_batch=progress.advance,
         )
         about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
         before, recovered = pipeline.seconds(), retries.recovered
         try:
-            for result in pipeline.run(shards_for(work, own, place)):
+            for result in pipeline.run(_unknown(config, work, shards_for(work, own, place), kept)):
                 start_s = time.perf_counter()
                 now = pipeline.seconds()
                 seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
-                facts = {"counts": result.counts, "seconds": seconds, **about}
+                facts = {"seconds": seconds, **about}
                 facts["recovered"], recovered = retries.recovered - recovered, retries.recovered
-                if embeddings is not None:
-                    facts["embeddings_crc32"] = embeddings.write(result.index, result.features)
-                parts.write_part(work.parts, result.index, result.rows, facts)
+                known = kept.pop(result.index)
+                read = [entry for slot, entry in enumerate(work.shard(result.index)) if slot not in known.rows]
+                known.stamps[[slot for slot in range(len(known.stamps)) if slot not in known.rows]] = reader.take(read)
+                _write(config, bundle, work, result, known, facts)
                 progress.mine.add(result.index)
                 before = now
                 pipeline.wrote(time.perf_counter() - start_s)
@@ -108,6 +117,38 @@ def _classify(
             pipeline.close()
             engine.close()
     progress.tell(pipeline.seconds(), cpus_per_process(), on_cpu)
+
+
+def _unknown(
+    config: PredictConfig, work: Work, shards: Iterator[tuple[int, list[Entry]]], kept: dict[int, Kept]
+) -> Iterator[tuple[int, list[Entry]]]:
+    """Of each shard the files that do not keep their row; what is kept goes into ``kept``."""
+    for index, entries in shards:
+        kept[index] = read_kept(work, index, config.embeddings)
+        left = [entry for slot, entry in enumerate(entries) if slot not in kept[index].rows]
+        if not left:  # another process's, which had no need of the network and is gone: do it as if nothing were kept
+            kept[index] = Kept({}, kept[index].stamps)
+        yield index, left or entries
+
+
+def _write(
+    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, result: ShardResult, kept: Kept, facts: dict
+) -> None:
+    """Write the part of a shard from the rows just made and those that are kept."""
+    made, counts = iter(result.lines), collections.Counter(result.counts)
+    size = len(result.lines) + len(kept.rows)
+    lines = [kept.rows[slot].line if slot in kept.rows else next(made) for slot in range(size)]
+    counts.update(row.status for row in kept.rows.values())
+    facts = {"counts": dict(counts), "seconds": {}, **facts}
+    embeddings = embeddings_file(config, bundle, work)
+    if embeddings is not None:
+        features = np.empty((size, embeddings.width), np.float32)
+        features[[slot for slot in range(size) if slot not in kept.rows]] = result.features if result.lines else 0
+        if kept.rows:
+            earlier = np.load(config.embeddings, mmap_mode="r")
+            features[sorted(kept.rows)] = earlier[[kept.rows[slot].number for slot in sorted(kept.rows)]]
+        facts["embeddings_crc32"] = embeddings.write(result.index, features)
+    parts.write_part(work.parts, result.index, b"".join(lines), facts, kept.stamps.tobytes())
 
 
 def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowFormat:

@@ -21,7 +21,7 @@ from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
 from flowers.prediction import parts
-from flowers.prediction.rows import columns, header
+from flowers.prediction.rows import columns, csv_line, header, json_line
 
 if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
     from flowers.prediction.work import Work
@@ -34,6 +34,11 @@ def sidecar_path(output: Path) -> Path:
     """The JSON file beside an output."""
     is_csv = output.name.lower().endswith(".csv")
     return output.with_suffix(".json") if is_csv else output.with_name(f"{output.name}.json")
+
+
+def stamps_path(output: Path) -> Path:
+    """The file beside an output that says how its input files looked; see ``kept.py``."""
+    return sidecar_path(output).with_suffix(".stamps")
 
 
 def require_writer(output: Path) -> None:
@@ -72,6 +77,8 @@ def check_free(output: Path, embeddings: Path | None) -> None:
     facts = _read_sidecar(sidecar)
     if facts is None and sidecar.exists():
         raise _not_ours(sidecar, "--output")
+    if facts is None and stamps_path(output).exists():
+        raise _not_ours(stamps_path(output), "--output")
     if embeddings is not None and embeddings.exists():
         known = (facts or {}).get("embeddings") or {}
         if known.get("bytes") != embeddings.stat().st_size:
@@ -98,16 +105,21 @@ def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: C
     temporary = work.folder / f"joined-{os.getpid()}"
     write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
     totals = _totals(work)
+    stamps = work.folder / f"stamps-{os.getpid()}"
     try:
+        _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), topk)
         write[suffix](temporary, _blocks(work, header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
         _put_in_place(temporary, output)
+        _put_in_place(stamps, stamps_path(output))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise explain_os_error(error, output) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for left in (temporary, stamps):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    totals["stamps"] = file_digest(stamps_path(output))
     return totals
 
 
@@ -156,6 +168,31 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
     except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Path, status and line of each row of a finished table, the line as parts hold it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from ((row["path"], row["status"], json_line(row)) for row in _parquet_rows(path))
+        elif name.endswith(".jsonl"):
+            with open(path, "rb") as file:
+                for line in file:
+                    row = json.loads(line)
+                    yield row["path"], row["status"], line
+        else:
+            with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
+                rows = csv.reader(file)
+                names = next(rows)
+                of_path, of_status = names.index("path"), names.index("status")
+                yield from ((row[of_path], row[of_status], csv_line(row)) for row in rows)
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error, StopIteration) as error:
+        raise DataError(f"{readable(path)}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _read_sidecar(sidecar: Path) -> dict | None:

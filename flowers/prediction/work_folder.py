@@ -98,6 +98,14 @@ class WorkFolder:
             raise OutputError(refusal(self.path, work.settings, self._settings))
         raise OutputError(f"{readable(self.path)}: nothing to join; start without --merge, or with --shard, first")
 
+    def find_complete(self) -> Work | None:
+        """Work that has all its parts, but no output yet or a new output without the rest: it only has to be joined."""
+        for work in filter(None, map(_open, _jobs(self.path))):
+            done = len(parts.finished(work.parts)) == work.files.num_shards
+            if done and _begins_with(work.settings, self._settings):
+                return work
+        return None
+
     def open(self, key: str) -> Work:
         """One job's folder.
 
@@ -120,6 +128,7 @@ class WorkFolder:
         overwrite: bool = False,
         listed_by: str | None = None,
         left_out: Mapping[str, int] = MappingProxyType({}),
+        keep: Callable[[Work], bool] | None = None,
     ) -> Work | dict:
         """List the files, and find or begin the work over them.
 
@@ -131,6 +140,7 @@ class WorkFolder:
             overwrite: replace what another job left here.
             listed_by: see ``Work``.
             left_out: see ``Work``; looked at when ``entries`` has ended.
+            keep: an update: writes what new work keeps of the finished output, True if that is all of it.
 
         Returns:
             The work to do, or the facts about an output that is already what this job would make.
@@ -145,8 +155,9 @@ class WorkFolder:
             with share(new.with_suffix(".lock")):
                 try:
                     work = self._list(new, entries, root, shard_size, listed_by, left_out)
+                    all_kept = None if keep is None else keep(Work(work))
                     with take_turns(self.path / "turn.lock"):
-                        return self._settle(work, check_free, overwrite)
+                        return self._settle(work, check_free, overwrite, all_kept)
                 finally:
                     shutil.rmtree(new, ignore_errors=True)
                     unlink(new.with_suffix(".lock"))
@@ -180,28 +191,37 @@ class WorkFolder:
         os.rename(folder, named)
         return named
 
-    def _settle(self, listed: Path, check_free: Callable[[], None], overwrite: bool) -> Work | dict:
-        """Give a new list the job's name once nothing speaks against it."""
+    def _settle(
+        self, listed: Path, check_free: Callable[[], None], overwrite: bool, all_kept: bool | None
+    ) -> Work | dict:
+        """Give a new list the job's name once nothing speaks against it; ``all_kept`` is None but for an update."""
         new = Work(listed)
         settings = new.settings
         final = self.path / listed.name
         earlier = self.path / key_of({**settings, "contents": combined_digest(new.contents)})
         if _open(earlier) is not None:  # as an earlier version began it
             final = earlier
+        is_update = all_kept is not None
         if final.exists():
             _mend(final, listed)
-            if not overwrite:
+            if not (overwrite or is_update):
                 Work(final).check_contents(new.contents)
         for other in set(_jobs(self.path)) - {final}:
-            _make_way(other, settings, overwrite)
+            _make_way(other, settings, overwrite or is_update)  # an update's source is the table, which is whole
         if final.exists():
-            if is_same(Work(final).settings, Work(final).contents, settings, new.contents):
+            if is_update or is_same(Work(final).settings, Work(final).contents, settings, new.contents):
+                if is_update:
+                    remove_folder(final / "known")
+                    os.rename(listed / "known", final / "known")
                 return Work(final)
             _make_way(final, settings, overwrite)
         facts = self._finished()
-        if facts and is_same(facts["settings"], facts.get("contents"), settings, new.contents):
+        same = facts and is_same(facts["settings"], facts.get("contents"), settings, new.contents)
+        if same and all_kept in (None, True):
             return facts
-        if not overwrite:
+        if is_update and not _begins_with(facts["settings"], self._settings):
+            raise OutputError(refusal(self._output, facts["settings"], self._settings))
+        if not (overwrite or is_update):
             if self._output.exists():
                 raise OutputError(refusal(self._output, facts and facts["settings"], settings))
             check_free()

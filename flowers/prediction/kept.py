@@ -1,0 +1,229 @@
+"""Rows of a finished table that an update keeps: those of files that are as they were when they were read.
+
+Beside ``predictions.csv`` lies ``predictions.stamps``: for each row, in order, three little-endian int64, the file's
+size in bytes, its time of change in ns, and a digest of its first bytes (size -1: it could not be read, so nothing is
+known). A member of an archive has its own size and first bytes, and the archive's time. The JSON beside the table holds
+the checksum of this file.
+
+An update lists the files anew and goes through list, table and stamps side by side, in order, in bounded memory. What
+is kept of a shard goes to ``known/`` in the work folder before the work begins; its other files are classified as ever.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers import console
+from flowers.data.paths import decode_path, readable
+from flowers.data.threads import in_order
+from flowers.errors import ImageError, OutputError
+from flowers.files import file_digest
+from flowers.prediction import parts
+from flowers.prediction.file_list import Entry
+from flowers.prediction.inputs import file_of, look_at, read_input
+from flowers.prediction.table import read_lines, stamps_path
+from flowers.prediction.work import Work
+
+_HEAD_BYTES = 1 << 14
+_LOOKS_AT_ONCE = 16  # each is a few round trips on a network file system
+_ROWS_AT_A_TIME = 1 << 16
+UNKNOWN = (-1, -1, -1)
+
+Stamp = tuple[int, int, int]
+
+
+class Row(NamedTuple):
+    """A row of a finished table: its number, path and status, its line as parts hold it, the stamp of its file."""
+
+    number: int
+    path: bytes
+    status: str
+    line: bytes
+    stamp: Stamp
+
+
+class KeptRow(NamedTuple):
+    """A row that is kept: status, line, and its number in the earlier table."""
+
+    status: str
+    line: bytes
+    number: int
+
+
+class Kept(NamedTuple):
+    """What is kept of one shard: rows by their place in it, and the stamps of all its places."""
+
+    rows: dict[int, KeptRow]
+    stamps: np.ndarray
+
+
+class StampingReader:
+    """Reads input files and remembers the stamp of each until it is asked for.
+
+    The file is looked at before it is read: one that changes meanwhile has an old stamp, and is read again next time.
+
+    Args:
+        root: the folder that paths are relative to.
+    """
+
+    def __init__(self, root: bytes):
+        self._root = root
+        self._stamps: dict[bytes, Stamp] = {}
+
+    def __call__(self, entry: Entry) -> bytes | bytearray:
+        """The bytes of an input file; raises ImageError as ``read_input`` does."""
+        if entry.place:  # of a zip, what is stored is not what is read
+            self._stamps[entry.path] = stamp_of(self._root, entry)
+            return read_input(self._root, entry)
+        time_ns = _time_ns(self._root, entry)
+        data = read_input(self._root, entry)
+        self._stamps[entry.path] = len(data), time_ns, _digest(bytes(data[:_HEAD_BYTES]))
+        return data
+
+    def take(self, entries: list[Entry]) -> np.ndarray:
+        """Stamps of files that were read, int64 [files, 3], which are then forgotten."""
+        found = [self._stamps.pop(entry.path, UNKNOWN) for entry in entries]
+        return np.array(found, "<i8").reshape(-1, 3)
+
+
+def stamp_of(root: bytes, entry: Entry) -> Stamp:
+    """The stamp of an input file as it is now; ``UNKNOWN`` if it cannot be read."""
+    if entry.place.startswith(b"!"):  # what is wrong is known from the archive's list
+        return 0, 0, _digest(entry.place)
+    time_ns = _time_ns(root, entry)
+    seen = look_at(root, entry, _HEAD_BYTES)
+    if not seen or time_ns < 0:
+        return UNKNOWN
+    size, _, head = seen.partition(b":")
+    return int(size), time_ns, _digest(head)
+
+
+def is_settled(root: bytes, entry: Entry, seconds: float, now_s: float) -> bool:
+    """False for a file that was written to within the last seconds: it may not be whole yet."""
+    return entry.place.startswith(b"!") or abs(now_s - _time_ns(root, entry) / 1e9) >= seconds
+
+
+def finished_rows(output: Path, facts: dict) -> Iterator[Row]:
+    """The rows of a finished table with the stamps beside it, in order; a table without stamps knows nothing of files.
+
+    Args:
+        output: the table.
+        facts: the JSON beside it.
+    """
+    with contextlib.ExitStack() as stack:
+        file = None
+        with contextlib.suppress(OSError, KeyError):
+            if file_digest(stamps_path(output)) == facts["stamps"]:
+                file = stack.enter_context(open(stamps_path(output), "rb"))
+        if file is None:
+            console.warn(f"{readable(stamps_path(output))} is not as it was written: no file is known to be unchanged")
+        stamps: list = []
+        for number, (path, status, line) in enumerate(read_lines(output)):
+            place = number % _ROWS_AT_A_TIME
+            if place == 0 and file is not None:
+                stamps = np.frombuffer(file.read(24 * _ROWS_AT_A_TIME), "<i8").reshape(-1, 3).tolist()
+            stamp = tuple(stamps[place]) if file is not None else UNKNOWN
+            yield Row(number, os.fsencode(decode_path(path)), status, line, stamp)
+
+
+def is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, str], bytes]) -> bool:
+    """Tell if a file is as it was when its row was made.
+
+    Args:
+        failed: makes the row of a file that cannot be read, from its path and the reason.
+    """
+    if row.stamp != UNKNOWN:
+        return row.stamp == stamp_of(root, entry)
+    try:
+        read_input(root, entry)
+    except ImageError as error:
+        return failed(os.fsdecode(entry.path), str(error)) == row.line
+    return False
+
+
+def write_kept(work: Work, rows: Iterator[Row], keep: Callable[[Entry, Row], bool], embeddings: Path | None) -> bool:
+    """Write what is kept of each shard into a new work folder.
+
+    Args:
+        work: the work over the new list.
+        rows: the earlier table.
+        keep: tells if the row of a file is kept; called in threads.
+        embeddings: the earlier embeddings, if there are any.
+
+    Returns:
+        True if every file of the list keeps its row.
+    """
+    (work.folder / "known").mkdir()
+    facts = {"embeddings": _file_facts(embeddings) if embeddings else None}
+    row = next(rows, None)
+    missing = 0
+    for index in range(work.files.num_shards):
+        entries = work.shard(index)
+        both: list[tuple[int, Entry, Row]] = []
+        for slot, entry in enumerate(entries):
+            while row is not None and row.path < entry.path:
+                row = next(rows, None)
+            if row is not None and row.path == entry.path:
+                both.append((slot, entry, row))
+        kept = in_order(lambda item: keep(item[1], item[2]), both, _LOOKS_AT_ONCE) if both else ()
+        stamps = np.full((len(entries), 3), -1, "<i8")
+        lines = []
+        for (slot, _, found), is_kept in zip(both, kept, strict=True):
+            if is_kept:
+                stamps[slot] = found.stamp
+                lines.append(json.dumps([slot, found.status, found.line.decode(), found.number]).encode() + b"\n")
+        missing += len(entries) - len(lines)
+        if lines:
+            parts.write_part(work.folder / "known", index, b"".join(lines), facts, stamps.tobytes())
+    return not missing
+
+
+def read_kept(work: Work, index: int, embeddings: Path | None) -> Kept:
+    """What is kept of one shard: nothing if there is none, if it is damaged, or if its embeddings are gone."""
+    size, folder = work.size(index), work.folder / "known"
+    with contextlib.suppress(FileNotFoundError, OutputError):
+        facts = parts.read_facts(folder, index)
+        lines = b"".join(parts.read_rows(folder, index)).splitlines()
+        stamps = np.frombuffer(parts.read_stamps(folder, index), "<i8").reshape(size, 3).copy()
+        if embeddings is None or facts["embeddings"] == _file_facts(embeddings):
+            found = {}
+            for slot, status, line, number in map(json.loads, lines):
+                found[slot] = KeptRow(status, line.encode(), number)
+            return Kept(found, stamps)
+    return Kept({}, np.full((size, 3), -1, "<i8"))
+
+
+def drop_stale(work: Work, root: bytes) -> None:
+    """Remove the parts of an interrupted update whose files have changed since they were read."""
+    for index in parts.finished(work.parts):
+        entries = work.shard(index)
+        with contextlib.suppress(OutputError, ValueError):
+            known = np.frombuffer(parts.read_stamps(work.parts, index), "<i8").reshape(-1, 3).tolist()
+            now = in_order(lambda entry: stamp_of(root, entry), entries, _LOOKS_AT_ONCE)
+            if all(tuple(then) == seen != UNKNOWN for then, seen in zip(known, now, strict=True)):
+                continue
+        parts.remove_part(work.parts, index)
+
+
+def _time_ns(root: bytes, entry: Entry) -> int:
+    try:
+        return os.stat(os.path.join(root, file_of(entry))).st_mtime_ns
+    except (OSError, ValueError):
+        return -1
+
+
+def _digest(head: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(head, digest_size=8).digest(), "little", signed=True)
+
+
+def _file_facts(path: Path) -> list[int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    return None
