@@ -1,8 +1,9 @@
-"""Write a trained model as one file that other programs run: ONNX, OpenVINO, torch.export; checked on real photos.
+"""Write a trained model for other programs: ONNX, OpenVINO, torch.export, timm, torchvision; checked on real photos.
 
 python jobs/export.py --checkpoint runs/train --format onnx --output flowers.onnx
 python jobs/export.py --checkpoint runs/train --format openvino --precision int8 --output flowers.xml
 python jobs/export.py --checkpoint BUNDLE --format torch-export --output flowers.pt2 --check-images PHOTOS
+python jobs/export.py --checkpoint runs/train --format timm --output FOLDER --model-card
 python jobs/export.py --from-state-dict model.pth --model resnet18 --classes classes.txt --output BUNDLE
 python jobs/export.py --average runs/a runs/b runs/c --output MODEL
 """

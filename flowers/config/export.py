@@ -6,11 +6,13 @@ from typing import ClassVar, Literal
 
 from flowers.errors import UsageError
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "torchvision": ".pth"}
+LAYOUTS = ("timm", "torchvision")
+"""Formats that are another library's own tensors and names, in float32."""
 MIN_AGREEMENT = {"float32": 0.995, "fp16": 0.995, "int8": 0.98}
 OF_AN_EXPORT = {
     "precision", "input_type", "layout", "check_images", "check_count", "min_agreement", "calibration_images",
-    "calibration_count", "runtime", "class_examples", "title",
+    "calibration_count", "runtime", "class_examples", "title", "model_card",
 }  # fmt: skip
 OF_AN_IMPORT = ("model", "classes", "image_size", "mean", "std", "resize", "crop_pct", "interpolation")
 OF_A_SITE = ("runtime", "class_examples", "title")
@@ -37,13 +39,16 @@ class ExportConfig:
     """First field of each group of flags in --help, and its title."""
 
     output: Path
-    """File to write; NAME.json beside it tells how it was checked. With --format web: the site's folder; with
+    """File to write; NAME.json beside it tells how it was checked. With --format web or timm: the folder; with
     --from-state-dict: the model folder to write."""
     checkpoint: Path | None = None
     """Model folder, or a run folder (its best model)."""
-    format: Literal["onnx", "openvino", "torch-export", "web"] | None = None
+    format: Literal["onnx", "openvino", "torch-export", "web", "timm", "torchvision"] | None = None
     """onnx writes .onnx, openvino writes .xml and .bin, torch-export writes .pt2, web writes a folder for any static
-    host."""
+    host. timm writes a folder that timm itself loads; torchvision writes a state dict, .pth. These two are for networks
+    that the library has, with a linear head."""
+    model_card: bool = False
+    """timm: write README.md, a model card for the Hugging Face hub."""
     config: Path | None = None
     """YAML file with defaults for these flags. Flags on the command line win."""
     precision: Literal["float32", "fp16", "int8"] = "float32"
@@ -113,6 +118,7 @@ class ExportConfig:
             if value is None:
                 raise UsageError(f"--{flag} is missing; expected --checkpoint C --format F, or --from-state-dict FILE")
         self._check_site()
+        self._check_layout()
         suffix = SUFFIXES.get(self.format)
         if suffix is not None and self.output.suffix != suffix:
             raise UsageError(f"--output: got {self.output.name}, expected a name ending in {suffix}")
@@ -135,6 +141,17 @@ class ExportConfig:
             raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format web")
         elif (self.input_type, self.layout) != ("uint8", "NHWC"):
             raise UsageError("--input-type and --layout: the page of --format web gives uint8 and NHWC; leave them out")
+
+    def _check_layout(self) -> None:
+        if self.model_card and self.format != "timm":
+            raise UsageError("--model-card belongs to --format timm")
+        if self.format not in LAYOUTS:
+            return
+        for name in ("precision", "input_type", "layout"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"--{name.replace('_', '-')} does not go with --format {self.format}; leave it out")
+        if self.format == "timm" and self.output.suffix in (*SUFFIXES.values(), ".safetensors", ".bin"):
+            raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format timm")
 
     def _check_average(self) -> None:
         if len(self.average) < 2:

@@ -47,13 +47,23 @@ def compare(bundle: Bundle, path: Path, format: str, photos: Photos) -> Agreemen
         DataError: none of the photos gives a picture.
         ModelError: the file cannot be run, or gives what is no number.
     """
+    infer, close = _runner(path, format)
+    try:
+        return compare_with(bundle, infer, photos)
+    finally:
+        close()
+
+
+def compare_with(bundle: Bundle, infer: Callable[[np.ndarray], np.ndarray], photos: Photos) -> Agreement:
+    """Run the bundle and a function from pictures uint8 [B, S, S, 3] to probs on the photos.
+
+    Raises:
+        DataError: none of the photos gives a picture.
+        ModelError: the function gives what is no number.
+    """
     reference = build_engine(bundle, engine="torch", precision="float32", batch_size=BATCH_SIZE)
     try:
-        infer, close = _runner(path, format)
-        try:
-            return _compare(bundle, reference, infer, photos)
-        finally:
-            close()
+        return _compare(bundle, reference, infer, photos)
     finally:
         reference.close()
 

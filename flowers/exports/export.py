@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from flowers import console
 from flowers.cli import to_plain
-from flowers.config.export import ExportConfig
+from flowers.config.export import LAYOUTS, ExportConfig
 from flowers.engines import openvino_engine
 from flowers.engines.exported import as_input, describe, files_of
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.exports import graph, quantize
-from flowers.exports.compare import Agreement, compare
+from flowers.exports.compare import Agreement, compare, compare_with
 from flowers.exports.example import example_program
 from flowers.exports.photos import Photos, photos_in, photos_of_run
 from flowers.files import explain_os_error, sync_file, sync_folder, write_atomically
@@ -36,6 +36,9 @@ def export(config: ExportConfig) -> int:
     """
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise UsageError("export.py is one process: start it without a launcher")
+    if config.format in LAYOUTS:
+        _export_layout(config)
+        return 0
     graph.require(config.file_format(), config.precision)
     bundle = load_bundle(config.checkpoint)
     if config.format == "web":
@@ -73,6 +76,21 @@ def export(config: ExportConfig) -> int:
     return 0
 
 
+def _export_layout(config: ExportConfig) -> None:
+    """Export to another library's own layout."""
+    from flowers.exports.layouts import export_layout
+
+    bundle = load_bundle(config.checkpoint)
+
+    def check(infer: Callable[[np.ndarray], np.ndarray], size_bytes: int) -> Agreement:
+        photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
+        agreement = compare_with(bundle, infer, photos)
+        _judge(config, bundle, agreement, None, size_bytes)
+        return agreement
+
+    export_layout(config, bundle, check)
+
+
 def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Agreement, str | None]:
     """Write the export to a temporary place and compare it with the bundle.
 
@@ -89,7 +107,19 @@ def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Ag
         calibration, calibrated_on = _views(bundle, source, config), source.said
     _write(config, bundle, calibration, path)
     agreement = compare(bundle, path, config.file_format(), photos)
-    _tell(config, bundle, agreement, calibrated_on, sum(file.stat().st_size for file in files_of(path)))
+    _judge(config, bundle, agreement, calibrated_on, sum(file.stat().st_size for file in files_of(path)))
+    return agreement, calibrated_on
+
+
+def _judge(
+    config: ExportConfig, bundle: Bundle, agreement: Agreement, calibrated_on: str | None, size_bytes: int
+) -> None:
+    """Tell how far export and bundle agree.
+
+    Raises:
+        ModelError: too little.
+    """
+    _tell(config, bundle, agreement, calibrated_on, size_bytes)
     if agreement.same_top1 < config.threshold():
         raise ModelError(
             f"the export agrees with the bundle on {agreement.same_top1:.2%} of the photos, expected "
@@ -97,7 +127,6 @@ def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Ag
             + ("calibrate on more photos, or use" if config.precision == "int8" else "use")
             + " another --precision or --format, or set --min-agreement"
         )
-    return agreement, calibrated_on
 
 
 def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None, path: Path) -> None:
@@ -152,6 +181,11 @@ def _tell(
     rows = [
         ("input", f"images: {config.input_type} [{shape}], RGB, 0 to 255"),
         ("output", f"probs: float32 [batch, {len(bundle.classes)}]"),
+    ] if config.format not in LAYOUTS else [
+        ("input", f"images: float32 [batch, 3, {side}, {side}], RGB, normalised"),
+        ("output", f"logits: float32 [batch, {len(bundle.classes)}]"),
+    ]  # fmt: skip
+    rows += [
         ("size", f"{size_bytes / 1e6:.1f} MB"),
         ("compared on", f"{agreement.images} photos, {agreement.photos}"
                         + (f"; {agreement.unreadable} are unreadable" if agreement.unreadable else "")),

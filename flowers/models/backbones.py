@@ -207,14 +207,7 @@ def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
         transforms.interpolation.value,
         image_size,
     )
-    options: dict[str, object] = {}
-    if name.startswith("vit_"):
-        options["image_size"] = preprocessing.crop
-    elif name.startswith("maxvit"):
-        options["input_size"] = (preprocessing.crop, preprocessing.crop)
-    elif name in ("inception_v3", "googlenet"):
-        # aux classifiers only serve the original training; the inputs of the weights are in TensorFlow's range
-        options.update(aux_logits=False, transform_input=True, init_weights=True)
+    options = torchvision_options(name, preprocessing.crop)
     try:
         network = models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError) as error:
@@ -222,6 +215,23 @@ def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
     head = list(network.named_children())[-1][0]
     aux = ("AuxLogits.", "aux1.", "aux2.") if "aux_logits" in options else ()
     return _Cut(Backbone(network, cut_head(network), preprocessing), (f"{head}.", *aux))
+
+
+def torchvision_options(name: str, crop: int) -> dict[str, object]:
+    """Arguments with which torchvision builds one of its networks for views of that side."""
+    if name.startswith("vit_"):
+        return {"image_size": crop}
+    if name.startswith("maxvit"):
+        return {"input_size": (crop, crop)}
+    if name in ("inception_v3", "googlenet"):
+        # aux classifiers only serve the original training; the inputs of the weights are in TensorFlow's range
+        return {"aux_logits": False, "transform_input": True, "init_weights": True}
+    return {}
+
+
+def last_linear(network: nn.Module) -> str | None:
+    """Return the name of a network's last linear layer, its classifier; None if it has no linear layer."""
+    return next((name for name, module in reversed([*network.named_modules()]) if isinstance(module, nn.Linear)), None)
 
 
 def cut_head(network: nn.Module) -> int:
@@ -247,7 +257,7 @@ def cut_head(network: nn.Module) -> int:
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Dropout) and (name == "dropout" or name.startswith(f"{head_name}.")):
             network.set_submodule(name, nn.Identity())
-    linear_name = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    linear_name = last_linear(network)
     num_features = network.get_submodule(linear_name).in_features
     network.set_submodule(linear_name, nn.Identity())
     return num_features

@@ -1,0 +1,98 @@
+"""``README.md`` of an exported model, as the Hugging Face hub shows it: data, figures, calibration, how to load it."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from flowers.exports.compare import Agreement
+from flowers.models.bundle import Bundle
+from flowers.reports.calibration import wilson_interval
+
+MOST_CLASSES = 200
+
+
+def model_card(bundle: Bundle, agreement: Agreement) -> str:
+    """Write a model's card, in Markdown with the metadata of the hub on top.
+
+    Args:
+        agreement: how far the export agrees with the bundle.
+    """
+    metadata = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm"],
+        "metrics": ["accuracy"],
+    }
+    made, view = bundle.made, bundle.preprocessing
+    config = made.get("config") or {}
+    data = Path(str(config["data_dir"])).name if config.get("data_dir") else None
+    about = [
+        f"Image classifier of {len(bundle.classes.folders)} classes: {bundle.model} with one linear layer, "
+        f"{'fine-tuned on ' + data if data else 'fine-tuned'} with flowers.",
+    ]
+    temperature = made.get("temperature")
+    calibrated = (
+        f"The probabilities are calibrated: logits are divided by a temperature of {temperature:.4g}, which is part of "
+        "the weights."
+        if isinstance(temperature, int | float)
+        else "The probabilities are not calibrated."
+    )
+    sections = {
+        "Figures": _figures(bundle),
+        "Calibration": calibrated,
+        "Load": (
+            '```python\nimport timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n"
+            'names = model.pretrained_cfg["label_names"]\n```'
+        ),
+        "Input": (
+            f"RGB, short side {view.resize} px ({view.interpolation}), the middle {view.crop} x {view.crop} px, pixels "
+            f"from 0 to 1, minus {list(view.mean)}, divided by {list(view.std)}."
+        ),
+        "Check": (
+            f"Loaded by timm, it gives the same class as the model that it was exported from on "
+            f"{agreement.same_top1:.2%} of {agreement.images} photos; the largest difference of a probability is "
+            f"{agreement.max_prob_difference:.1e}."
+        ),
+        "Classes": _classes(bundle),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    head = yaml.safe_dump(metadata, sort_keys=False)
+    return f"---\n{head}---\n\n# {bundle.model}\n\n{' '.join(about)}\n\n{body}\n"
+
+
+def _figures(bundle: Bundle) -> str:
+    """A table of the figures in the run's metrics.json, or else in the bundle."""
+    splits = _measured(bundle) or {"valid": {k.removeprefix("valid_"): v for k, v in bundle.metrics.items()}}
+    rows = []
+    for split, of in splits.items():
+        if "top1" not in of:
+            continue
+        between = "not known"
+        if of.get("images"):
+            low, high = wilson_interval(round(of["top1"] * of["images"]), of["images"])
+            between = f"{low:.2%} to {high:.2%}"
+        ece = f"{of['ece']:.2%}" if "ece" in of else "not known"
+        rows.append(f"| {split} | {of.get('images', 'not known')} | {of['top1']:.2%} | {between} | {ece} |")
+    if not rows:
+        return "It was not measured."
+    head = "| split | images | top1 | 95% interval | calibration error |\n|-|-|-|-|-|"
+    return "\n".join([head, *rows])
+
+
+def _measured(bundle: Bundle) -> dict:
+    """The splits in metrics.json of the run that the model lies in, if it is about this model."""
+    try:
+        found = json.loads((bundle.folder.parent / "metrics.json").read_text(encoding="utf-8"))
+        splits = {split: of for split, of in found.items() if isinstance(of, dict)}
+        same = splits["valid"]["top1"] == bundle.metrics["valid_top1"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return splits if same else {}
+
+
+def _classes(bundle: Bundle) -> str:
+    labels = bundle.classes.labels
+    more = f", and {len(labels) - MOST_CLASSES} more" if len(labels) > MOST_CLASSES else ""
+    return ", ".join(" ".join(label.split()) for label in labels[:MOST_CLASSES]) + more + "."
