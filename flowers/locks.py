@@ -67,6 +67,19 @@ def take_turns(path: Path) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Tell if a process holds a lock file, alone or shared; False where the file system knows no locks."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go again at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool]:
     """Open a lock file and lock it.
 

@@ -79,6 +79,17 @@ def read_facts(folder: Path, index: int) -> dict:
         FileNotFoundError: there is no such part.
         DamagedError: it is damaged, and removed.
     """
+    if (facts := peek(folder, index)) is not None:
+        return facts
+    raise _damaged(folder / part_name(index))
+
+
+def peek(folder: Path, index: int) -> dict | None:
+    """As ``read_facts``, but a damaged part stays where it is, and gives None.
+
+    Raises:
+        FileNotFoundError: there is no such part.
+    """
     path = folder / part_name(index)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -89,7 +100,7 @@ def read_facts(folder: Path, index: int) -> dict:
         held = facts.get("bytes", 0) + facts.get("stamps_bytes", 0)
         if facts.pop("check", None) == _check(facts) and held == size - len(tail) - 1:
             return facts
-    raise _damaged(path)
+    return None
 
 
 def read_rows(folder: Path, index: int) -> Iterator[bytes]:

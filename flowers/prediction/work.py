@@ -122,6 +122,12 @@ class Work:
         unlink(path)
         return None
 
+    def peek_engine(self) -> dict | None:
+        """The engine of the first process, if it is known; nothing is mended."""
+        with contextlib.suppress(OSError, *DAMAGE):
+            return _read_sealed(self.folder / "engine.json")
+        return None
+
     def settle_engine(self, chosen: dict) -> dict:
         """Propose what to run the network with; returns what was proposed first.
 

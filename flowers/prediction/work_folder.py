@@ -42,6 +42,11 @@ def default_shard_size(files: int, batch_size: int) -> int:
     return batch_size * min(max(batches, 1), _MAX_SHARD_BATCHES)
 
 
+def work_folder_of(output: Path) -> Path:
+    """The folder beside an output in which the work on it lies."""
+    return output.with_name(f"{output.name}.parts")
+
+
 class WorkFolder:
     """``OUTPUT.parts``: where the work on an output is found or begun.
 
@@ -52,7 +57,7 @@ class WorkFolder:
     """
 
     def __init__(self, output: Path, settings: dict, finished: Callable[[], dict | None]):
-        self.path = output.with_name(f"{output.name}.parts")
+        self.path = work_folder_of(output)
         self._output, self._finished = output, finished
         self._settings = {"format": _FORMAT_VERSION, **settings}
 
@@ -65,7 +70,7 @@ class WorkFolder:
         facts = self._finished()
         if facts and facts["listed_by"] == listed_by and _begins_with(facts["settings"], self._settings):
             return facts
-        for work in filter(None, map(_open, _jobs(self.path))):
+        for work in filter(None, map(_open, job_folders(self.path))):
             if work.listed_by in (listed_by, LIST_ONLY) and _begins_with(work.settings, self._settings):
                 work.check_sees(root)
                 return work
@@ -80,7 +85,7 @@ class WorkFolder:
         Raises:
             OutputError: there is none for these settings, or more than one.
         """
-        found = [(folder, _open(folder)) for folder in _jobs(self.path)]
+        found = [(folder, _open(folder)) for folder in job_folders(self.path)]
         fitting = [work for _, work in found if work and _begins_with(work.settings, self._settings)]
         if len(fitting) == 1:
             return fitting[0]
@@ -100,7 +105,7 @@ class WorkFolder:
 
     def find_complete(self) -> Work | None:
         """Work that has all its parts, but no output yet or a new output without the rest: it only has to be joined."""
-        for work in filter(None, map(_open, _jobs(self.path))):
+        for work in filter(None, map(_open, job_folders(self.path))):
             done = len(parts.finished(work.parts)) == work.files.num_shards
             if done and _begins_with(work.settings, self._settings):
                 return work
@@ -206,7 +211,7 @@ class WorkFolder:
             _mend(final, listed)
             if not (overwrite or is_update):
                 Work(final).check_contents(new.contents)
-        for other in set(_jobs(self.path)) - {final}:
+        for other in set(job_folders(self.path)) - {final}:
             _make_way(other, settings, overwrite or is_update)  # an update's source is the table, which is whole
         if final.exists():
             if is_update or is_same(Work(final).settings, Work(final).contents, settings, new.contents):
@@ -241,7 +246,7 @@ def remove_left_over(parent: Path) -> None:
                 with contextlib.suppress(InUseError), refuse_others(path.with_suffix(".lock"), path, ""):
                     shutil.rmtree(path, ignore_errors=True)
                     unlink(path.with_suffix(".lock"))
-        jobs = {folder.name for folder in _jobs(parent)}
+        jobs = {folder.name for folder in job_folders(parent)}
         for entry in list(os.scandir(parent)):
             stem = entry.name.removesuffix(".lock")
             if entry.name.endswith(".lock") and stem not in jobs and not (parent / stem).exists() and stem != "turn":
@@ -289,8 +294,8 @@ def _open(folder: Path) -> Work | None:
         return None
 
 
-def _jobs(parent: Path) -> list[Path]:
-    """The jobs' folders."""
+def job_folders(parent: Path) -> list[Path]:
+    """The folders of all jobs at work on an output."""
     with contextlib.suppress(FileNotFoundError):
         found = [entry for entry in os.scandir(parent) if len(entry.name) == 12 and entry.is_dir(follow_symlinks=False)]
         return sorted(Path(entry.path) for entry in found)
