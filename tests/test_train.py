@@ -397,3 +397,58 @@ def test_evaluate_names_its_files_by_data_and_split(sample_set: Path, tmp_path: 
     missing = evaluate(trees["plants"], "--split", "test")
     assert missing.codes == [1]
     assert "no split 'test'" in missing.output
+
+
+@pytest.mark.parametrize("how", [[], ["--no-feature-cache"]])
+def test_all_faults_of_the_data_in_one_start_that_leaves_nothing(
+    sample_set: Path, tmp_path: Path, how: list[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    (data / "train" / "empty").mkdir()
+    (data / "valid" / "1").rename(data / "valid" / "unknown")
+    victims = [min((data / split).rglob("*.jpg")) for split in ("train", "test")]
+    for victim in victims:
+        victim.write_bytes(b"no picture")
+    job = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1)
+    assert job.codes == [1]
+    line = job.output.splitlines()[-1]
+    for said in ("no images in empty", "unknown not among", "2 images cannot be read", "prepare", "check --data-dir"):
+        assert said in line, line
+    assert all(str(victim.relative_to(data)) in line for victim in victims), line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--model", "nonesuch"], ["--lr", 1e30, "--no-feature-cache"]])
+def test_a_start_that_fails_leaves_no_run_folder(sample_set: Path, tmp_path: Path, flags: list) -> None:
+    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 2, *flags)
+    assert job.codes != [0], job.output
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train(tmp_path, *TINY, "--data-dir", sample_set, "--epochs", 2, *flags).codes != [0]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", [[], ["--no-feature-cache"]])
+def test_photos_replaced_under_their_names_are_refused_on_resume(
+    sample_set: Path, tmp_path: Path, how: list[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_set, data)
+    flags = [*TINY, *how, "--data-dir", data, "--epochs", 1, "--no-report"]
+    assert train(tmp_path, *flags).codes == [0]
+    made = json.loads((tmp_path / "run" / "best" / "model.json").read_text())["made"]
+    assert made["data"]["train images"].startswith("32 (")
+    first, second = sorted((data / "train").rglob("*.jpg"))[:2]
+    shutil.copyfile(second, first)
+    refused = train(tmp_path, *flags)
+    assert refused.codes == [1], refused.output
+    assert "sizes in bytes of train images was" in refused.output
+    assert "photos were replaced since, under the same names" in refused.output
+    for state_file in (tmp_path / "run" / "checkpoints").rglob("state.json"):  # as an earlier version wrote it
+        state = json.loads(state_file.read_text())
+        state["fingerprint"] = {name: v for name, v in state["fingerprint"].items() if not name.startswith("sizes")}
+        del state["sha256"]
+        state_file.write_text(json.dumps(state))
+    assert train(tmp_path, *flags).codes == [0]

@@ -140,17 +140,28 @@ def load_image_folders(
     classes = ClassIndex(folders, display_names(folders, root, class_names))
     if corrections is not None:
         corrections.check_classes(folders, where)
-    train = _samples(root, splits["train"], classes)
+    faults: list[str] = []
+
+    def read(name: str) -> Samples | None:
+        try:
+            return _samples(root, splits[name], classes)
+        except DataError as error:
+            faults.append(str(error))
+            return None
+
+    train = read("train")
     counts = np.bincount(train.targets, minlength=len(folders))
     empty = [readable(folders[index]) for index in np.flatnonzero(counts == 0)]
     if empty:
-        raise DataError(f"{where}: no images in {some(empty)}; add some, or remove the folder")
-    valid, test = (_samples(root, splits[name], classes) if name in splits else None for name in ("valid", "test"))
-    if corrections is not None:
+        faults.append(f"{where}: no images in {some(empty)}; add some, or remove the folder")
+    valid, test = (read(name) if name in splits else None for name in ("valid", "test"))
+    if corrections is not None and not faults:  # without a split that is refused some would seem to be of no image
         corrections.check_paths(readable(data_dir))
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None and not len(samples):
-            raise DataError(f"{splits[name].where}: no images; add some, or remove it")
+            faults.append(f"{splits[name].where}: no images; add some, or remove it")
+    if faults:
+        raise DataError("; ".join(faults))
     warn_of_one_class(where, folders)
     _warn_of_unused(Path(data_dir), choice)
     if choice.left_out:

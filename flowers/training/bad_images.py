@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -10,14 +11,17 @@ from accelerate.utils import gather_object
 
 from flowers import console
 from flowers.config.train import TrainConfig
-from flowers.data.folders import ImageFolders, Samples
+from flowers.data.choice import Choice
+from flowers.data.folders import ImageFolders, Samples, find_splits
 from flowers.data.image_cache import ImageCache
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import find_bad_images
-from flowers.data.paths import readable, some
+from flowers.data.paths import PathList, readable, some
 from flowers.errors import DataError
 
 SHOWN = 20
+MANY = 10_000
+"""In a data set that is refused anyway, more images than this are not decoded: that would take minutes."""
 BadImages = dict[str, list[tuple[str, str]]]
 """By split: paths and reasons."""
 
@@ -79,6 +83,36 @@ def listing_bad_images(splits: Mapping[str, Samples], workers: int | None) -> It
         if any(bad.values()):
             raise _refusal(bad) from None
         raise
+
+
+@contextlib.contextmanager
+def listing_all_faults(config: TrainConfig) -> Iterator[None]:
+    """If the block refuses a data set, name its unreadable images as well: one start tells all there is to mend.
+
+    Raises:
+        DataError: all faults. The main process looks for the images, unless they are many.
+    """
+    try:
+        yield
+    except DataError as error:
+        try:
+            root, splits = find_splits(config.data_dir, Choice(exclude=config.exclude))
+        except DataError:
+            raise error from None
+        faults = [str(error)]
+        if config.on_bad_image == "fail" and console.is_main_process():
+            paths = {name: PathList(path for path, _ in split.images) for name, split in splits.items()}
+            if sum(map(len, paths.values())) <= MANY:
+                found = {
+                    name: Samples(root, of_split, np.zeros(len(of_split), np.int64)) for name, of_split in paths.items()
+                }
+                bad = {
+                    name: find_bad_images(samples, default_workers(config.workers))[0]
+                    for name, samples in found.items()
+                }
+                faults += [str(_refusal(bad))] if any(bad.values()) else []
+        words = shlex.join(console.job_command("prepare", "check", "--data-dir", readable(config.data_dir)))
+        raise DataError(f"{'; '.join(faults)}; all about the data: {words}") from None
 
 
 def warn_of_damaged(count: int) -> None:

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
+SIZES_OF = "sizes in bytes of"
+"""Begins the names of what earlier versions did not keep in a fingerprint; a run of theirs resumes without."""
 CORRECTIONS_FILE = "corrections.csv"
 """The run's own copy of the labels that it was trained with beside those of the folders; not there without any."""
 
@@ -198,7 +200,7 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
     """
     for name, now in fingerprint.items():
         before = checkpoint.fingerprint.get(name)
-        if before == now:
+        if before == now or (before is None and name.startswith(SIZES_OF)):
             continue
         if name == "global_batch_size":
             now = f"{now} ({batch_arithmetic})"
@@ -208,6 +210,8 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
             hint = "leave it out" if before is None else f"give --corrections {own}, as this run was begun with"
         elif name in ("train images", "valid images", "classes"):
             hint = "the data changed since"
+        elif name.startswith(SIZES_OF):
+            hint = "photos were replaced since, under the same names"
         elif name == "--epochs":
             run = checkpoint.path.parent.parent
             hint = f"resume with the old value, or train its model further with --continue-from {run}"

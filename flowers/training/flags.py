@@ -10,8 +10,10 @@ import numpy as np
 from flowers.config.presets import check_model
 from flowers.config.train import TrainConfig
 from flowers.data.folders import ImageFolders, Samples
+from flowers.data.scan import file_stamps
+from flowers.distributed import from_main
 from flowers.errors import UsageError
-from flowers.training.checkpoint import Checkpoint
+from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
@@ -168,12 +170,32 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
     return {
         "global_batch_size": global_batch_size,
         "--corrections": data.corrections and data.corrections.digest,
-        "classes": _digest(list(data.classes.folders), None),
-        "train images": images_digest(data.train),
-        "valid images": images_digest(data.valid),
+        **data_digests(data),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
         "--mixed-precision": precision,
     }
+
+
+def data_digests(data: ImageFolders) -> dict[str, str]:
+    """What a run was trained on: classes, and the images of train and valid, by names, classes and sizes in bytes.
+
+    The main process looks at the files. Sizes are left out where one cannot be seen, on a disk that is away for a
+    moment say.
+    """
+
+    def digests() -> dict[str, str]:
+        found = {"classes": _digest(list(data.classes.folders), None)}
+        for name in ("train", "valid"):
+            if (samples := data.splits.get(name)) is not None:
+                found[f"{name} images"] = images_digest(samples)
+                sizes = file_stamps(samples.full_path, len(samples))[:, 0]
+                if (sizes >= 0).all():
+                    found[f"{SIZES_OF} {name} images"] = (
+                        f"{sizes.sum()} ({hashlib.sha256(sizes.tobytes()).hexdigest()[:12]})"
+                    )
+        return found
+
+    return from_main(digests)
 
 
 def images_digest(samples: Samples) -> str:

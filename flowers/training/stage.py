@@ -60,7 +60,8 @@ class Stage:
     def bundle(self, metrics: dict[str, float]) -> Bundle:
         """The model with its present weights."""
         state = {name: tensor.detach().cpu() for name, tensor in self.model.classifier.state_dict().items()}
-        made, classes = how_made(to_plain(self.config)), self.data.classes
+        about_data = {name: value for name, value in self.fingerprint.items() if name.endswith(("images", "classes"))}
+        made, classes = {**how_made(to_plain(self.config)), "data": about_data}, self.data.classes
         return Bundle(self.config.model, self.model.head, classes, self.model.preprocessing, metrics, made, state)
 
     def with_settings(self, **found: float | int | None) -> "Stage":

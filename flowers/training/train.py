@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from flowers.models.bundle import Bundle, load_bundle
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
-from flowers.training.bad_images import handle_bad_images, listing_bad_images
+from flowers.training.bad_images import handle_bad_images, listing_all_faults, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import (
     CORRECTIONS_FILE,
@@ -101,23 +102,28 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
     limits.allow_pixels(config.max_pixels)
     with contextlib.ExitStack() as stack:
         if console.is_main_process():
+            is_new = not run_dir.exists()
             make_folder(run_dir)
             stack.enter_context(lock_run(run_dir))
+            if is_new:
+                stack.enter_context(_removed_on_failure(run_dir))
             for folder in (run_dir, run_dir / HEAD_STAGE):
                 remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
-        data = load_image_folders(
-            config.data_dir,
-            class_names=config.class_names,
-            val_fraction=config.val_fraction,
-            seed=config.seed,
-            split_file=run_dir / "split.json",
-            choice=Choice(exclude=config.exclude),
-            group=config.group,
-            # A start that failed before its first checkpoint, on a broken image say, may have left a split.
-            anew=not (list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE)),
-            corrections=read_corrections(config.corrections) if config.corrections else None,
-        )
+        corrections = read_corrections(config.corrections) if config.corrections else None
+        with listing_all_faults(config):
+            data = load_image_folders(
+                config.data_dir,
+                class_names=config.class_names,
+                val_fraction=config.val_fraction,
+                seed=config.seed,
+                split_file=run_dir / "split.json",
+                choice=Choice(exclude=config.exclude),
+                group=config.group,
+                # A start that failed before its first checkpoint, on a broken image say, may have left a split.
+                anew=not _has_checkpoints(run_dir),
+                corrections=corrections,
+            )
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = distributed.start(
             config.mixed_precision,
@@ -134,6 +140,24 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             accelerator.end_training()
             raise
         accelerator.end_training()
+
+
+@contextlib.contextmanager
+def _removed_on_failure(run_dir: Path) -> Iterator[None]:
+    """Remove a run folder that the block fails to put to use; checkpoints and whole features are worth keeping."""
+    try:
+        yield
+    except StoppedError:
+        raise
+    except Exception:
+        if not _has_checkpoints(run_dir) and not any(run_dir.rglob("features/*.npy")):
+            console.log_to(None)
+            remove(run_dir)
+        raise
+
+
+def _has_checkpoints(run_dir: Path) -> bool:
+    return bool(list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE))
 
 
 def train_head_stage(config: TrainConfig, session: Session) -> None:
@@ -198,11 +222,14 @@ def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | N
     accelerator, data = session.accelerator, session.data
     if config.compile and accelerator.device.type == "cpu":
         check_compiler("--compile", "leave it out")
+    if config.cache == "none":  # else its decoding finds them
+        data = handle_bad_images(config, accelerator, data, None)
     model = build_model(config, data.classes, resumed)
     config = resolve(config, model, accelerator.num_processes, resumed)
     augmentation = build_augmentation(config, model.preprocessing)
     cache = build_cache(config, data, augmentation)
-    data = handle_bad_images(config, accelerator, data, cache)
+    if config.cache != "none":
+        data = handle_bad_images(config, accelerator, data, cache)
     order = build_order(config, data, accelerator.num_processes)
     found = fingerprint(config, data, order.global_batch_size, accelerator.mixed_precision)
     if resumed is not None:
