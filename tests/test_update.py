@@ -172,6 +172,22 @@ def test_every_kind_of_table_is_updated(run: Callable, folder: Path, tmp_path: P
     assert (tmp_path / name).read_bytes() == (tmp_path / f"fresh-{name}").read_bytes()
 
 
+def test_a_csv_for_excel_begins_with_a_mark_and_is_updated(run: Callable, folder: Path, tmp_path: Path) -> None:
+    run()
+    plain = (tmp_path / "out.csv").read_bytes()
+    run(excel=True, output=tmp_path / "excel.csv")
+    assert (tmp_path / "excel.csv").read_bytes() == b"\xef\xbb\xbf" + plain
+    assert [row["path"] for row in read_rows(tmp_path / "excel.csv")] == [
+        row["path"] for row in read_rows(tmp_path / "out.csv")
+    ]
+    (folder / "broken.jpg").unlink()
+    assert run(excel=True, output=tmp_path / "excel.csv", update=True) == 0
+    assert run(update=True) == 0
+    assert (tmp_path / "excel.csv").read_bytes() == b"\xef\xbb\xbf" + (tmp_path / "out.csv").read_bytes()
+    with pytest.raises(UsageError, match="--excel"):
+        run(excel=True, output=tmp_path / "x.parquet")
+
+
 def test_error_rows_are_done_again_and_the_others_stay(
     run: Callable, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classified: list[str]
 ) -> None:

@@ -55,6 +55,8 @@ class PredictConfig:
 
     output: Path = Path("predictions.csv")
     """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made."""
+    excel: bool = False
+    """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
     topk: int = 5
     """Guesses per row, best first."""
     min_prob: float = 0.0
@@ -127,6 +129,8 @@ class PredictConfig:
             raise UsageError("--merge joins all shards: leave --shard out")
         if self.list_only and (self.merge or self.shard):
             raise UsageError("--list-only only lists the files: leave --shard and --merge out")
+        if self.excel and self.suffix() != ".csv":
+            raise UsageError(f"--excel: got --output {self.output.name}, expected a name ending in .csv")
         self._check_update()
 
     def _check_update(self) -> None:

@@ -169,7 +169,7 @@ def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> No
 
 def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
     """All that decides the rows, but for the files; flags that came later count only where they are not the default."""
-    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels")}
+    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel")}
     return {
         "model": bundle.hash,
         "kind": OUTPUT_KINDS[config.suffix()],

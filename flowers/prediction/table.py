@@ -5,6 +5,7 @@ done, with which model and settings, counts by status, seconds by stage. It is w
 the job is done.
 """
 
+import codecs
 import collections
 import contextlib
 import csv
@@ -104,11 +105,12 @@ def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: C
     """
     temporary = work.folder / f"joined-{os.getpid()}"
     write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
+    mark = codecs.BOM_UTF8 if work.settings.get("excel") else b""
     totals = _totals(work)
     stamps = work.folder / f"stamps-{os.getpid()}"
     try:
         _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), topk)
-        write[suffix](temporary, _blocks(work, header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
+        write[suffix](temporary, _blocks(work, mark + header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
         _put_in_place(temporary, output)
         _put_in_place(stamps, stamps_path(output))
     except FileNotFoundError:
@@ -186,7 +188,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str, bytes]]:
                     row = json.loads(line)
                     yield row["path"], row["status"], line
         else:
-            with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
+            with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file)
                 names = next(rows)
                 of_path, of_status = names.index("path"), names.index("status")
