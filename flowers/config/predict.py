@@ -59,8 +59,9 @@ class PredictConfig:
     """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
     topk: int = 5
     """Guesses per row, best first."""
-    min_prob: float = 0.0
-    """Mark a row as unsure if its best probability is below this."""
+    min_prob: float | Literal["auto"] = 0.0
+    """Mark a row as unsure if its best probability is below this. auto: the threshold that training stored in the
+    model, at which 99% of the other answers were right on the validation images."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: average over the photo and its mirror image, which takes twice the time."""
     strict: bool = False
@@ -117,8 +118,8 @@ class PredictConfig:
         for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
-        if not 0 <= self.min_prob <= 1:
-            raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1")
+        if self.min_prob != "auto" and not 0 <= self.min_prob <= 1:
+            raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
         if not self.output.name.lower().endswith(tuple(OUTPUT_KINDS)):
             raise UsageError(f"--output: got {self.output.name}, expected a name ending in {', '.join(OUTPUT_KINDS)}")
         if self.embeddings is not None and self.embeddings.suffix != ".npy":

@@ -136,7 +136,7 @@ def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None,
     computed = "float32" if config.format == "openvino" else config.precision
     network = graph.ProbsNetwork(bundle, computed, config.layout).eval()
     images = graph.example(size, config.input_type, config.layout)
-    made = {**how_made(), **{name: bundle.made[name] for name in ("temperature",) if name in bundle.made}}
+    made = {**how_made(), **{name: bundle.made[name] for name in ("temperature", "min_prob") if name in bundle.made}}
     text = describe(bundle, config.precision, config.input_type, config.layout, made)
     if config.format == "torch-export":
         graph.write_torch_export(network, images, text, path)

@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -61,6 +62,8 @@ def predict(config: PredictConfig) -> int:
     with StopRequest() as stop:
         require_writer(config.output)
         bundle = open_model(config.checkpoint)
+        if config.min_prob == "auto":
+            config = dataclasses.replace(config, min_prob=stored_min_prob(bundle))
         check_flags(config, bundle)
         if config.watch_s is None:
             return _predict(config, bundle, place, stop)
@@ -156,6 +159,21 @@ def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
     check_target(config)
     if config.topk > max(len(bundle.classes.folders), PredictConfig.topk):  # fewer than the default surprise nobody
         console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
+
+
+def stored_min_prob(bundle: Bundle | ExportedModel) -> float:
+    """The threshold that was fitted on validation images.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    value = bundle.made.get("min_prob")
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError(
+            "--min-prob auto: the model stores no threshold; training does with enough validation images, so does "
+            "evaluate --calibrate; or give a probability"
+        )
+    return value
 
 
 def _finished(config: PredictConfig) -> dict | None:

@@ -73,7 +73,8 @@ def write_model_report(
     shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes[:PICTURED])
     shown |= {image for image in examples.values() if image is not None}
     error = calibration.calibration_error(answers.confidences, answers.hits)
-    temperature = _temperature(answers, valid) if valid is not None else None
+    fits = valid is not None and "temperature" not in bundle.made
+    temperature = _temperature(answers, valid) if fits else None
     config = bundle.made.get("config", {})
     known = Known(
         bundle.folder, _trained_in(background.run_dir), config, background.data_dir, background.splits,

@@ -28,7 +28,7 @@ from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
-from flowers.reports.calibration import calibration_error, fit_temperature
+from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, sure_above
 from flowers.reports.metrics import LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
@@ -41,6 +41,10 @@ ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16
 IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
 MAX_LOGITS = 250_000_000
 """A larger table of logits (1 GB) is not gathered for a report."""
+MIN_CALIBRATED, MIN_MISTAKES = 100, 5
+"""Images, and wrong answers among them, from which on training stores a temperature."""
+SURE = 0.99
+"""Share of the answers that must be right at the threshold of ``--min-prob auto``."""
 MAX_CHECKED = 10_000
 """For more images the report leaves the data check to ``prepare.py check``; these take about 15 s."""
 
@@ -285,7 +289,7 @@ def _with_features(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
 
 
 def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
-    """Fit a temperature, store it in the model's folder, and print its effect.
+    """Fit a temperature and the threshold of ``--min-prob auto``, store them in the model's folder, and say so.
 
     Returns:
         The calibrated model and its answers.
@@ -299,15 +303,60 @@ def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
             f"--calibrate: cannot fit a temperature: {int(answers.hits.sum())} of {len(answers.hits)} answers are "
             "correct. Nothing was stored; calibrate on more, and harder, images"
         )
-    calibrated = with_temperature(bundle, temperature)
     after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
+    made = {name: value for name, value in bundle.made.items() if name != "min_prob"}
+    min_prob = sure_above(after.confidences, after.hits, SURE)
+    if min_prob is not None:
+        made["min_prob"] = round(min_prob, 4)
+    calibrated = with_temperature(dataclasses.replace(bundle, made=made), temperature)
     distributed.from_main(lambda: store(calibrated))
     errors = [calibration_error(found.confidences, found.hits) for found in (answers, after)]
     console.say(
         f"temperature {temperature:.4f} stored in {console.plain(bundle.folder)}: calibration error {errors[0]:.4f} -> "
         f"{errors[1]:.4f}, loss {answers.metrics.loss:.4f} -> {after.metrics.loss:.4f}, the same answers"
     )
+    if min_prob:
+        kept = after.confidences >= min_prob
+        console.say(
+            f"predict --min-prob auto: below {min_prob:.4f} an answer is unsure; {kept.mean():.1%} of the images are "
+            f"not, and {after.hits[kept].mean():.1%} of these right"
+        )
     return calibrated, after
+
+
+def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
+    """Calibrate the best model of a run on the validation split, where that is reliable; else say why not.
+
+    The calibration error is measured out of fold. It joins the model's figures as ``valid_ece_out_of_fold``, and what
+    it was before as ``valid_ece_uncalibrated``. A start that was killed after it finds the model calibrated.
+
+    Returns:
+        The model and its answers, calibrated or as they were.
+    """
+    if "temperature" in best.made:
+        return best, answers
+    wrong = int((~answers.hits).sum())
+    reason, scaled = None, None
+    if len(answers.hits) < MIN_CALIBRATED or wrong < MIN_MISTAKES:
+        reason = f"{wrong} of {len(answers.hits)} answers are wrong, too few to fit on"
+    elif (scaled := out_of_fold(answers.logits, answers.targets)) is None:
+        reason = "no temperature fits best"
+    else:
+        held_out = dataclasses.replace(answers, logits=scaled.astype(answers.logits.dtype))
+        if held_out.metrics.loss >= answers.metrics.loss:
+            reason = "it would not lower the loss on images that it was not fitted on"
+    if reason is not None:
+        console.say(f"not calibrated: {reason}; evaluate --calibrate fits a temperature on other images")
+        return best, answers
+    figures = {
+        "valid_ece_out_of_fold": calibration_error(held_out.confidences, held_out.hits),
+        "valid_ece_uncalibrated": calibration_error(answers.confidences, answers.hits),
+    }
+    best, answers = calibrate(dataclasses.replace(best, metrics={**best.metrics, **figures}), answers)
+    console.say(
+        f"calibration error on images that the temperature was not fitted on: {figures['valid_ece_out_of_fold']:.4f}"
+    )
+    return best, answers
 
 
 def run_folder(bundle: Bundle) -> Path | None:

@@ -34,7 +34,7 @@ from flowers.training.checkpoint import (
     remove_leftovers,
 )
 from flowers.training.continued import continued
-from flowers.training.evaluation import can_gather, can_report, or_warn, write_training_report
+from flowers.training.evaluation import calibrate_trained, can_gather, can_report, or_warn, write_training_report
 from flowers.training.features import cache_features
 from flowers.training.flags import check_flags, fingerprint, resolve
 from flowers.training.head_search import tune_head
@@ -168,7 +168,7 @@ def train_head_stage(config: TrainConfig, session: Session) -> None:
     data = handle_bad_images(config, session.accelerator, session.data, None)
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
-    config = dataclasses.replace(config, resume="auto", log_with=None, report=False, **own)
+    config = dataclasses.replace(config, resume="auto", log_with=None, report=False, calibrate=False, **own)
     session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
     session.accelerator.free_memory()
@@ -291,7 +291,7 @@ def finish(trainer: Trainer) -> None:
         trainer.save_bundle("last", trainer.last_metrics)
     best = load_bundle(run_dir / "best")
     stage.model.classifier.load_state_dict(best.state_dict)
-    results, answers = measure_best(trainer, best)
+    best, results, answers = measure_best(trainer, best)
     epoch = trainer.progress.best_step / stage.order.steps_per_epoch
     if stage.accelerator.is_main_process:
         found = {"best_step": trainer.progress.best_step, "best_epoch": int(epoch) if epoch == int(epoch) else epoch}
@@ -308,26 +308,31 @@ def finish(trainer: Trainer) -> None:
             write_training_report(stage, best, results, list(answers.values())[-1], answers["valid"])
 
 
-def measure_best(trainer: Trainer, best: Bundle) -> tuple[dict[str, dict], dict[str, Answers]]:
-    """Measure the best model, which is in the network, on valid and test.
+def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict], dict[str, Answers]]:
+    """Measure the best model, which is in the network, on valid; calibrate it there; then measure it on test.
 
     Returns:
-        By split, the figures for metrics.json, and the answers where the logits are not too many to be gathered.
+        The model; by split, the figures for metrics.json, and the answers where the logits are not too many to be
+        gathered.
     """
-    data, accelerator, classes = trainer.stage.data, trainer.accelerator, trainer.stage.data.classes
-    results = {"valid": {name.removeprefix("valid_"): value for name, value in best.metrics.items()}}
-    answers = {}
-    for split, samples in data.splits.items():
+    stage, accelerator, classes = trainer.stage, trainer.accelerator, trainer.stage.data.classes
+    results, answers = {"valid": {}}, {}
+    for split, samples in stage.data.splits.items():
         gathers = can_gather(len(samples), len(classes))
         if split == "train" or (split == "valid" and not gathers):
             continue
         table = LogitTable(len(samples), len(classes)) if gathers else None
-        metrics = trainer.evaluate(split, table)
-        results.setdefault(split, metrics.to_dict())
+        results[split] = trainer.evaluate(split, table).to_dict()
         if table is not None:
             answers[split] = Answers(split, samples, classes, table.result(accelerator.reduce, accelerator.device))
+        if split == "valid" and stage.config.calibrate:
+            best, answers[split] = calibrate_trained(best, answers[split])
+            stage.model.classifier.load_state_dict(best.state_dict)
+        if split in answers:
             results[split] |= answers[split].details()
-    return results, answers
+    chosen_by = {name.removeprefix("valid_"): value for name, value in best.metrics.items()}
+    results["valid"] |= chosen_by  # as training saw them when it chose this model
+    return best, results, answers
 
 
 def say_done(config: TrainConfig, has_test: bool) -> None:
