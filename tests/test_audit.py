@@ -12,8 +12,8 @@ import pytest
 from flowers.audit.label_errors import assign_folds, held_out_probs, judge
 from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
-from flowers.config.audit import AuditConfig
-from flowers.errors import DataError, UsageError
+from flowers.config.audit import ApplyConfig, AuditConfig
+from flowers.errors import DataError, OutputError, UsageError
 from jobs.audit import main as audit
 
 
@@ -30,6 +30,9 @@ def rows(output: Path) -> list[dict[str, str]]:
 def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path, tmp_path: Path, capsys) -> None:
     data, output = Path(shutil.copytree(sample_set, tmp_path / "data")), tmp_path / "audit"
     classes = sorted(folder.name for folder in (data / "train").iterdir())
+    for photo in sorted((data / "valid").rglob("*.jpg")):  # without valid/, which an audit does not need
+        photo.rename(data / "train" / photo.parent.name / f"valid-{photo.name}")
+    shutil.rmtree(data / "valid")
     planted = {}
     for split, one, other in (("train", 0, 1), ("test", 2, 3)):
         photo = sorted((data / split / classes[one]).iterdir())[0]
@@ -37,7 +40,7 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
         os.rename(photo, target)
         planted[target.relative_to(data).as_posix()] = (classes[other], classes[one])
     twin = sorted((data / "train" / classes[0]).iterdir())[0]
-    shutil.copy(twin, data / "valid" / classes[0] / "twin.jpg")
+    shutil.copy(twin, data / "test" / classes[0] / "twin.jpg")
 
     assert run(data, output) == 0
     found = rows(output)
@@ -120,3 +123,71 @@ def test_pairs_that_show_the_same(plain_up_to: int, monkeypatch: pytest.MonkeyPa
     features[77] = features[3] + 0.05 * rng.normal(size=600)
     features[118] = features[117]
     assert find_neighbours(features, "cpu").pairs.tolist() == [[3, 77], [117, 118]]
+
+
+class TestApply:
+    ROWS = "path,class\ntrain/rose/1.jpg,tulip\ntrain/tulip/2.jpg,-\nvalid/rose/deep/3.jpg,tulip\n"
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "data"
+        paths = [f"train/{name}/{index}.jpg" for name in ("rose", "tulip") for index in range(4)]
+        for path in [*paths, "valid/rose/deep/3.jpg", "valid/tulip/a.jpg"]:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(path)
+        (tmp_path / "c.csv").write_text(self.ROWS)
+        return folder
+
+    @staticmethod
+    def apply(tree: Path, *more: object) -> int:
+        return audit(parse(ApplyConfig, [str(word) for word in ("--data-dir", tree, *more)]))
+
+    @staticmethod
+    def contents(folder: Path) -> dict[str, str]:
+        files = (path for path in folder.rglob("*") if path.is_file() and path.suffix == ".jpg")
+        return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+    def test_moved_and_undone(self, tree: Path, tmp_path: Path) -> None:
+        before = self.contents(tree)
+        assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--move") == 0
+        after = self.contents(tree)
+        assert after["train/tulip/1-2.jpg"] == "train/rose/1.jpg", "a photo of that name is never overwritten"
+        assert after["train/tulip/1.jpg"] == "train/tulip/1.jpg"
+        assert after[".removed/train/tulip/2.jpg"] == "train/tulip/2.jpg"
+        assert after["valid/tulip/deep/3.jpg"] == "valid/rose/deep/3.jpg"
+        assert sorted(after.values()) == sorted(before.values())
+        assert self.apply(tree, "--undo") == 0
+        assert self.contents(tree) == before
+        with pytest.raises(OutputError, match="no journal, so nothing to undo"):
+            self.apply(tree, "--undo")
+
+    def test_killed_in_the_middle_and_undone(self, tree: Path, tmp_path: Path, monkeypatch) -> None:
+        before, rename, calls = self.contents(tree), os.rename, []
+
+        def once(source: object, target: object) -> None:
+            calls.append(source)
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("flowers.audit.apply.os.rename", once)
+            self.apply(tree, "--corrections", tmp_path / "c.csv", "--move")
+        assert self.contents(tree) != before
+        assert self.apply(tree, "--undo") == 0
+        assert self.contents(tree) == before
+
+    def test_copied(self, tree: Path, tmp_path: Path) -> None:
+        before, target = self.contents(tree), tmp_path / "copy"
+        assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", target) == 0
+        assert self.contents(tree) == before
+        copied = self.contents(target)
+        assert len(copied) == len(before) - 1
+        assert {copied["train/tulip/1.jpg"], copied["train/tulip/1-2.jpg"]} == {"train/rose/1.jpg", "train/tulip/1.jpg"}
+        with pytest.raises(OutputError, match="is there already"):
+            self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", target)
+
+    @pytest.mark.parametrize("flags", [[], ["--move", "--undo"], ["--move"]])
+    def test_one_thing_at_a_time(self, tree: Path, flags: list[str]) -> None:
+        with pytest.raises(UsageError, match="expected one of --move|--corrections is missing"):
+            self.apply(tree, *flags)

@@ -104,6 +104,8 @@ def test_every_measurement_runs_and_says_against_what(
     if name == "exports":
         for package in ("onnx", "onnxruntime", "onnxscript", "nncf"):
             pytest.importorskip(package, reason="pip install -e .[export]")
+    if name == "labels":
+        pytest.importorskip("cleanlab", reason="pip install cleanlab")
     monkeypatch.setenv("FLOWERS102", str(photos))
     flags = bench_run.QUICK[name].split()
     if "--checkpoint" in bench_run.script(name).read_text():  # a network that takes no time

@@ -65,3 +65,32 @@ class AuditConfig:
             raise UsageError(f"--folds: got {self.folds}, expected at least 2")
         if self.photos < 1:
             raise UsageError(f"--photos: got {self.photos}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Move photos to the folders of their corrected classes, or copy the corrected data set; a move can be undone."""
+
+    GROUPS: ClassVar = {"data_dir": "data", "move": "what to do"}
+    """First field of each group of flags in --help, and its title."""
+
+    data_dir: Annotated[Path, Flag("--data", takes="a folder of images")]
+    """Folder of class folders, with or without train/, valid/ and test/."""
+    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
+    """Corrected labels: CSV of path,class; the class - leaves an image out."""
+    config: Path | None = None
+    """YAML file with defaults for these flags. Flags on the command line win."""
+
+    move: bool = False
+    """Move the photos; those left out go to .removed in the data folder, which no job reads."""
+    copy_to: Path | None = None
+    """Copy all photos, with corrected classes and without those left out, to this new folder instead."""
+    undo: bool = False
+    """Move back what the last --move has moved."""
+
+    def __post_init__(self) -> None:
+        accept_strings(self)
+        if (self.move, self.copy_to is not None, self.undo).count(True) != 1:
+            raise UsageError("expected one of --move, --copy-to DIR and --undo")
+        if self.corrections is None and not self.undo:
+            raise UsageError("--corrections is missing, expected a CSV of path,class")

@@ -1,0 +1,151 @@
+"""Move or copy photos to the folders of their corrected classes; what was moved is in a journal and can be undone."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from flowers import console
+from flowers.config.audit import ApplyConfig
+from flowers.data.corrections import Corrections, read_corrections
+from flowers.data.folders import load_image_folders
+from flowers.data.paths import readable
+from flowers.errors import DataError, FlowersError, OutputError
+from flowers.files import explain_os_error, remove, replace_folder, write_atomically
+
+REMOVED = ".removed"
+"""Hidden folder in the data folder, for photos that are left out; listings skip hidden folders."""
+JOURNAL = ".corrections-{:04d}.json"
+
+
+def apply(config: ApplyConfig) -> int:
+    """Move, copy, or undo the last move.
+
+    Returns:
+        0.
+
+    Raises:
+        DataError: corrections that do not fit the data, or data that are no class folders.
+        OutputError: there is nothing to undo, or the place for the copy is taken.
+    """
+    if not config.data_dir.is_dir():
+        raise DataError(f"{readable(config.data_dir)}: no folder; a list is corrected with --corrections in training")
+    if config.undo:
+        return undo(config.data_dir)
+    corrections = read_corrections(config.corrections)
+    before, after = (_classes_of(config.data_dir, own) for own in (None, corrections))
+    outside = next((path for path in corrections.classes if not _class_place(path, before[path])), None)
+    if outside is not None:
+        raise DataError(f"{readable(outside)}: lies in no class folder of {readable(config.data_dir)}, cannot be moved")
+    if config.copy_to is not None:
+        return copy(config.data_dir, before, after, config.copy_to)
+    moves = []
+    taken: set[str] = set()
+    for path in sorted(corrections.classes):
+        target = _in_class(path, before[path], after[path]) if path in after else f"{REMOVED}/{path}"
+        if target != path:
+            moves.append((path, _free(config.data_dir, target, taken)))
+    return move(config.data_dir, moves)
+
+
+def move(data_dir: Path, moves: list[tuple[str, str]]) -> int:
+    """Move photos, after the journal of all moves is on disk; a start that was killed can be undone, too."""
+    if not moves:
+        console.say("nothing to move: the photos lie where the corrections want them")
+        return 0
+    journals = _journals(data_dir)
+    number = 1 + (int(journals[-1].stem.rpartition("-")[2]) if journals else 0)
+    journal = data_dir / JOURNAL.format(number)
+    with write_atomically(journal) as file:
+        json.dump({"format_version": 1, "moves": moves}, file, indent=0)
+    _rename_all(data_dir, moves)
+    console.say(f"{len(moves)} photos moved; undo with --undo (journal: {console.plain(readable(journal))})")
+    return 0
+
+
+def undo(data_dir: Path) -> int:
+    """Move back what the newest journal says was moved.
+
+    Raises:
+        OutputError: there is none, or it is damaged.
+    """
+    journals = _journals(data_dir)
+    if not journals:
+        raise OutputError(f"{readable(data_dir)}: no journal, so nothing to undo")
+    try:
+        moves = [(str(one), str(other)) for one, other in json.loads(journals[-1].read_text(encoding="utf-8"))["moves"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{readable(journals[-1])}: cannot be read ({type(error).__name__})") from None
+    done = [(target, path) for path, target in reversed(moves) if os.path.lexists(data_dir / target)]
+    _rename_all(data_dir, done)
+    remove(journals[-1])
+    console.say(f"{len(done)} photos moved back")
+    return 0
+
+
+def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: Path) -> int:
+    """Copy all photos that are not left out to the folders of their classes in a new folder, whole or not at all.
+
+    Raises:
+        OutputError: the folder is there already.
+    """
+    if target.exists():
+        raise OutputError(f"--copy-to {readable(target)}: is there already; give a new folder")
+    taken: set[str] = set()
+    with replace_folder(target) as folder:
+        for path in after:
+            place = folder / _free(folder, _in_class(path, before[path], after[path]), taken)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(data_dir / path, place)
+        if (data_dir / "cat_to_name.json").exists():
+            shutil.copy2(data_dir / "cat_to_name.json", folder)
+    console.say(f"{len(after)} photos copied, {len(before) - len(after)} left out: {console.plain(readable(target))}")
+    return 0
+
+
+def _classes_of(data_dir: Path, corrections: Corrections | None) -> dict[str, str]:
+    """Class folders by path, of all splits."""
+    data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0, corrections=corrections)
+    return {
+        path: data.classes.folders[target]
+        for samples in data.splits.values()
+        for path, target in zip(samples.paths, samples.targets, strict=True)
+    }
+
+
+def _class_place(path: str, folder: str) -> bool:
+    """True if the class is a folder on the path, at the top or in a split."""
+    return folder in path.split("/")[:-1][:2]
+
+
+def _in_class(path: str, old: str, new: str) -> str:
+    parts = path.split("/")
+    if old in parts[:2]:
+        parts[1 if len(parts) > 2 and parts[1] == old else 0] = new
+    return "/".join(parts)
+
+
+def _free(root: Path, target: str, taken: set[str]) -> str:
+    """The name, with a number if there is a file of that name."""
+    stem, dot, suffix = target.rpartition(".")
+    number, found = 1, target
+    while found in taken or os.path.lexists(root / found):
+        number += 1
+        found = f"{stem}-{number}{dot}{suffix}"
+    taken.add(found)
+    return found
+
+
+def _journals(data_dir: Path) -> list[Path]:
+    return sorted(data_dir.glob(".corrections-[0-9][0-9][0-9][0-9].json"))
+
+
+def _rename_all(data_dir: Path, moves: list[tuple[str, str]]) -> None:
+    for path, target in moves:
+        try:
+            if os.path.lexists(data_dir / target):  # never over another photo
+                raise FlowersError(f"{readable(target)}: is there already; move it away and start again")
+            (data_dir / target).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(data_dir / path, data_dir / target)
+        except OSError as error:
+            raise explain_os_error(error, data_dir / target) from error
