@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.loaders import Batch
+from flowers.data.paths import readable
 from flowers.distributed import from_main, rows_of_ranks
 from flowers.errors import PeerError, StoppedError, TrainingError, UsageError
 from flowers.models.bundle import save_bundle
@@ -238,8 +239,9 @@ class Trainer:
             if found.step > first:
                 raise PeerError
             paths = [self.stage.data.train.paths[index] for batch in found.images for index in batch.tolist()]
-            images = f" on {', '.join(paths)}" if paths else ""
-            raise TrainingError(f"{found.what}{images}; {last_good(self.stage.run_dir)}; {ADVICE}")
+            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+            images = f" on {', '.join(map(readable, paths[:3]))}{more}" if paths else ""
+            raise TrainingError(f"{found.what}{images}; {ADVICE}; {last_good(self.stage.run_dir)}")
         for row in rows:
             self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
         self.unread.clear()
@@ -267,7 +269,7 @@ class Trainer:
             metrics = self.evaluate("valid")
             if not math.isfinite(metrics.loss):
                 what = f"the validation loss is not finite after step {progress.step}"
-                raise TrainingError(f"{what}; {last_good(self.stage.run_dir)}; {ADVICE}")
+                raise TrainingError(f"{what}; {ADVICE}; {last_good(self.stage.run_dir)}")
             if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
                 progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
                 self.save_bundle("best", metrics)
