@@ -8,6 +8,9 @@ from flowers.config.paths import accept_strings
 from flowers.config.presets import RECIPES, recipe_defaults
 from flowers.flags import Flag
 
+DEFAULT_MODEL = "efficientnet_lite0"
+DEFAULT_OF_A_HEAD = "efficientnet_lite0+2"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -62,9 +65,9 @@ class TrainConfig:
     balance: Literal["none", "classes"] = "none"
     """classes: draw every class equally often, whatever its number of images."""
 
-    model: Annotated[str, Flag("--arch")] = "efficientnet_lite0"
+    model: Annotated[str | None, Flag("--arch")] = None
     """efficientnet_lite0 (or lite1, lite2), any torchvision classifier, or timm/NAME. NAME+2 adds the features of two
-    more stages."""
+    more stages. Default: efficientnet_lite0; for a head on cached features efficientnet_lite0+2."""
     weights: str = "default"
     """default (ImageNet), none (random initialisation), a .safetensors or .pth file, a flowers run or model folder, or
     the name of a torchvision weights entry. A new head is trained; see --continue-from."""
@@ -84,8 +87,8 @@ class TrainConfig:
     views: int = 1
     """Views of each training image in the feature cache: the plain image first, then augmented ones."""
     tune_head: bool = False
-    """With cached features: try several learning rates, label smoothing, weight decays and a hidden layer, and keep the
-    best."""
+    """With cached features: choose the weight decay of the head by cross-validation on the training images, then fit
+    it to all of them."""
     freeze_bn: bool = False
     """Freeze batch-norm statistics (with --finetune full or staged). Use about a tenth of the default learning rate,
     e.g. --lr 0.003."""
@@ -95,19 +98,20 @@ class TrainConfig:
 
     epochs: int | None = None
     """Passes over the training images. Default: 50 for a head on cached features, 10 for a head on images, 20 for a
-    whole network."""
+    whole network; lbfgs needs one."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and micro-step. The global batch is this times the processes and --grad-accum-steps."""
     grad_accum_steps: int = 1
     """Micro-steps whose gradients are accumulated into one optimizer step."""
-    optimizer: Literal["adamw", "adam", "sgd"] | None = None
-    """sgd uses Nesterov momentum of 0.9. Default: adamw for a head, sgd for a whole network."""
+    optimizer: Literal["adamw", "adam", "sgd", "lbfgs"] | None = None
+    """sgd uses Nesterov momentum of 0.9. lbfgs fits a linear head to all cached features at once, in seconds. Default:
+    sgd for a whole network; for a head lbfgs, or adamw with --epochs, --lr or another flag about its steps."""
     lr: float | Literal["auto"] | None = None
     """Peak learning rate. auto: chosen by a range test. Default: 0.03 for sgd; for adamw and adam 0.003 (head) or
     0.0003 (whole network); all at a global batch of 32, scaled with its square root."""
     weight_decay: float | None = None
     """Weight decay; not applied to biases and normalisation layers. Default: 0.1 for a head, 0.0001 for a whole
-    network."""
+    network; with lbfgs a penalty on the weights of scaled features, 0.001."""
     layer_decay: float = 1.0
     """Layer-wise learning-rate decay: each backbone block trains at this fraction of the rate of the block above it."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -116,8 +120,8 @@ class TrainConfig:
     """Epochs of linear warm-up."""
     max_grad_norm: float | None = None
     """Clip gradients to this norm. Default: no clipping."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread evenly over all classes."""
+    label_smoothing: float | None = None
+    """Share of the target that is spread evenly over all classes. Default: 0.1; with lbfgs 0."""
     model_ema_decay: float | None = None
     """Evaluate and save an exponential moving average (EMA) of the weights with this decay; 0 disables it. Default:
     0.995 for a whole network, 0 for a head."""
@@ -202,7 +206,9 @@ class TrainConfig:
     @property
     def run_dir(self) -> Path:
         """The run folder; ``runs/DATA-MODEL`` by default, so that another data set or model gets one of its own."""
-        return self.output_dir or Path("runs") / f"{self.data_dir.resolve().stem}-{Path(self.model).name}"
+        return (
+            self.output_dir or Path("runs") / f"{self.data_dir.resolve().stem}-{Path(self.model or DEFAULT_MODEL).name}"
+        )
 
     @property
     def uses_features(self) -> bool:

@@ -22,18 +22,26 @@ class Stages(nn.Module):
     Args:
         network: of timm, without its classifier.
         count: stages from the last one, 1 or more.
+
+    Attributes:
+        widths: of the network's own features and of each stage's, in the order in which they come.
     """
 
     def __init__(self, network: nn.Module, count: int):
         super().__init__()
         self.network = network
         self.count = count
+        self.widths: tuple[int, ...] = ()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images to features."""
+        return torch.cat(self.blocks(images), dim=1)
+
+    def blocks(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The network's own features [B, D], then those of each stage."""
         last, maps = self.network.forward_intermediates(images, indices=self.count)
         features = self.network.forward_head(last, pre_logits=True)
-        return torch.cat([features, *(stage.mean((2, 3)) for stage in maps)], dim=1)
+        return [features, *(stage.mean((2, 3)) for stage in maps)]
 
 
 def split_name(name: str) -> tuple[str, int]:
@@ -57,7 +65,8 @@ def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[S
     try:
         with torch.inference_mode():
             device = next(network.parameters()).device
-            width = stages.eval()(torch.zeros(1, 3, size, size, device=device)).shape[1]
+            blocks = stages.eval().blocks(torch.zeros(1, 3, size, size, device=device))
+            stages.widths, width = tuple(block.shape[1] for block in blocks), torch.cat(blocks, dim=1).shape[1]
     except (
         AttributeError,
         AssertionError,

@@ -84,14 +84,14 @@ def eval_loader(
 
 
 def build_order(config: TrainConfig, data: ImageFolders, world_size: int) -> Order:
-    """The order of the training images, the same for features as for images."""
-    balanced = config.balance == "classes"
+    """The order of the training images, the same for features as for images; L-BFGS takes all of them in one step."""
+    balanced, at_once = config.balance == "classes", config.optimizer == "lbfgs"
     return Order(
         num_samples=len(data.train),
         seed=config.seed,
-        batch_size=config.batch_size,
-        world_size=world_size,
-        grad_accum_steps=config.grad_accum_steps,
+        batch_size=len(data.train) if at_once else config.batch_size,
+        world_size=1 if at_once else world_size,
+        grad_accum_steps=1 if at_once else config.grad_accum_steps,
         sample_weights=class_balance(data.train.targets, len(data.classes)) if balanced else None,
     )
 

@@ -35,6 +35,7 @@ from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
 from flowers.training.evaluation import ENGINE_PRECISION, IN_FLIGHT
 from flowers.training.flags import images_digest
+from flowers.training.linear_head import HeadProblem
 from flowers.training.stage import Stage
 
 MANY_PIECES = 64  # of a small set, so that all ranks have work
@@ -68,6 +69,18 @@ class FeatureBatches:
         num_images = len(self._targets[split])
         batches = eval_batches(num_images, self._batch_size, self._rank, self._world_size)
         return [self._batch(split, draws) for draws in batches]
+
+    def problem(self, stage: Stage) -> HeadProblem:
+        """All training features [images * views, D], view by view of an image, as L-BFGS fits a head to them."""
+        features, backbone = self._features["train"], stage.model.classifier.backbone
+        count, views, width = features.shape
+        return HeadProblem(
+            features.reshape(count * views, width),
+            np.repeat(self._targets["train"], views),
+            stage.model.head.num_classes,
+            getattr(backbone, "widths", (width,)),
+            None if stage.order.sample_weights is None else np.repeat(stage.order.sample_weights, views),
+        )
 
     def _batch(self, split: str, draws: list[Draw], epoch: int | None = None) -> Batch:
         features = self._features[split]

@@ -7,7 +7,7 @@ from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
 from flowers.errors import CheckpointError, UsageError
-from flowers.training.flags import check_flags
+from flowers.training.flags import check_flags, with_default_model
 from flowers.training.lr_search import SPAN, search_lr
 from flowers.training.resume import agree_on_checkpoint
 from flowers.training.train import build_batches, open_run, prepare_stage, save_config, train_head_stage
@@ -28,7 +28,10 @@ def find_lr(config: FindLrConfig) -> int:
     distributed.join_step()
     check_flags(config)
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    train_config = TrainConfig(**{**flags, "output_dir": config.run_dir, "log_with": None})
+    flags |= {"output_dir": config.run_dir, "log_with": None}
+    if config.finetune == "head":
+        flags["optimizer"] = config.optimizer or "adamw"  # lbfgs has no rate to find
+    train_config = with_default_model(TrainConfig(**flags), None)
     with open_run(train_config) as session:
         if agree_on_checkpoint(train_config, session.accelerator) is not None:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from flowers.config.presets import check_model
-from flowers.config.train import TrainConfig
+from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, TrainConfig
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
@@ -17,7 +17,7 @@ from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
-"""Settings that ``--tune-head`` searches, in this order."""
+"""Settings that ``--tune-head`` finds, or found in earlier versions."""
 # A resume may change these: they do not alter what is computed, or their effect is checked instead.
 FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
@@ -25,12 +25,15 @@ FREE_FLAGS = {
     "resume", "max_hours", "log_interval", "log_with", "report", "corrections", "group", "max_pixels", "calibrate",
 }  # fmt: skip
 HEAD_DEFAULTS = {
-    "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "model_ema_decay": 0.0, "scale": (0.5, 1.0),
-    "auto_augment": "none",
+    "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "label_smoothing": 0.1, "model_ema_decay": 0.0,
+    "scale": (0.5, 1.0), "auto_augment": "none",
+}  # fmt: skip
+FIT_DEFAULTS = HEAD_DEFAULTS | {
+    "epochs": 1, "optimizer": "lbfgs", "lr": 1.0, "weight_decay": 0.001, "label_smoothing": 0.0,
 }  # fmt: skip
 WHOLE_DEFAULTS = {
-    "epochs": 20, "optimizer": "sgd", "weight_decay": 1e-4, "model_ema_decay": 0.995, "scale": (0.25, 1.0),
-    "auto_augment": "trivial",
+    "epochs": 20, "optimizer": "sgd", "weight_decay": 1e-4, "label_smoothing": 0.1, "model_ema_decay": 0.995,
+    "scale": (0.25, 1.0), "auto_augment": "trivial",
 }  # fmt: skip
 """Chosen by measurement on 20 photos a class of Oxford 102; tests/bench/README.md says what each brought."""
 EPOCHS_OF_A_HEAD_ON_IMAGES = 10
@@ -40,6 +43,11 @@ OF_DRAWN_VIEWS = {
     "scale": (None, HEAD_DEFAULTS["scale"], (1.0, 1.0)),
 }  # fmt: skip
 """Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
+OF_STEPS = (
+    "epochs", "lr", "schedule", "warmup_epochs", "max_grad_norm", "model_ema_decay", "eval_every", "patience",
+    "hidden", "dropout", "continue_from",
+)  # fmt: skip
+"""Flags with a meaning only for a head that is trained step by step; ``lbfgs`` fits one at once."""
 PEAK_LR = {"head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03}, "whole": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.03}}
 
 
@@ -104,11 +112,50 @@ def check_flags(config: TrainConfig) -> None:
                 f"{flags}: no effect, as features are cached from a single unaugmented view; add --views K or "
                 "--no-feature-cache"
             )
+    if config.optimizer == "lbfgs":
+        check_fit(config)
     sizes = (config.first_train_size, config.train_size)
     if None not in sizes and sizes[0] > sizes[1]:
         raise UsageError(f"--first-train-size: got {sizes[0]}, expected at most --train-size {sizes[1]}")
     parse_save_every(config.save_every, 1)
     check_model(config.recipe, config.model)
+
+
+def check_fit(config: TrainConfig) -> None:
+    """Refuse flags that a head fitted at once cannot follow.
+
+    Raises:
+        UsageError: the flag, and what to do.
+    """
+    if not config.uses_features:
+        raise UsageError("--optimizer lbfgs fits a head to cached features: use it with --finetune head")
+    none = {name: (getattr(TrainConfig, name), FIT_DEFAULTS.get(name)) for name in OF_STEPS}
+    given = [name for name, harmless in none.items() if getattr(config, name) not in harmless]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags}: no effect with --optimizer lbfgs, which fits a linear head at once; leave it out")
+
+
+def with_default_model(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
+    """The flags with the network that is the default where none is given; a resumed run keeps its own."""
+    if config.model is not None:
+        return config
+    name = DEFAULT_OF_A_HEAD if config.uses_features else DEFAULT_MODEL
+    begun = resumed and resumed.fingerprint["--model"]
+    return dataclasses.replace(config, model=begun if begun in (DEFAULT_MODEL, DEFAULT_OF_A_HEAD) else name)
+
+
+def fits_at_once(config: TrainConfig, resumed: Checkpoint | None) -> bool:
+    """True if a linear head on cached features is fitted by L-BFGS: no flag asks for small steps.
+
+    A run of an earlier version that was begun with small steps goes on with them.
+    """
+    if config.optimizer is not None or not config.uses_features:
+        return config.optimizer == "lbfgs"
+    if resumed is not None and resumed.fingerprint["--optimizer"] != "lbfgs":
+        return False
+    stepwise = (*OF_STEPS, "weight_decay", "label_smoothing")
+    return all(getattr(config, name) == getattr(TrainConfig, name) for name in stepwise)
 
 
 def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpoint | None) -> TrainConfig:
@@ -122,14 +169,20 @@ def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpo
         UsageError: sizes of training views that the network does not take, or that shrink.
     """
     whole = config.finetune != "head"
-    defaults = dict(WHOLE_DEFAULTS if whole else HEAD_DEFAULTS)
+    fits = fits_at_once(config, resumed)
+    if config.tune_head and config.uses_features and resumed is None and not fits:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*OF_STEPS, "weight_decay", "label_smoothing"))
+        raise UsageError(
+            f"--tune-head fits linear heads at once (lbfgs) and finds their weight decay: leave out {flags}"
+        )
+    defaults = dict(WHOLE_DEFAULTS if whole else FIT_DEFAULTS if fits else HEAD_DEFAULTS)
     if not (whole or config.feature_cache):
         defaults["epochs"] = EPOCHS_OF_A_HEAD_ON_IMAGES
     found = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     optimizer = found.get("optimizer", config.optimizer)
     last, first = train_sizes(config, model.classifier.backbone, model.preprocessing.crop)
     found |= {"train_size": last, "first_train_size": first}
-    if not isinstance(config.lr, float | int):
+    if not isinstance(config.lr, float | int) and not fits:
         global_batch_size = config.batch_size * world_size * config.grad_accum_steps
         peak = PEAK_LR["whole" if whole else "head"][optimizer]
         found["lr"] = float(f"{peak * (global_batch_size / 32) ** 0.5:.3g}")

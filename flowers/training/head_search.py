@@ -1,99 +1,117 @@
-"""``--tune-head``: a search for the settings of a head on cached features, where a trial takes seconds.
+"""``--tune-head``: the weight decay of a head on cached features, by cross-validation on the training images.
 
-Coordinate search: for one setting after the other, the values beside the best so far are tried and the best is kept.
-Every trial is a whole training with the run's own steps, judged on the validation split at its end; so that split
-favours the winner a little, and only a test split judges it fairly.
+Each value is judged on images that its heads were not fitted to, all of the training split; so the validation split
+stays unseen and remains a fair judge. Of the values that are as good as the best within its standard error, the
+largest is taken: the simplest model that the data does not speak against.
+
+Source: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
 """
 
-import dataclasses
-import itertools
 import json
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from flowers import console
-from flowers.config.train import TrainConfig
-from flowers.errors import StoppedError
+from flowers.data.order import class_balance
+from flowers.distributed import from_main
+from flowers.errors import DataError, StoppedError
 from flowers.files import write_atomically
-from flowers.training.batches import Batches
-from flowers.training.flags import TUNED
-from flowers.training.model import new_head
+from flowers.training.features import FeatureBatches
+from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
 from flowers.training.stage import Stage
-from flowers.training.trainer import AGREE_EVERY, Trainer
+
+WEIGHT_DECAYS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The settings of a trial, and their result on the validation split."""
+    """A weight decay, and its figures over all training images, each by a head that did not see it.
 
-    lr: float
-    label_smoothing: float
+    Attributes:
+        loss_error: standard error of the loss over the folds.
+    """
+
     weight_decay: float
-    hidden: int | None
     top1: float
     loss: float
+    loss_error: float
 
 
-def neighbours(name: str, config: TrainConfig, in_features: int) -> list[float | int | None]:
-    """The values of one setting to try beside the present one."""
-    present = getattr(config, name)
-    values = {
-        "lr": [float(f"{present / 3:.2g}"), float(f"{present * 3:.2g}")] if name == "lr" else [],
-        "label_smoothing": [0.0, 0.1, 0.2],
-        "weight_decay": [0.01, 0.1, 0.3],
-        "hidden": [None, min(1024, in_features)],
-    }[name]
-    return [value for value in values if value != present]
-
-
-def tune_head(stage: Stage, batches: Batches) -> Stage:
-    """Search from the stage's own settings, print the trials and write them to tuning.json.
+def tune_head(stage: Stage, batches: FeatureBatches) -> Stage:
+    """Try all values, print the trials and write them to tuning.json.
 
     Returns:
-        The stage with the settings that were best, by top1, then by loss, and a head that starts anew.
+        The stage with the weight decay that was chosen.
 
     Raises:
+        DataError: a class has a single training image, so that nothing can be judged.
         StoppedError: on request; the same command begins the search anew.
     """
-    in_features = stage.model.head.in_features
-    trials: list[Trial] = []
-
-    def attempt(candidate: Stage) -> tuple[float, float]:
-        trials.append(_try(candidate, batches))
-        return trials[-1].top1, -trials[-1].loss
-
-    best = attempt(with_head(stage))
-    for name in TUNED:
-        for value in neighbours(name, stage.config, in_features):
-            candidate = with_head(stage, **{name: value})
-            score = attempt(candidate)
-            if score > best:
-                best, stage = score, candidate
-    rows = [(*(getattr(trial, name) for name in TUNED), f"{trial.top1:.4f}", f"{trial.loss:.4f}") for trial in trials]
-    console.table("tried for the head", (*TUNED, "valid top1", "valid loss"), rows)
+    trials = from_main(lambda: cross_validate(stage, batches.problem(stage)))
+    chosen = choose(trials)
+    rows = [(f"{t.weight_decay:g}", f"{t.top1:.4f}", f"{t.loss:.4f} ± {t.loss_error:.4f}") for t in trials]
+    console.table("tried for the head", ("weight decay", "top1 out of fold", "loss out of fold"), rows)
+    console.say(f"weight decay {chosen.weight_decay:g}: the largest within one standard error of the lowest loss")
     if stage.accelerator.is_main_process:
         with write_atomically(stage.run_dir / "tuning.json") as file:
             json.dump([asdict(trial) for trial in trials], file, indent=1)
-    return with_head(stage)
+    return stage.with_settings(weight_decay=chosen.weight_decay)
 
 
-def with_head(stage: Stage, **settings: float | int | None) -> Stage:
-    """The stage with some other settings and a new head in its classifier."""
-    stage, model = stage.with_settings(**settings), stage.model
-    spec, model.classifier.head = new_head(stage.config, model.head.num_classes, model.head.in_features)
-    return dataclasses.replace(stage, model=dataclasses.replace(model, head=spec))
+def choose(trials: list[Trial]) -> Trial:
+    """The largest weight decay whose loss is within one standard error of the lowest."""
+    best = min(trials, key=lambda trial: trial.loss)
+    near = [trial for trial in trials if trial.loss <= best.loss + best.loss_error]
+    return max(near, key=lambda trial: trial.weight_decay)
 
 
-def _try(stage: Stage, batches: Batches) -> Trial:
-    """Train a head from start to end and measure it; nothing is written."""
-    trainer = Trainer(stage, batches)
-    for micro_batches, real_images in itertools.islice(trainer.trial_steps(), stage.total_steps):
-        trainer.step(micro_batches, real_images)
-        trainer.unread.clear()
-        trainer.progress.step += 1
-        if trainer.progress.step % AGREE_EVERY == 0 and trainer.vote()[0]:
-            raise StoppedError("stopped while tuning the head; run the same command to search again")
-    with trainer.averaged():
-        metrics = trainer.evaluate("valid")
-    stage.accelerator.free_memory()
-    settings = {name: getattr(stage.config, name) for name in TUNED}
-    return Trial(**settings, top1=metrics.top1, loss=metrics.loss)
+def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
+    """Fit heads without one fold each, for every weight decay, and measure them on the plain views of that fold.
+
+    Raises:
+        DataError: no class has two images.
+        StoppedError: on request.
+    """
+    targets = np.asarray(stage.data.train.targets)
+    views = len(problem.targets) // len(targets)
+    count = min(FOLDS, int(np.bincount(targets).max()))
+    if count < 2:
+        raise DataError("--tune-head holds training images back, but no class has two of them: leave it out")
+    parts = folds(targets, count, stage.config.seed)
+    parts_of_rows = np.repeat(parts, views)
+    judged = class_balance(targets, problem.num_classes) if problem.weights is not None else np.ones(len(targets))
+
+    def check_stop() -> None:
+        if reason := stage.stop.reason():
+            raise StoppedError(f"stopped while tuning the head ({reason}); run the same command to search again")
+
+    def attempt(weight_decay: float) -> Trial:
+        loss, hits = np.zeros(len(targets)), np.zeros(len(targets))
+        for part in range(count):
+            fitted = fit_linear_head(
+                problem.rows(parts_of_rows != part),
+                weight_decay=weight_decay,
+                label_smoothing=stage.config.label_smoothing,
+                device=stage.accelerator.device,
+                check_stop=check_stop,
+            )
+            left = np.flatnonzero(parts == part)
+            logits = fitted.logits(problem.features[left * views])
+            right = torch.from_numpy(targets[left])
+            loss[left] = F.cross_entropy(logits, right, reduction="none").numpy()
+            hits[left] = (logits.argmax(1) == right).numpy()
+            meter.advance(1)
+        means = [np.average(loss[parts == part], weights=judged[parts == part]) for part in range(count)]
+        return Trial(
+            weight_decay,
+            float(np.average(hits, weights=judged)),
+            float(np.average(loss, weights=judged)),
+            float(np.std(means, ddof=1) / count**0.5),
+        )
+
+    with console.progress("tuning the head", len(WEIGHT_DECAYS) * count) as meter:
+        return [attempt(weight_decay) for weight_decay in WEIGHT_DECAYS]

@@ -12,13 +12,15 @@ from flowers.models.heads import Classifier
 def build_optimizer(name: str, groups: list[dict], device: torch.device) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD with Nesterov momentum 0.9; one fused kernel per step where the device has it.
 
-    The trainer sets the learning rate at every step.
+    The trainer sets the learning rate at every step. L-BFGS takes a single step, which ``fit_linear_head`` does; what
+    stands for it here has no state to save.
     """
     fused = device.type in ("cuda", "cpu") and all(p.is_floating_point() for g in groups for p in g["params"])
     kinds = {
         "adamw": lambda: torch.optim.AdamW(groups, lr=0.0, fused=fused),
         "adam": lambda: torch.optim.Adam(groups, lr=0.0, fused=fused),
         "sgd": lambda: torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=fused),
+        "lbfgs": lambda: torch.optim.SGD(groups, lr=0.0),
     }
     optimizer = kinds[name]()
     if name == "sgd":

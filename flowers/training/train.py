@@ -36,7 +36,7 @@ from flowers.training.checkpoint import (
 from flowers.training.continued import continued
 from flowers.training.evaluation import calibrate_trained, can_gather, can_report, or_warn, write_training_report
 from flowers.training.features import cache_features
-from flowers.training.flags import check_flags, fingerprint, resolve
+from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import tune_head
 from flowers.training.lr_search import search_lr
 from flowers.training.model import HEAD_STAGE, build_model
@@ -81,6 +81,7 @@ def train(config: TrainConfig) -> int:
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
+        config = with_default_model(config, resumed)
         if config.finetune == "staged" and resumed is None:
             train_head_stage(config, session)
         if train_stage(config, session, resumed):
@@ -168,6 +169,8 @@ def train_head_stage(config: TrainConfig, session: Session) -> None:
     data = handle_bad_images(config, session.accelerator, session.data, None)
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
+    if not config.tune_head:
+        own["optimizer"] = "adamw"  # what the whole network's recipe was measured with
     config = dataclasses.replace(config, resume="auto", log_with=None, report=False, calibrate=False, **own)
     session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))

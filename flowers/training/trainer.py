@@ -28,6 +28,7 @@ from flowers.training.evaluation import evaluate
 from flowers.training.finite import ADVICE, MicroStep, find_breakdown, last_good
 from flowers.training.flags import parse_save_every
 from flowers.training.history import History
+from flowers.training.linear_head import LinearHead, fit_linear_head
 from flowers.training.losses import mix, weighted_loss
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
 from flowers.training.schedule import build_schedule, mixes, step_seed, view_sizes
@@ -104,9 +105,48 @@ class Trainer:
         images = (self.config.epochs - progress.epoch) * order.num_samples
         done = min(progress.step_in_epoch * order.global_batch_size, order.num_samples)
         with console.progress("train", images - done) as meter:
+            if self.config.optimizer == "lbfgs" and not progress.finished:
+                self.fit_at_once(meter)
             while not progress.finished:
                 meter.describe(f"epoch {progress.epoch + 1}/{self.config.epochs}")
                 self.train_epoch(meter)
+
+    def fit_at_once(self, meter: console.Meter) -> None:
+        """Fit a linear head to all features: one step, which is also the only epoch.
+
+        Rank 0 computes it, the others take it over, so that any number of processes has the same head.
+
+        Raises:
+            StoppedError: on request; the same command fits again.
+        """
+        stage, started_s = self.stage, time.monotonic()
+        count = len(stage.data.train)
+
+        def check_stop() -> None:
+            if reason := stage.stop.reason():
+                raise StoppedError(f"stopped while fitting the head ({reason}); run the same command to fit it again")
+
+        def fit() -> LinearHead:
+            return fit_linear_head(
+                self.batches.problem(stage),
+                weight_decay=self.config.weight_decay,
+                label_smoothing=self.config.label_smoothing,
+                device=self.accelerator.device,
+                check_stop=check_stop,
+            )
+
+        found = from_main(fit)
+        output = stage.model.classifier.head.output
+        with torch.no_grad():
+            output.weight.copy_(found.weight)
+            output.bias.copy_(found.bias)
+        if self.accelerator.is_main_process:
+            self.sums = [found.loss * count, found.top1 * count, float(count)]
+            seconds = max(time.monotonic() - started_s, 1e-3)
+            speed = {"seconds": round(seconds, 3), "images_per_s": round(count / seconds, 1), "data_wait_share": 0.0}
+            self.timing.append("epoch", epoch=1, **speed)
+        meter.advance(count)
+        self.end_step(meter)
 
     def train_epoch(self, meter: console.Meter) -> None:
         """Train from the current step to the end of the epoch."""
