@@ -116,7 +116,7 @@ def fit_linear_head(
         torch.set_float32_matmul_precision(precision)
     weight = weight.double() / rows.scale
     bias = bias.double() - weight @ rows.mean
-    return LinearHead(weight.float().cpu(), bias.float().cpu(), loss, hits)
+    return LinearHead(weight.float().cpu(), bias.float().cpu(), loss, min(hits, 1.0))  # the sum of weights is rounded
 
 
 def _figures(rows: "_Rows", weight: Tensor, bias: Tensor, label_smoothing: float) -> tuple[float, float]:

@@ -1,0 +1,136 @@
+"""A linear head fitted at once: the right minimum, whatever the scale of the features, and folds for judging it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from jobs_in_processes import Job
+
+from flowers.cli import parse
+from flowers.config.train import TrainConfig
+from flowers.errors import UsageError
+from flowers.training import linear_head
+from flowers.training.flags import check_flags, fits_at_once, with_default_model
+from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
+
+FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "-j", "0")
+
+
+def make_problem(weights: np.ndarray | None = None) -> HeadProblem:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 120)
+    features = rng.normal(size=(120, 8)) + np.eye(3, 8)[targets]
+    features *= 10.0 ** rng.integers(-2, 3, 8)  # of very different scales
+    features[:, 7] = 5.0  # says nothing
+    return HeadProblem(features.astype(np.float32) + 3, targets, 3, (6, 2), weights)
+
+
+def penalised(problem: HeadProblem, weight: torch.Tensor, bias: torch.Tensor, weight_decay: float) -> torch.Tensor:
+    """What the fit minimises, written down again in float64, as a function of the head for features as they are."""
+    features, targets = torch.from_numpy(problem.features).double(), torch.from_numpy(problem.targets)
+    deviation = features.std(0, correction=0)
+    common = torch.cat([block.square().mean().sqrt().expand(len(block)) for block in deviation.split(problem.widths)])
+    share = torch.tensor([size / problem.widths[0] for size in problem.widths for _ in range(size)])
+    scale = (common * deviation * share).sqrt()
+    rows = torch.ones(len(targets)) if problem.weights is None else torch.from_numpy(problem.weights)
+    losses = F.cross_entropy(features @ weight.T + bias, targets, reduction="none")
+    return (losses * rows).sum() / rows.sum() + weight_decay / 2 * (weight * scale).square().sum()
+
+
+@pytest.mark.parametrize("weights", [None, np.linspace(0.1, 2.0, 120)])
+def test_it_is_the_minimum_in_the_scale_of_the_features(weights: np.ndarray | None) -> None:
+    problem = make_problem(weights)
+    found = fit_linear_head(problem, weight_decay=0.01)
+    weight, bias = found.weight.double(), found.bias.double()
+    least = penalised(problem, weight, bias, 0.01)
+    assert torch.all(weight[:, 7] == 0)
+    rng = torch.Generator().manual_seed(0)
+    spread = torch.from_numpy(problem.features).double().std(0, correction=0).clamp_min(1e-9)
+    spread[7] = float("inf")  # the constant one
+    for size in (1e-1, 1e-2):
+        for _ in range(20):  # any other head is worse
+            other = weight + size * torch.randn(3, 8, generator=rng, dtype=torch.float64) / spread
+            assert penalised(problem, other, bias, 0.01) > least
+    logits = found.logits(problem.features)
+    rows = np.ones(120) if weights is None else weights
+    loss = F.cross_entropy(logits, torch.from_numpy(problem.targets), reduction="none").numpy()
+    assert found.loss == pytest.approx(np.average(loss, weights=rows), rel=1e-3)
+    assert found.top1 == pytest.approx(np.average(logits.argmax(1).numpy() == problem.targets, weights=rows), rel=1e-5)
+
+
+def test_pieces_that_are_scaled_again_each_time_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    kept = fit_linear_head(problem, weight_decay=0.01)
+    monkeypatch.setattr(linear_head, "KEPT_BYTES", 0)
+    monkeypatch.setattr(linear_head, "ROWS", 7)
+    again = fit_linear_head(problem, weight_decay=0.01)
+    torch.testing.assert_close(again.logits(problem.features), kept.logits(problem.features), rtol=1e-2, atol=1e-2)
+
+
+def test_folds_spread_each_class() -> None:
+    targets = np.repeat([0, 1, 2], [10, 11, 4])
+    parts = folds(targets, 5, seed=0)
+    assert np.all(np.bincount(parts) == 5)
+    for index, least in ((0, 2), (1, 2), (2, 0)):
+        counts = np.bincount(parts[targets == index], minlength=5)
+        assert counts.min() >= least
+        assert counts.max() <= least + 1
+    assert np.array_equal(parts, folds(targets, 5, seed=0))
+
+
+def test_one_process_and_two_fit_the_same_head_and_a_second_start_finds_it(sample_set: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        flags = ("--data-dir", sample_set, "--output-dir", f"run{processes}", *FLAGS)
+        job = Job("train", flags, folder=tmp_path, processes=processes)
+        assert set(job.wait()) == {0}, job.output
+    one, two = (json.loads((tmp_path / f"run{n}" / "metrics.json").read_text()) for n in (1, 2))
+    assert one["valid"]["top1"] == two["valid"]["top1"]
+    assert one["valid"]["loss"] == pytest.approx(two["valid"]["loss"], rel=1e-4)
+    assert one["best_step"] == 1
+    events = [json.loads(line)["event"] for line in (tmp_path / "run1" / "history.jsonl").read_text().splitlines()]
+    assert events == ["valid", "train"]
+    again = Job("train", ("--data-dir", sample_set, "--output-dir", "run1", *FLAGS), folder=tmp_path)
+    assert again.wait() == [0], again.output
+    assert "is finished already" in again.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], True),
+        (["--views", "2", "-b", "8", "--balance", "classes"], True),
+        (["--optimizer", "lbfgs", "--weight-decay", "0.1", "--label-smoothing", "0.1"], True),
+        (["--epochs", "5"], False),
+        (["--lr", "0.003"], False),
+        (["--weight-decay", "0.1"], False),
+        (["--hidden", "64"], False),
+        (["--optimizer", "adamw"], False),
+        (["--no-feature-cache"], False),
+        (["--finetune", "staged"], False),
+    ],
+)
+def test_flags_about_steps_ask_for_small_steps(flags: list[str], expected: bool) -> None:
+    config = parse(TrainConfig, ["--data-dir", "x", *flags])
+    check_flags(config)
+    assert fits_at_once(config, None) is expected
+
+
+@pytest.mark.parametrize("flags", [["--hidden", "8"], ["--epochs", "5"], ["--lr", "0.1"], ["--finetune", "full"]])
+def test_what_a_fit_cannot_follow_is_refused(flags: list[str]) -> None:
+    with pytest.raises(UsageError, match="--optimizer lbfgs"):
+        check_flags(parse(TrainConfig, ["--data-dir", "x", "--optimizer", "lbfgs", *flags]))
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_was_begun() -> None:
+    """It has AdamW and the plain network in its fingerprint, which no flag named."""
+    config = TrainConfig(data_dir=Path("x"))
+    begun = type("Checkpoint", (), {"fingerprint": {"--optimizer": "adamw", "--model": "efficientnet_lite0"}})
+    assert not fits_at_once(config, begun)
+    assert with_default_model(config, begun).model == "efficientnet_lite0"
+    assert with_default_model(config, None).model == "efficientnet_lite0+2"
+    staged = dataclasses.replace(config, finetune="staged")
+    assert with_default_model(staged, None).model == "efficientnet_lite0"
