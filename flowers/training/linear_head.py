@@ -76,7 +76,10 @@ def fit_linear_head(
     Args:
         check_stop: called before each evaluation of the loss; what it raises ends the fit.
     """
-    rows = _Rows(problem, torch.device(device))
+    device = torch.device(device)
+    if device.type == "mps":  # it has no float64
+        device = torch.device("cpu")
+    rows = _Rows(problem, device)
     shape = (problem.num_classes, problem.features.shape[1])
     flat = torch.zeros(shape[0] * shape[1] + shape[0], device=device)
     optimizer = torch.optim.LBFGS(
