@@ -231,8 +231,8 @@ def _check_room(samples: Samples, kind: str, short_side: int, folder: Path, thre
     if needed > 0.9 * free_bytes:
         instead = "--cache disk or none" if kind == "ram" else "--cache none, or an --output-dir with more room"
         raise DataError(
-            f"--cache {kind}: {len(samples)} images of short side {short_side} take about {needed / 1e9:.1f} GB, "
-            f"{folder} has room for {0.9 * free_bytes / 1e9:.1f} GB; use {instead}, or a smaller --image-size"
+            f"--cache {kind}: {len(samples)} images of short side {short_side} take about {needed / 1e6:,.0f} MB, "
+            f"{folder} has room for {0.9 * free_bytes / 1e6:,.0f} MB; use {instead}, or a smaller --image-size"
         )
 
 
