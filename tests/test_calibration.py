@@ -11,8 +11,9 @@ from jobs_in_processes import Job
 
 from flowers.data.folders import Samples
 from flowers.engines.exported import open_model
-from flowers.errors import UsageError
+from flowers.errors import ModelError, UsageError
 from flowers.models.bundle import Bundle, load_bundle
+from flowers.models.temperature import without_temperature
 from flowers.prediction.predict import stored_min_prob
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, out_of_fold, softmax, sure_above
@@ -56,7 +57,7 @@ def test_the_model_is_stored_calibrated_with_what_that_is_worth_on_unseen_images
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (answers_of(3.0, 60), "too few to fit on"),
+        (answers_of(3.0, 60), "60 validation images are too few"),
         (answers_of(0.01, 2000), "no temperature fits best"),
         (answers_of(1.0, 400), "would not lower the loss"),
     ],
@@ -78,6 +79,17 @@ def test_every_answer_right_is_not_certainty(best: Bundle, capsys: pytest.Captur
     right = dataclasses.replace(answers, samples=dataclasses.replace(answers.samples, targets=answers.predicted))
     assert calibrate_trained(best, right)[0] is best
     assert "0 of 300 answers are wrong" in capsys.readouterr().out
+
+
+def test_training_goes_on_from_logits_as_they_were_trained(best: Bundle) -> None:
+    calibrated, _ = calibrate_trained(best, answers_of(3.0, 2000))
+    trained = without_temperature(calibrated)
+    assert "temperature" not in trained.made
+    for name, value in best.state_dict.items():
+        torch.testing.assert_close(trained.state_dict[name], value)
+    assert without_temperature(best) is best
+    with pytest.raises(ModelError, match="temperature: got 'hot'"):
+        without_temperature(dataclasses.replace(best, made={"temperature": "hot"}))
 
 
 def test_an_image_never_fits_its_own_temperature() -> None:

@@ -141,6 +141,9 @@ def rows(facts: dict) -> list[tuple[str, object]]:
     temperature = facts["made"].get("temperature")
     if isinstance(temperature, float):
         found.insert(5, ("calibrated", f"logits divided by a temperature of {temperature:.4g}"))
+    min_prob = facts["made"].get("min_prob")
+    if isinstance(min_prob, int | float):
+        found.insert(6, ("--min-prob auto", f"an answer below {min_prob:.4f} is unsure"))
     if "state" in facts:
         step, epoch, finished = (facts["state"].get(name) for name in _STATE)
         found.insert(1, ("training", f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"))

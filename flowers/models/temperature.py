@@ -32,6 +32,19 @@ def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
     return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors})
 
 
+def without_temperature(bundle: Bundle) -> Bundle:
+    """Return the same model with its logits as they were trained, for training to go on from.
+
+    Raises:
+        ModelError: the temperature that the model says it has is not a positive number.
+    """
+    if "temperature" not in bundle.made:
+        return bundle
+    earlier = with_temperature(bundle, 1.0).made["temperature"]
+    found = with_temperature(bundle, 1 / earlier)
+    return dataclasses.replace(found, made={name: found.made[name] for name in found.made if name != "temperature"})
+
+
 def store(bundle: Bundle) -> None:
     """Write a model into the folder that it was loaded from; other files there, figures say, stay.
 

@@ -26,6 +26,8 @@ MATRIX = 30
 MANY_CLASSES = 10
 """With no more classes than this, top5 is no headline: a guess would reach half of it."""
 LEFT_OUT = 200
+CALIBRATED = ("valid_ece_uncalibrated", "valid_ece_out_of_fold")
+"""Figures of a model that was calibrated at the end of its training."""
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -104,6 +106,7 @@ def write_model_report(
         reliability=_reliability_plot(answers.confidences, answers.hits),
         calibration_error=error,
         bins=calibration.BINS,
+        calibrated=[bundle.metrics[name] for name in CALIBRATED if name in bundle.metrics],
         temperature=temperature,
         coverage=_coverage_plot(answers),
         rules=calibration.rules(answers.confidences, answers.hits, THRESHOLDS),

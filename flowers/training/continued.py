@@ -11,6 +11,7 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import UsageError
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.heads import Classifier, build_head
+from flowers.models.temperature import without_temperature
 
 
 def continued(config: TrainConfig) -> TrainConfig:
@@ -49,7 +50,7 @@ def continue_model(config: TrainConfig, classes: ClassIndex) -> tuple[Classifier
         ModelError: there is no sound model in that folder.
         UsageError: the data has none of its classes.
     """
-    bundle = load_bundle(config.continue_from)
+    bundle = without_temperature(load_bundle(config.continue_from))
     old = bundle.build()
     rows = bundle.classes.class_to_idx
     kept = [folder for folder in classes.folders if folder in rows]

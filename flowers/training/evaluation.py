@@ -337,7 +337,9 @@ def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
         return best, answers
     wrong = int((~answers.hits).sum())
     reason, scaled = None, None
-    if len(answers.hits) < MIN_CALIBRATED or wrong < MIN_MISTAKES:
+    if len(answers.hits) < MIN_CALIBRATED:
+        reason = f"{len(answers.hits)} validation images are too few, expected at least {MIN_CALIBRATED}"
+    elif wrong < MIN_MISTAKES:
         reason = f"{wrong} of {len(answers.hits)} answers are wrong, too few to fit on"
     elif (scaled := out_of_fold(answers.logits, answers.targets)) is None:
         reason = "no temperature fits best"
