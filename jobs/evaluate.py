@@ -3,6 +3,7 @@
 python jobs/evaluate.py --checkpoint runs/a --data-dir data/sample --split test
 python jobs/evaluate.py --checkpoint runs/a --data-dir data/sample --split valid --calibrate
 python jobs/evaluate.py --predictions predictions.csv --labels labels.csv
+python jobs/evaluate.py --predictions new.csv --against old.csv --labels labels.csv
 """
 
 from flowers.cli import run
@@ -11,6 +12,10 @@ from flowers.config.evaluate import EvaluateConfig
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate as the flags say."""
+    if config.against is not None:
+        from flowers.prediction.against import compare
+
+        return compare(config)
     if config.predictions is not None:
         from flowers.prediction.score import score
 

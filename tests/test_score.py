@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from flowers.cli import parse
 from flowers.config.evaluate import EvaluateConfig
 from flowers.errors import DataError, UsageError
+from flowers.prediction.against import compare, compare_predictions, mcnemar
 from flowers.prediction.score import score, score_predictions
 
 HEADER = "path,status,label,class,prob,label_2,class_2,prob_2,error\r\n"
@@ -145,9 +147,6 @@ def test_damaged_predictions_are_one_line(tmp_path: Path, name: str, content: by
 
 
 def test_scores_of_names_with_dots_do_not_share_a_file(tmp_path: Path) -> None:
-    from flowers.cli import parse
-    from flowers.config.evaluate import EvaluateConfig
-    from flowers.prediction.score import score
 
     for name in ("run.v1.csv", "run.v2.csv", "other.csv.gz"):
         open_ = gzip.open if name.endswith(".gz") else open
@@ -164,9 +163,6 @@ def test_scoring_needs_no_torch() -> None:
 
 
 def test_the_job_tells_and_keeps_the_score(predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from flowers.cli import parse
-    from flowers.config.evaluate import EvaluateConfig
-    from flowers.prediction.score import score
 
     (tmp_path / "labels.csv").write_text(LABELS)
     flags = ["--predictions", str(predictions), "--labels", str(tmp_path / "labels.csv")]
@@ -176,3 +172,58 @@ def test_the_job_tells_and_keeps_the_score(predictions: Path, tmp_path: Path, ca
     for wrong in ([], ["--checkpoint", "c"], [*flags, "--data-dir", "d"], ["--labels", "l"]):
         with pytest.raises(UsageError):
             parse(EvaluateConfig, wrong)
+
+
+def against(tmp_path: Path, new: dict[str, str], old: dict[str, str]) -> tuple[Path, Path]:
+    """Two tables of one guess a row, as path to class; an empty class is a file that failed."""
+    for name, rows in (("new.csv", new), ("old.csv", old)):
+        lines = [f"{path},{'ok' if guess else 'error'},{guess}" for path, guess in rows.items()]
+        (tmp_path / name).write_text("\n".join(["path,status,class", *lines, ""]))
+    return tmp_path / "new.csv", tmp_path / "old.csv"
+
+
+def test_two_tables_are_compared_by_path(tmp_path: Path) -> None:
+    new = {"photos/1.jpg": "rose", "photos/2.jpg": "rose", "photos/3.jpg": "", "photos/5.jpg": "tulip"}
+    old = {"./photos/3.jpg": "rose", "photos/2.jpg": "daisy", "photos/1.jpg": "rose", "4.jpg": "", "6.jpg": "rose"}
+    found = compare_predictions(*against(tmp_path, new, old))
+    assert (found.rows, found.changed, found.failed_in_one, found.only_first, found.only_second) == (3, 1, 1, 1, 2)
+    assert found.first_changed == [{"path": "photos/2.jpg", "class": "rose", "against": "daisy"}]
+    assert found.test is None, "photos/ is no class"
+
+
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_two_tables_with_true_classes_have_a_paired_test(tmp_path: Path, by_folder: bool) -> None:
+    """20 roses: both have 6 right, only the new one 10, only the old one 2, and it fails on one of the others."""
+    right = [(1, 1)] * 6 + [(1, 0)] * 10 + [(0, 1)] * 2 + [(0, 0)] * 2
+    guesses = {f"{'rose' if by_folder else 'x'}/{number:02}.jpg": hit for number, hit in enumerate(right)}
+    new, old = ({path: "rose" if hit[table] else "daisy" for path, hit in guesses.items()} for table in (0, 1))
+    old[list(old)[-1]] = ""
+    tables = against(tmp_path, new, old)
+    (tmp_path / "labels.csv").write_text("path,class\n" + "".join(f"{path},rose\n" for path in guesses))
+    flags = ["--predictions", str(tables[0]), "--against", str(tables[1])]
+    flags += [] if by_folder else ["--labels", str(tmp_path / "labels.csv")]
+    assert compare(parse(EvaluateConfig, flags)) == 0
+    kept = json.loads((tmp_path / "new-against-old.json").read_text())
+    assert (kept["rows"], kept["changed"], kept["failed_in_one"], len(kept["first_changed"])) == (20, 12, 1, 10)
+    assert {name: kept["test"][name] for name in ("images", "top1", "against_top1", "only_first", "only_second")} == {
+        "images": 20, "top1": 0.8, "against_top1": 0.4, "only_first": 10, "only_second": 2,
+    }  # fmt: skip
+    assert kept["test"]["p_value"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 1), (5, 5), (3, 9), (40, 12), (3000, 2800), (0, 5000)])
+def test_mcnemar_is_the_exact_binomial_test(counts: tuple[int, int]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    assert mcnemar(*counts) == pytest.approx(expected, rel=1e-8)
+
+
+def test_tables_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
+    tables = against(tmp_path, {"1.jpg": "rose"}, {"2.jpg": "rose"})
+    with pytest.raises(DataError, match="no path is in both"):
+        compare_predictions(*tables)
+    tables[1].write_text("path,class\n1.jpg,rose\n./1.jpg,rose\n")
+    with pytest.raises(DataError, match="two rows for 1.jpg"):
+        compare_predictions(*tables)
+    with pytest.raises(UsageError, match="--predictions"):
+        parse(EvaluateConfig, ["--checkpoint", "c", "--data-dir", "d", "--against", str(tables[1])])

@@ -47,10 +47,14 @@ class EvaluateConfig:
     """With --predictions: CSV with path,class. Default: the class of a file is the folder that it lies in."""
     match_labels: bool = False
     """With --predictions: take a label that is spelled almost like a class for that class: 1 for 01, Rose for rose."""
+    against: Annotated[Path | None, Flag(takes="a predictions file")] = None
+    """With --predictions: another file of predictions of the same images. Counts the rows whose class differs and lists
+    the first ten; where true classes are known, an exact McNemar test says if one is better."""
 
     output: Path | None = None
     """JSON file of metrics. Default: metrics-SPLIT.json beside the model, with the name of the data before SPLIT where
-    it is not what the model was trained on; NAME-score.json beside predictions."""
+    it is not what the model was trained on; NAME-score.json beside predictions, NAME-against-OTHER.json with
+    --against."""
     overwrite: bool = False
     """Replace figures of other data."""
     report: bool = True
@@ -80,6 +84,8 @@ class EvaluateConfig:
                     raise UsageError(f"{flag} is missing; expected --checkpoint C --data-dir D, or --predictions FILE")
             if self.labels is not None:
                 raise UsageError("--labels belongs to --predictions; with --checkpoint, class folders are the labels")
+            if self.against is not None:
+                raise UsageError("--against compares two files of predictions: give the other one as --predictions")
             if self.match_labels:
                 raise UsageError("--match-labels belongs to --predictions; leave it out")
             if self.calibrate and self.split not in ("valid", "val"):

@@ -93,13 +93,7 @@ def score(config: EvaluateConfig) -> int:
             ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
         ],
     )
-    name = config.predictions.name
-    ending = next((ending for ending in OUTPUT_KINDS if name.lower().endswith(ending)), "")
-    output = config.output or config.predictions.with_name(f"{name[: len(name) - len(ending)]}-score.json")
-    with write_atomically(output) as file:
-        json.dump(found.to_dict(), file, indent=1)
-        file.write("\n")
-    console.say(f"written: {console.plain(readable(output))}")
+    write_result(config.output or default_output(config.predictions, "score"), found.to_dict())
     return 0
 
 
@@ -123,8 +117,51 @@ def score_predictions(predictions: Path, labels: Path | None, *, match_labels: b
     Raises:
         DataError: a file cannot be read, a path has two rows, or no row fits a label.
     """
-    listed = () if labels is None else read_labelled(labels)
-    truth = None if labels is None else {os.path.normpath(image.path): image.folder for image in listed}
+    truth = read_truth(labels)
+    column, guessed, spelled = fit_labels(predictions, truth, match_labels=match_labels)
+    tally = _Tally(guessed)
+    seen: set[str] = set()
+    for row in read_rows(predictions):
+        path = decode_path(row["path"])
+        if path in seen:
+            raise two_rows(predictions, path)
+        seen.add(path)
+        true = true_class(path, truth)
+        tally.add(row, spelled.get(true, true) if match_labels else true, column)
+    if not tally.images:
+        where = "lies in a class folder" if truth is None else f"is in {readable(labels)}"
+        raise DataError(f"{readable(predictions)}: none of its {len(seen)} paths {where}, so there is nothing to score")
+    missing = 0 if truth is None else len(truth.keys() - set(map(os.path.normpath, seen)))
+    return tally.score(missing, {} if match_labels else spelled)
+
+
+def two_rows(predictions: Path, path: str) -> DataError:
+    """What is wrong with a table that has two rows for one file."""
+    return DataError(f"{readable(predictions)}: two rows for {readable(path)}; expected one a file")
+
+
+def read_truth(labels: Path | None) -> dict[str, str] | None:
+    """The true class of every path of a file of labels; None without one, where the folders say it.
+
+    Raises:
+        DataError: the file cannot be read, or is no list of labels.
+    """
+    if labels is None:
+        return None
+    return {os.path.normpath(image.path): image.folder for image in read_labelled(labels)}
+
+
+def fit_labels(
+    predictions: Path, truth: dict[str, str] | None, *, match_labels: bool
+) -> tuple[str, set[str], dict[str, str]]:
+    """See which of a table's columns the true classes are given in.
+
+    Returns:
+        "class" or "label"; all its guesses; and true classes that are no guess but spelled almost like one, with that.
+
+    Raises:
+        DataError: the table cannot be read, or none of the true classes is among its guesses.
+    """
     column, guessed, wanted = _class_column(predictions, truth)
     by_likeness = {alike(name): name for name in sorted(guessed, reverse=True)}
     spelled = {label: by_likeness[alike(label)] for label in sorted(wanted - guessed) if alike(label) in by_likeness}
@@ -137,20 +174,31 @@ def score_predictions(predictions: Path, labels: Path | None, *, match_labels: b
         )
         unfit = f"no true class ({_some(wanted)}) is among the guesses ({_some(guessed)})"
         raise DataError(f"{readable(predictions)}: {unfit}; {way_out}")
-    tally = _Tally(guessed)
-    seen: set[str] = set()
-    for row in read_rows(predictions):
-        path = decode_path(row["path"])
-        if path in seen:
-            raise DataError(f"{readable(predictions)}: two rows for {readable(path)}; expected one a file")
-        seen.add(path)
-        true = _true_class(path, truth)
-        tally.add(row, spelled.get(true, true) if match_labels else true, column)
-    if not tally.images:
-        where = "lies in a class folder" if truth is None else f"is in {readable(labels)}"
-        raise DataError(f"{readable(predictions)}: none of its {len(seen)} paths {where}, so there is nothing to score")
-    missing = 0 if truth is None else len(truth.keys() - set(map(os.path.normpath, seen)))
-    return tally.score(missing, {} if match_labels else spelled)
+    return column, guessed, spelled
+
+
+def default_output(predictions: Path, ending: str) -> Path:
+    """The JSON file of results beside a table: its name without .csv or the like, and the ending."""
+    return predictions.with_name(f"{bare_name(predictions)}-{ending}.json")
+
+
+def bare_name(predictions: Path) -> str:
+    """A table's name without .csv, .csv.gz and the like."""
+    name = predictions.name
+    kind = next((kind for kind in OUTPUT_KINDS if name.lower().endswith(kind)), "")
+    return name[: len(name) - len(kind)]
+
+
+def write_result(output: Path, result: dict) -> None:
+    """Write the JSON file of results, and say so.
+
+    Raises:
+        FlowersError: the disk is full or the place cannot be written.
+    """
+    with write_atomically(output) as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+    console.say(f"written: {console.plain(readable(output))}")
 
 
 class _Tally:
@@ -206,7 +254,8 @@ class _Tally:
         )
 
 
-def _true_class(path: str, truth: dict[str, str] | None) -> str | None:
+def true_class(path: str, truth: dict[str, str] | None) -> str | None:
+    """The true class of a row: what the labels say, else the folder that the file lies in; None if neither does."""
     if truth is not None:
         return truth.get(os.path.normpath(path))
     return os.path.basename(os.path.dirname(path)) or None
@@ -229,7 +278,7 @@ def _class_column(predictions: Path, truth: dict[str, str] | None) -> tuple[str,
     found: dict[str, set[str]] = {"class": set(), "label": set()}
     wanted: set[str] = set()
     for row in read_rows(predictions):
-        true = _true_class(decode_path(row["path"]), truth)
+        true = true_class(decode_path(row["path"]), truth)
         if true is not None:
             wanted.add(true)
         if row.get("status") != "error":
