@@ -107,7 +107,7 @@ class TestPreprocessing:
 
 def four_steps(image: np.ndarray, geometry: Geometry, size: int, interpolation: str, fill: int) -> np.ndarray:
     """What one warp stands for, by Pillow, step by step."""
-    angle, flip, left, top, width, height = geometry
+    angle, flip, left, top, width, height, _ = geometry
     resampling = RESAMPLING[interpolation]
     picture = Image.fromarray(image).rotate(angle, resampling, fillcolor=(fill,) * 3)
     picture = picture.resize((size, size), resampling, box=(left, top, left + width, top + height))
@@ -147,6 +147,8 @@ class TestOneWarp:
         assert np.array_equal(still.view(image, np.random.default_rng(0)), image)
         flipped = Augmentation(64, rotation=0, scale=(1, 1), ratio=(1, 1), hflip=1)
         assert np.array_equal(flipped.view(image, np.random.default_rng(0)), image[:, ::-1])
+        turned = Augmentation(64, rotation=0, scale=(1, 1), ratio=(1, 1), hflip=0, vflip=1)
+        assert np.array_equal(turned.view(image, np.random.default_rng(0)), image[::-1])
 
     @pytest.mark.parametrize("angle", [0, 20])
     def test_fine_patterns_turn_grey_when_shrunk(self, angle):
@@ -167,9 +169,9 @@ class TestOneWarp:
         assert np.all(elsewhere == 7)
 
     @pytest.mark.parametrize("shape", STRIPS)
-    @pytest.mark.parametrize("trivial_augment", [False, True])
-    def test_any_shape_gives_a_full_view(self, shape, trivial_augment):
-        augmentation = Augmentation(32, trivial_augment=trivial_augment, color_jitter=0.4, random_erasing=1)
+    @pytest.mark.parametrize("auto_augment", ["none", "trivial", "rand"])
+    def test_any_shape_gives_a_full_view(self, shape, auto_augment):
+        augmentation = Augmentation(32, auto_augment=auto_augment, color_jitter=0.4, random_erasing=1)
         for seed in range(12):
             view = augmentation.view(photo(*shape), np.random.default_rng(seed))
             assert view.shape == (32, 32, 3)
@@ -177,10 +179,11 @@ class TestOneWarp:
 
 
 class TestAugmentation:
-    def test_its_generator_is_its_only_chance(self):
+    @pytest.mark.parametrize("auto_augment", ["trivial", "rand"])
+    def test_its_generator_is_its_only_chance(self, auto_augment):
         image = photo(100, 130)
         augmentation = pickle.loads(
-            pickle.dumps(Augmentation(64, color_jitter=0.4, random_erasing=0.5, trivial_augment=True))
+            pickle.dumps(Augmentation(64, color_jitter=0.4, random_erasing=0.5, vflip=0.5, auto_augment=auto_augment))
         )
         first = [augmentation.view(image, np.random.default_rng(seed)) for seed in range(40)]
         np.random.seed(1)
@@ -210,13 +213,24 @@ class TestAugmentation:
         assert min(e.left for e in drawn) < 1
         assert max(e.top + e.height for e in drawn) > 399
 
+    def test_vertical_flips_leave_the_rest_of_a_view_as_it_was(self):
+        pairs = []
+        for seed in range(1000):
+            plain, turned = (
+                Augmentation(64, vflip=share).draw(300, 400, np.random.default_rng(seed)) for share in (0, 0.25)
+            )
+            assert plain[:-1] == turned[:-1]
+            pairs.append((plain.vflip, turned.vflip))
+        assert not any(plain for plain, _ in pairs)
+        assert np.mean([turned for _, turned in pairs]) == pytest.approx(0.25, abs=0.05)
+
     def test_a_copy_at_half_the_size_is_cropped_at_the_same_place(self):
         augmentation = Augmentation(64)
         for seed in range(20):
             large = augmentation.draw(600, 800, np.random.default_rng(seed))
             small = augmentation.draw(300, 400, np.random.default_rng(seed))
             assert (small.angle, small.flip) == (large.angle, large.flip)
-            assert [2 * value for value in small[2:]] == pytest.approx(list(large[2:]))
+            assert [2 * value for value in small[2:6]] == pytest.approx(list(large[2:6]))
 
     def test_short_sides_by_hand(self):
         assert Augmentation(224).min_short_side == 366  # 224 / sqrt(0.5 * 3/4)
@@ -230,6 +244,8 @@ class TestAugmentation:
             {"rotation": -1},
             {"rotation": float("nan")},
             {"hflip": 1.5},
+            {"vflip": -0.5},
+            {"auto_augment": "randaugment"},
             {"color_jitter": 2},
             {"random_erasing": -0.1},
             {"scale": (0, 1)},

@@ -228,6 +228,14 @@ def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
         checkpoints.check_fingerprint(other, {"--lr": 0.2}, "")
 
 
+def test_a_run_of_a_version_without_a_flag_resumes_with_its_default(tmp_path: Path, bundle: Bundle) -> None:
+    save(tmp_path, bundle, 1)
+    old = checkpoints.newest_checkpoint(tmp_path)
+    checkpoints.check_fingerprint(old, {"--vflip": 0.0, "--mean": None, "--min-lr": 0.0}, "")
+    with pytest.raises(CheckpointError, match="--vflip was 0.0, is now 0.5; resume with the old value"):
+        checkpoints.check_fingerprint(old, {"--vflip": 0.5}, "")
+
+
 def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from flowers.training.checkpoint import lock_run\n"

@@ -73,7 +73,7 @@ def test_larger_pictures_are_shrunk_to_the_short_side(samples, tmp_path):
 def test_views_and_order_are_those_of_the_files(samples, workers):
     """Exactly, where nothing was shrunk; nearly, for all but few, where it was; in the same order either way."""
     order = Order(21, seed=4, batch_size=4)
-    augmentation = Augmentation(32, trivial_augment=True)
+    augmentation = Augmentation(32, auto_augment="trivial")
     plain = list(TrainLoader(samples, augmentation, order, rank=0, workers=0).epoch(1))
     for short_side, tolerance in ((200, 0.0), (48, 3.0)):
         cache = open_cache(samples, "ram", short_side)

@@ -26,7 +26,7 @@ from flowers.data.loaders import EvalLoader, TrainLoader, ViewLoader, find_bad_i
 from flowers.data.order import Draw, Order
 from flowers.errors import DataError, ProcessError
 
-EVERYTHING = Augmentation(32, color_jitter=0.3, random_erasing=0.5, trivial_augment=True)
+EVERYTHING = Augmentation(32, color_jitter=0.3, random_erasing=0.5, auto_augment="trivial")
 
 
 @pytest.fixture(scope="module")

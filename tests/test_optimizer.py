@@ -30,6 +30,11 @@ def test_a_constant_schedule_stays_at_the_peak_after_the_warmup() -> None:
     assert [schedule.lr(step) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_the_cosine_ends_at_the_floor() -> None:
+    schedule = Schedule(peak=1.0, warmup_steps=1, total_steps=5, floor=0.2)
+    assert [schedule.lr(step) for step in (0, 1, 3, 5, 6)] == pytest.approx([0.5, 1.0, 0.6, 0.2, 0.2])
+
+
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)

@@ -1,4 +1,6 @@
-"""Colour, erasing and TrivialAugment: against torchvision's own, with numbers typed by hand."""
+"""Colour, erasing, TrivialAugment and RandAugment: against torchvision's own, with numbers typed by hand."""
+
+import math
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from PIL import Image
 from torchvision import transforms as tv
 from torchvision.transforms import autoaugment
 
-from flowers.data.recolor import draw_trivial, erase, jitter
-from flowers.data.warp import warp
+from flowers.data.recolor import Drawn, draw_rand, draw_trivial, erase, jitter
+from flowers.data.warp import compose, rotation, warp
+
+NAMES = "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness Posterize Solarize"
+OPERATIONS = [*NAMES.split(), "AutoContrast", "Equalize", "Identity"]
 
 
 class Typed:
@@ -56,19 +61,50 @@ def test_erased_rectangles():
 @pytest.mark.parametrize("sign", [0.2, 0.8])
 @pytest.mark.parametrize("operation", range(14))
 def test_trivial_augment_equals_torchvision(operation, sign, strength):
-    names = "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness Posterize Solarize"
-    name = [*names.split(), "AutoContrast", "Equalize", "Identity"][operation]
+    name = OPERATIONS[operation]
     magnitudes, signed = autoaugment.TrivialAugmentWide()._augmentation_space(31)[name]
     strength_bin = int(strength * 31)
     magnitude = round(float(magnitudes[strength_bin]), 3) if magnitudes.ndim else 0.0
     magnitude *= -1 if signed and sign < 0.5 else 1
 
     view = photo(224, 224)
-    move, recolor = draw_trivial(224, Typed((operation + 0.5) / 14, strength, sign))
+    drawn = draw_trivial(224, Typed((operation + 0.5) / 14, strength, sign))
+    assert_like_torchvision(view, drawn, [(name, magnitude)])
+
+
+@pytest.mark.parametrize("sign", [0.2, 0.8])
+@pytest.mark.parametrize("operation", range(14))
+def test_rand_augment_equals_torchvision(operation, sign):
+    """Two operations in turn; the other one is of colour, which moves no pixel."""
+    magnitudes = autoaugment.RandAugment()._augmentation_space(31, (224, 224))
+
+    def magnitude(name: str, sign: float) -> float:
+        values, signed = magnitudes[name]
+        return (float(values[9]) if values.ndim else 0.0) * (-1 if signed and sign < 0.5 else 1)
+
+    view, other = photo(224, 224), "Brightness"
+    number = (OPERATIONS.index(other) + 0.5) / 14
+    drawn = draw_rand(224, Typed((operation + 0.5) / 14, sign, number, 0.1))
+    name = OPERATIONS[operation]
+    assert_like_torchvision(view, drawn, [(name, magnitude(name, sign)), (other, magnitude(other, 0.1))])
+
+
+def test_two_moves_of_rand_augment_follow_one_another():
+    move, recolor = draw_rand(224, Typed(2.5 / 14, 0.8, 4.5 / 14, 0.8))  # shift, then turn
+    assert recolor is None
+    turned = compose((1, 0, -0.3 * 150 / 331 * 224, 0, 1, 0), rotation(math.radians(9), 112, 112))
+    assert move == pytest.approx(turned)
+
+
+def assert_like_torchvision(view: np.ndarray, drawn: Drawn, operations: list[tuple[str, float]]) -> None:
+    """Compare a view after what was drawn with torchvision's operations, by name and magnitude."""
+    move, recolor = drawn
     got = view if move is None else warp(view, move, 224, "bilinear", 114)
     got = got if recolor is None else recolor(got)
-    mode = tv.InterpolationMode.BILINEAR
-    expected = autoaugment._apply_op(Image.fromarray(view), name, magnitude, mode, [114.0] * 3)
+    expected = Image.fromarray(view)
+    for name, magnitude in operations:
+        mode = tv.InterpolationMode.BILINEAR
+        expected = autoaugment._apply_op(expected, name, magnitude, mode, [114.0] * 3)
     if move is None:
         assert differences(got, np.asarray(expected)).max() <= 1
     else:  # pixels at the edge of the fill differ

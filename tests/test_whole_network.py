@@ -157,8 +157,8 @@ ACTING = [
     "--optimizer adamw", "--lr 0.1", "--weight-decay 0.1", "--layer-decay 0.5", "--schedule constant",
     "--warmup-epochs 0", "--max-grad-norm 0.01", "--label-smoothing 0", "--mixup-alpha 1", "--cutmix-alpha 1",
     "--freeze-bn", "--model-ema-decay 0", "--train-size 64", "--first-train-size 48",
-    "--rotation 0", "--scale 1 1", "--hflip 0", "--color-jitter 0.5", "--random-erasing 1", "--auto-augment none",
-    "--dropout 0.5",
+    "--rotation 0", "--scale 1 1", "--hflip 0", "--vflip 1", "--color-jitter 0.5", "--random-erasing 1",
+    "--auto-augment none", "--auto-augment rand", "--dropout 0.5", "--min-lr 0.01",
 ]  # fmt: skip
 
 
@@ -176,6 +176,11 @@ def test_without_a_flag_the_weights_are_the_same(
 ) -> None:
     weights = weights_of(sample_set, tmp_path / "run")
     assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
+
+
+def test_a_floor_above_the_peak_is_refused(sample_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--min-lr: got 1, expected at most the peak learning rate, here 0.0212"):
+        weights_of(sample_set, tmp_path / "run", "--min-lr", "1")
 
 
 def test_one_image_a_step_is_too_few_for_batch_norm_of_one_pixel(sample_set: Path, tmp_path: Path) -> None:
@@ -221,6 +226,14 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         (("--drop-path", "1"), "--drop-path: got 1.0, expected a share from 0 to below 1"),
         (("--warmup-epochs", "inf"), "--warmup-epochs: got inf, expected a finite number"),
         (("--hflip", "1.5"), "--hflip: got 1.5, expected a share from 0 to 1"),
+        (("--vflip", "-1"), "--vflip: got -1.0, expected a share from 0 to 1"),
+        (("--min-lr", "-1"), "--min-lr: got -1.0, expected at least 0"),
+        (("--min-lr", "0.1", "--schedule", "constant"), "--min-lr: no effect with --schedule constant"),
+        (
+            ("--finetune", "head", "--optimizer", "lbfgs", "--min-lr", "0.1"),
+            "--min-lr: no effect with --optimizer lbfgs",
+        ),
+        (("--finetune", "head", "--vflip", "0.5"), "--vflip: no effect, as features are cached from a single"),
         (
             ("--first-train-size", "64", "--train-size", "48"),
             "--first-train-size: got 64, expected at most --train-size 48",

@@ -115,7 +115,9 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Layer-wise learning-rate decay: each backbone block trains at this fraction of the rate of the block above it."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: half a cosine down to zero, or constant."""
+    """Learning rate after the warm-up: half a cosine down to --min-lr, or constant."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine; blocks below the head have their share of it with --layer-decay."""
     warmup_epochs: float = 0.5
     """Epochs of linear warm-up."""
     max_grad_norm: float | None = None
@@ -144,13 +146,15 @@ class TrainConfig:
     whole network."""
     hflip: float = 0.5
     """Probability of a horizontal flip in training."""
+    vflip: float = 0.0
+    """Probability of a vertical flip in training, for pictures without an up and down."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation changes in training; 0 disables it."""
     random_erasing: float = 0.0
     """Probability of erasing a random rectangle in training."""
-    auto_augment: Literal["none", "trivial"] | None = None
-    """trivial: one random TrivialAugment operation per training view. Default: trivial for a whole network, none for a
-    head."""
+    auto_augment: Literal["none", "trivial", "rand"] | None = None
+    """trivial: one random TrivialAugment operation of any strength per training view. rand: two RandAugment operations
+    of moderate strength. Default: trivial for a whole network, none for a head."""
     mixup_alpha: float = 0.0
     """Beta parameter of mixup; 0 disables it."""
     cutmix_alpha: float = 0.0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from flowers.data.recolor import draw_trivial, erase, jitter
+from flowers.data.recolor import draw_rand, draw_trivial, erase, jitter
 from flowers.data.warp import Affine, compose, rotation, warp
 from flowers.errors import ModelError, UsageError
 
@@ -22,6 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_SIDE = 8192
+AUTO_AUGMENT = {"trivial": draw_trivial, "rand": draw_rand}
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Geometry(NamedTuple):
         angle: degrees, counter-clockwise.
         flip: left-right, at the end.
         left, top, width, height: the crop's box in the rotated picture, pixels.
+        vflip: upside down, at the end.
     """
 
     angle: float
@@ -149,12 +151,14 @@ class Geometry(NamedTuple):
     top: float
     width: float
     height: float
+    vflip: bool = False
 
     def matrix(self, width: int, height: int, size: int) -> Affine:
         """The map from the points of a view of side ``size`` to those of a picture of width x height."""
         across, down = self.width / size, self.height / size
         left, across = (self.left + self.width, -across) if self.flip else (self.left, across)
-        crop = (across, 0.0, left, 0.0, down, self.top)
+        top, down = (self.top + self.height, -down) if self.vflip else (self.top, down)
+        crop = (across, 0.0, left, 0.0, down, top)
         return compose(rotation(math.radians(self.angle), width / 2, height / 2), crop)
 
 
@@ -175,9 +179,10 @@ class Augmentation:
         hflip: probability of a left-right flip.
         color_jitter: strength of random brightness, contrast and saturation, 0 to 1; 0 is off.
         random_erasing: probability of blanking a random rectangle.
-        trivial_augment: apply one random operation of TrivialAugment.
+        auto_augment: "trivial": one random operation of TrivialAugment; "rand": two of RandAugment; or "none".
         interpolation: "bilinear" or "bicubic": how sharp, as in Preprocessing.
         fill: grey, 0 to 255, for corners and erased rectangles.
+        vflip: probability of a top-bottom flip.
     """
 
     size: int
@@ -187,15 +192,17 @@ class Augmentation:
     hflip: float = 0.5
     color_jitter: float = 0.0
     random_erasing: float = 0.0
-    trivial_augment: bool = False
+    auto_augment: str = "none"
     interpolation: str = "bilinear"
     fill: int = 114
+    vflip: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("size", 1, MAX_SIDE),
             ("rotation", 0, 180),
             ("hflip", 0, 1),
+            ("vflip", 0, 1),
             ("color_jitter", 0, 1),
             ("random_erasing", 0, 1),
             ("fill", 0, 255),
@@ -208,6 +215,8 @@ class Augmentation:
             raise UsageError(f"ratio: got {self.ratio}, expected two ratios of width to height, 0 < from <= to")
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(f"interpolation: got {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+        if self.auto_augment not in ("none", *AUTO_AUGMENT):
+            raise UsageError(f"auto_augment: got {self.auto_augment!r}, expected none, {' or '.join(AUTO_AUGMENT)}")
 
     @property
     def min_short_side(self) -> int:
@@ -236,8 +245,8 @@ class Augmentation:
         height, width = image.shape[:2]
         matrix = self.draw(width, height, rng).matrix(width, height, self.size)
         recolor = None
-        if self.trivial_augment:
-            move, recolor = draw_trivial(self.size, rng)
+        if self.auto_augment != "none":
+            move, recolor = AUTO_AUGMENT[self.auto_augment](self.size, rng)
             matrix = compose(matrix, move) if move is not None else matrix
         view = warp(image, matrix, self.size, self.interpolation, self.fill)
         if recolor is not None:
@@ -249,10 +258,12 @@ class Augmentation:
         return view
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> "Geometry":
-        """Draw the angle, the flip and the crop of a view."""
+        """Draw the angle, the flips and the crop of a view."""
         angle = self.rotation * (2 * rng.random() - 1)
         flip = rng.random() < self.hflip
-        return Geometry(angle, flip, *self._draw_crop(width, height, rng))
+        crop = self._draw_crop(width, height, rng)
+        # drawn last and only where asked for: without it the views are those of earlier versions
+        return Geometry(angle, flip, *crop, vflip=self.vflip > 0 and rng.random() < self.vflip)
 
     def _draw_crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
         """A box (left, top, width, height) as torchvision's RandomResizedCrop draws it, but not cut to whole pixels.

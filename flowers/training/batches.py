@@ -103,9 +103,10 @@ def build_augmentation(config: TrainConfig, preprocessing: Preprocessing) -> Aug
         rotation=config.rotation,
         scale=config.scale,
         hflip=config.hflip,
+        vflip=config.vflip,
         color_jitter=config.color_jitter,
         random_erasing=config.random_erasing,
-        trivial_augment=config.auto_augment == "trivial",
+        auto_augment=config.auto_augment,
         interpolation=preprocessing.interpolation,
     )
 

@@ -13,11 +13,12 @@ import pickle
 import shutil
 import typing
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
+from flowers.config.train import TrainConfig
 from flowers.console import warn
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import file_digest, replace_folder
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
+DEFAULTS = {f"--{flag.name.replace('_', '-')}": flag.default for flag in fields(TrainConfig)}
 SIZES_OF = "sizes in bytes of"
 """Begins the names of what earlier versions did not keep in a fingerprint; a run of theirs resumes without."""
 CORRECTIONS_FILE = "corrections.csv"
@@ -192,6 +194,8 @@ def _digest(values: dict) -> str:
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmetic: str) -> None:
     """Refuse to resume a run with other settings or data.
 
+    A flag that the run's version did not have yet had the effect of its present default.
+
     Args:
         batch_arithmetic: the factors of the present global batch.
 
@@ -199,7 +203,7 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
         CheckpointError: the first thing that differs, by name, with both values.
     """
     for name, now in fingerprint.items():
-        before = checkpoint.fingerprint.get(name)
+        before = checkpoint.fingerprint.get(name, DEFAULTS.get(name))
         if before == now or (before is None and name.startswith(SIZES_OF)):
             continue
         if name == "global_batch_size":

@@ -39,12 +39,12 @@ WHOLE_DEFAULTS = {
 EPOCHS_OF_A_HEAD_ON_IMAGES = 10
 OF_DRAWN_VIEWS = {
     "color_jitter": (0.0,), "random_erasing": (0.0,), "auto_augment": (None, "none"),
-    "rotation": (TrainConfig.rotation, 0.0), "hflip": (TrainConfig.hflip, 0.0),
+    "rotation": (TrainConfig.rotation, 0.0), "hflip": (TrainConfig.hflip, 0.0), "vflip": (0.0,),
     "scale": (None, HEAD_DEFAULTS["scale"], (1.0, 1.0)),
 }  # fmt: skip
 """Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
 OF_STEPS = (
-    "epochs", "lr", "schedule", "warmup_epochs", "max_grad_norm", "model_ema_decay", "eval_every", "patience",
+    "epochs", "lr", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "model_ema_decay", "eval_every", "patience",
     "hidden", "dropout", "continue_from",
 )  # fmt: skip
 """Flags with a meaning only for a head that is trained step by step; ``lbfgs`` fits one at once."""
@@ -61,7 +61,7 @@ def check_flags(config: TrainConfig) -> None:
         "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
         "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
         "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
-        "train_size": 1, "first_train_size": 1, "max_pixels": 1,
+        "train_size": 1, "first_train_size": 1, "max_pixels": 1, "min_lr": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)
@@ -75,11 +75,13 @@ def check_flags(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value not in (None, "auto") and not 0 < value < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
-    shares = ("dropout", "label_smoothing", "val_fraction", "hflip", "random_erasing", "model_ema_decay", "drop_path")
-    for name in shares:
+    if config.min_lr > 0 and config.schedule == "constant":
+        raise UsageError("--min-lr: no effect with --schedule constant, which stays at --lr; leave it out")
+    whole_shares = ("hflip", "vflip", "random_erasing")
+    for name in (*whole_shares, "dropout", "label_smoothing", "val_fraction", "model_ema_decay", "drop_path"):
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= (1 if name in ("hflip", "random_erasing") else 0.99999):
-            most = "1" if name in ("hflip", "random_erasing") else "below 1"
+        if value is not None and not 0 <= value <= (1 if name in whole_shares else 0.99999):
+            most = "1" if name in whole_shares else "below 1"
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to {most}")
     if not 0 < config.layer_decay <= 1:
         raise UsageError(f"--layer-decay: got {config.layer_decay}, expected a share above 0, at most 1")
@@ -186,6 +188,11 @@ def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpo
         global_batch_size = config.batch_size * world_size * config.grad_accum_steps
         peak = PEAK_LR["whole" if whole else "head"][optimizer]
         found["lr"] = float(f"{peak * (global_batch_size / 32) ** 0.5:.3g}")
+    lr = found.get("lr", config.lr)
+    if config.lr != "auto" and config.min_lr > lr:
+        raise UsageError(
+            f"--min-lr: got {config.min_lr:g}, expected at most the peak learning rate, here {lr:g}: see --lr"
+        )
     if resumed is not None:
         searched = TUNED if config.tune_head and config.uses_features else ("lr",) if config.lr == "auto" else ()
         found |= {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}

@@ -13,7 +13,7 @@ from flowers.config.train import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine down to zero; or, with shape "constant", the peak rate from there on.
+    """Linear warm-up, then half a cosine down to ``floor``; or, with shape "constant", the peak rate from there on.
 
     Source: Loshchilov and Hutter 2017, "SGDR", arXiv:1608.03983 (the cosine, without restarts).
     """
@@ -22,6 +22,7 @@ class Schedule:
     warmup_steps: int
     total_steps: int
     shape: str = "cosine"
+    floor: float = 0.0
 
     def lr(self, step: int) -> float:
         """Learning rate of an update; the first is 0."""
@@ -30,14 +31,18 @@ class Schedule:
         if self.shape == "constant":
             return self.peak
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        return self.peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return self.floor + (self.peak - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
-    """The learning rates of a run; the warm-up takes at most half of it."""
+    """The learning rates of a run; the warm-up takes at most half of it.
+
+    A rate that ``--lr auto`` found below ``--min-lr`` stays as it is.
+    """
     total_steps = config.epochs * steps_per_epoch
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
-    return Schedule(config.lr, warmup_steps, total_steps, config.schedule)
+    floor = min(config.min_lr, config.lr)
+    return Schedule(config.lr, warmup_steps, total_steps, config.schedule, floor)
 
 
 def mixes(config: TrainConfig, epoch: int) -> bool:

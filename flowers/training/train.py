@@ -50,7 +50,7 @@ WAIT_S = 2 * 3600.0
 On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at once.
 """
 LAST_STAGE_FLAGS = {
-    "epochs", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "max_grad_norm", "mixup_alpha",
+    "epochs", "optimizer", "lr", "weight_decay", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "mixup_alpha",
     "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
     "train_size", "first_train_size", "eval_every", "scale", "auto_augment",
 }  # fmt: skip
