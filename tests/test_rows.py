@@ -16,8 +16,8 @@ LABELS, FOLDERS = ("daisy", 'rose, "red"', "tulip"), ("1", "10", "a b")
 def test_columns_are_the_contract() -> None:
     assert ",".join(columns(1)) == "path,status,label,class,prob,error"
     assert ",".join(columns(3)) == ("path,status,label,class,prob,label_2,class_2,prob_2,label_3,class_3,prob_3,error")
-    assert header(1, "csv") == b"path,status,label,class,prob,error\r\n"
-    assert header(1, "jsonl") == b""
+    assert header(columns(1), "csv") == b"path,status,label,class,prob,error\r\n"
+    assert header(columns(1), "jsonl") == b""
 
 
 def test_a_csv_row_is_quoted_as_rfc_4180_says() -> None:

@@ -157,6 +157,18 @@ def test_scores_of_names_with_dots_do_not_share_a_file(tmp_path: Path) -> None:
     assert found == {"run.v1-score.json", "run.v2-score.json", "other-score.json"}
 
 
+@pytest.mark.parametrize("column", ["class", "label"])
+def test_a_table_of_chosen_columns_is_scored(tmp_path: Path, column: str) -> None:
+    """Without a status, a row without a guess is a file that failed."""
+    (tmp_path / "p.csv").write_text(f"{column},path\nrose,rose/1.jpg\n,rose/2.jpg\nrose,daisy/3.jpg\n")
+    found = score_predictions(tmp_path / "p.csv", None)
+    assert (found.images, found.top1, found.errors, found.sure_top1) == (3, 1 / 3, 1, 1 / 2)
+    assert found.confusions == [("daisy", "rose", 1)]
+    (tmp_path / "p.csv").write_text("path,prob\nrose/1.jpg,0.5\n")
+    with pytest.raises(DataError, match="no column 'class' or 'label'"):
+        score_predictions(tmp_path / "p.csv", None)
+
+
 def test_scoring_needs_no_torch() -> None:
     code = "import sys, flowers.prediction.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

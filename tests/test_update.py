@@ -1,6 +1,9 @@
 """Tables that follow their folder: --update, --retry-errors and --watch give what a fresh run would give."""
 
+import csv
 import errno
+import gzip
+import json
 import os
 import random
 import shutil
@@ -8,7 +11,7 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from flowers.prediction import predict as predict_module
 from flowers.prediction.file_list import Entry
 from flowers.prediction.kept import StampingReader, stamp_of
 from flowers.prediction.predict import predict
-from flowers.prediction.table import read_rows
+from flowers.prediction.table import finished_facts, read_rows
 from flowers.stopping import StopRequest
 
 
@@ -170,6 +173,70 @@ def test_every_kind_of_table_is_updated(run: Callable, folder: Path, tmp_path: P
     run(output=tmp_path / name, update=True)
     run(output=tmp_path / f"fresh-{name}")
     assert (tmp_path / name).read_bytes() == (tmp_path / f"fresh-{name}").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["c.csv.gz", "c.jsonl", "c.parquet"])
+def test_a_table_of_chosen_columns_is_updated(run: Callable, folder: Path, tmp_path: Path, name: str) -> None:
+    """Also with a path of two lines, an error row, and columns in an order of their own."""
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    names = ["prob", "path", "label_2", "status"]
+    chosen = {"columns": (",".join(names[:3]), names[3]), "output": tmp_path / name}
+    run(output=tmp_path / f"all-{name}")
+    run(**chosen)
+    expected = [{key: row[key] for key in names} for row in read_rows_of_any(tmp_path / f"all-{name}")]
+    found = list(read_rows_of_any(tmp_path / name))
+    assert found == expected
+    assert list(found[0]) == names
+    assert sum(row["status"] == "error" for row in found) == 1
+    assert finished_facts(tmp_path / name, None)["settings"]["columns"] == names
+    change(folder, random.Random(3))
+    run(**chosen, update=True)
+    run(**{**chosen, "output": tmp_path / f"fresh-{name}"})
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"fresh-{name}").read_bytes()
+    assert run(**chosen) == 0, "complete"
+    with pytest.raises(OutputError, match="columns: prob,path,label_2,status then, None now"):
+        run(output=tmp_path / name, update=True)
+    with pytest.raises(OutputError, match="columns: prob,path,label_2,status then, path now"):
+        run(output=tmp_path / name, columns=("path",))
+
+
+def read_rows_of_any(path: Path) -> Iterator[dict]:
+    """Rows as they stand there: a table without classes is none that ``read_rows`` takes."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        yield from pyarrow.parquet.read_table(path).to_pylist()
+    elif path.suffix == ".jsonl":
+        yield from map(json.loads, path.read_text().splitlines())
+    else:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
+            yield from csv.DictReader(file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"columns": ("path,propability",)}, "got propability, expected some of path,status,label,class,prob,label_2"),
+        ({"columns": ("path,prob_3",)}, "got prob_3"),
+        ({"columns": ("label",)}, "expected path among them"),
+        ({"columns": ("path", "prob,path")}, "got path twice"),
+        ({"columns": ("path",), "update": True}, "--update reads the finished table: add status to --columns"),
+        ({"columns": ("path,status",), "copy_to": Path("x")}, "--copy-to .*: add label,class to --columns"),
+        ({"columns": ("path,status,label,class",), "report": True}, "--report .*: add prob,error to --columns"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused_in_a_line(run: Callable, flags: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(**flags)
+
+
+def test_a_flag_that_is_left_out_of_an_update_is_named(run: Callable) -> None:
+    run(on_damaged="ok")
+    with pytest.raises(OutputError, match="on_damaged: ok then, None now"):
+        run(update=True)
+    with pytest.raises(OutputError, match="on_damaged: ok then, None now"):
+        run()
 
 
 def test_a_csv_for_excel_begins_with_a_mark_and_is_updated(run: Callable, folder: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class PredictConfig:
     """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made."""
     excel: bool = False
     """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
+    columns: Annotated[tuple[str, ...], Flag(takes="names of columns")] = ()
+    """Columns of the table, in this order (--columns path,label,prob); path must be one of them. Default: all."""
     topk: int = 5
     """Guesses per row, best first."""
     min_prob: float | Literal["auto"] = 0.0
@@ -132,7 +134,27 @@ class PredictConfig:
             raise UsageError("--list-only only lists the files: leave --shard and --merge out")
         if self.excel and self.suffix() != ".csv":
             raise UsageError(f"--excel: got --output {self.output.name}, expected a name ending in .csv")
+        self._check_columns()
         self._check_update()
+
+    def _check_columns(self) -> None:
+        names = self.chosen_columns()
+        if self.columns and "path" not in names:
+            raise UsageError(f"--columns: got {','.join(names)}, expected path among them")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"--columns: got {twice[0]} twice, expected each column once")
+        sorts = ("status", "label", "class")
+        needed = {
+            "--report": (self.report, (*sorts, "prob", "error")),
+            "--copy-to": (self.copy_to, sorts),
+            "--link-to": (self.link_to, sorts),
+            "--update": (self.update, ("status",)),
+            "--retry-errors": (self.retry_errors, ("status",)),
+            "--watch": (self.watch is not None, ("status",)),
+        }
+        for flag, (is_given, columns) in needed.items():
+            if names and is_given and (missing := [name for name in columns if name not in names]):
+                raise UsageError(f"{flag} reads the finished table: add {','.join(missing)} to --columns")
 
     def _check_update(self) -> None:
         if self.watch is not None and (len(self.watch) > 1 or not all(seconds > 0 for seconds in self.watch)):
@@ -176,6 +198,10 @@ class PredictConfig:
         if not int(index) < int(count):
             raise UsageError(f"--shard: got {self.shard}, expected a first number from 0 to {int(count) - 1}")
         return int(index), int(count)
+
+    def chosen_columns(self) -> list[str]:
+        """The names of --columns; none stand for all."""
+        return [name.strip() for names in self.columns for name in names.split(",") if name.strip()]
 
     def suffix(self) -> str:
         """The ending of --output, one of ``OUTPUT_KINDS``."""

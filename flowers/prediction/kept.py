@@ -124,7 +124,7 @@ def finished_rows(output: Path, facts: dict) -> Iterator[Row]:
         if file is None:
             console.warn(f"{readable(stamps_path(output))} is not as it was written: no file is known to be unchanged")
         stamps: list = []
-        for number, (path, status, line) in enumerate(read_lines(output)):
+        for number, (path, status, line) in enumerate(read_lines(output, facts["settings"])):
             place = number % _ROWS_AT_A_TIME
             if place == 0 and file is not None:
                 stamps = np.frombuffer(file.read(24 * _ROWS_AT_A_TIME), "<i8").reshape(-1, 3).tolist()

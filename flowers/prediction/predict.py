@@ -28,7 +28,7 @@ from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
 from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.report import report_path, write_report
-from flowers.prediction.rows import STATUSES
+from flowers.prediction.rows import STATUSES, columns
 from flowers.prediction.shard_loop import classify, embeddings_file, row_format
 from flowers.prediction.sort_photos import check_target, sort_photos
 from flowers.prediction.table import (
@@ -145,9 +145,13 @@ def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
     """Refuse before the work begins what would fail when all is done, or be input the next time.
 
     Raises:
-        UsageError: an output is a folder, or lies in the input folder and ends like a photo; embeddings of an export.
+        UsageError: an output is a folder, or lies in the input folder and ends like a photo; embeddings of an export,
+            or a column that there is not.
     """
     _check_features(config, bundle)
+    every = columns(_topk(config, bundle))
+    if unknown := [name for name in config.chosen_columns() if name not in every]:
+        raise UsageError(f"--columns: got {','.join(unknown)}, expected some of {','.join(every)}")
     for flag, path in (("--output", config.output), ("--embeddings", config.embeddings)):
         if path is None:
             continue
@@ -188,10 +192,12 @@ def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> No
 def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
     """All that decides the rows, but for the files; flags that came later count only where they are not the default."""
     later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel")}
+    names = config.chosen_columns()
+    chosen = {"columns": names} if names and names != columns(_topk(config, bundle)) else {}
     return {
         "model": bundle.hash,
         "kind": OUTPUT_KINDS[config.suffix()],
-        "topk": min(config.topk, len(bundle.classes.folders)),
+        "topk": _topk(config, bundle),
         "min_prob": config.min_prob,
         "tta": config.tta,
         "engine": config.engine,
@@ -199,7 +205,12 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         "batch_size": config.batch_size,
         "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
         **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
+        **chosen,
     }
+
+
+def _topk(config: PredictConfig, bundle: Bundle | ExportedModel) -> int:
+    return min(config.topk, len(bundle.classes.folders))
 
 
 def _find_work(
@@ -313,8 +324,9 @@ def _is_ready(config: PredictConfig) -> Callable[[Entry], bool]:
         if is_settled(root, entry, config.watch_s, now_s):
             return True
         if rows is None:
-            is_whole = _finished(config) is not None
-            rows = PathList(decode_path(path) for path, _, _ in read_lines(config.output)) if is_whole else PathList()
+            facts = _finished(config)
+            lines = read_lines(config.output, facts["settings"]) if facts else ()
+            rows = PathList(decode_path(path) for path, _, _ in lines)
         place = bisect.bisect_left(rows, entry.path, key=os.fsencode)
         return place < len(rows) and os.fsencode(rows[place]) == entry.path
 
@@ -337,7 +349,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         return None
     start_s = time.monotonic()
     work.check_engines()
-    totals = join_parts(work, config.output, config.suffix(), work.settings["topk"], stop.check)
+    totals = join_parts(work, config.output, config.suffix(), stop.check)
     embeddings = embeddings_file(config, bundle, work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()

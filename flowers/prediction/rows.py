@@ -1,9 +1,10 @@
 """The predictions file's rows: columns, formatting, reading back. One row per input file, always.
 
-The columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
+All columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
 CR LF, cells are quoted where needed). ``status`` is ``ok``, ``unsure`` (best probability under ``--min-prob``),
 ``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``) or ``error`` (the reason stands in
-``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns.
+``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns. Parts always
+have all of them; a finished table may have some only, those of ``--columns``.
 
 Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
 """
@@ -28,9 +29,9 @@ def columns(topk: int) -> list[str]:
     return [*names, "error"]
 
 
-def header(topk: int, kind: str) -> bytes:
+def header(names: Sequence[str], kind: str) -> bytes:
     """The first bytes of a file of rows: the columns of a CSV, nothing for JSON lines."""
-    return (",".join(columns(topk)) + "\r\n").encode() if kind == "csv" else b""
+    return (",".join(names) + "\r\n").encode() if kind == "csv" else b""
 
 
 def best_classes(probs: np.ndarray, topk: int) -> np.ndarray:

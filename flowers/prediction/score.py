@@ -215,7 +215,8 @@ class _Tally:
             self.unlabelled += 1
             return
         status = row.get("status", "ok")
-        guesses = [decode_path(value) for value in _guesses(row, column)] if status != "error" else []
+        failed = status == "error" or not row[column]  # a table of chosen columns may have no status
+        guesses = [] if failed else [decode_path(value) for value in _guesses(row, column)]
         hit = bool(guesses) and guesses[0] == true
         self.images += 1
         self.top1 += hit
@@ -223,9 +224,9 @@ class _Tally:
         self.k = max(self.k, len(guesses))
         if true not in self._guessed:
             self.unknown[true] += 1
-        self.errors += status == "error"
+        self.errors += failed
         self.unsure += status == "unsure"
-        self.sure += status == "ok"
+        self.sure += status == "ok" and not failed
         self.sure_top1 += hit and status == "ok"
         self.by_class[true][0] += 1
         self.by_class[true][1] += hit
@@ -275,16 +276,18 @@ def _class_column(predictions: Path, truth: dict[str, str] | None) -> tuple[str,
     Returns:
         the column, all its guesses, and the true classes.
     """
-    found: dict[str, set[str]] = {"class": set(), "label": set()}
+    found: dict[str, set[str]] = {}
     wanted: set[str] = set()
     for row in read_rows(predictions):
         true = true_class(decode_path(row["path"]), truth)
         if true is not None:
             wanted.add(true)
-        if row.get("status") != "error":
-            for column, names in found.items():
-                if column in row:
+        for column in ("class", "label"):
+            if column in row:
+                names = found.setdefault(column, set())
+                if row.get("status") != "error" and row[column]:
                     names.update(map(decode_path, _guesses(row, column)))
+    found = found or {"class": set()}
     alikes = {column: set(map(alike, names)) for column, names in found.items()}
 
     def fit(column: str) -> tuple[int, int, bool]:

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import csv
 import gzip
+import itertools
 import json
 import os
 import zlib
@@ -86,13 +87,12 @@ def check_free(output: Path, embeddings: Path | None) -> None:
             raise _not_ours(embeddings, "--embeddings")
 
 
-def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: Callable[[], None]) -> dict:
-    """Write the final file from all parts.
+def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[], None]) -> dict:
+    """Write the final file from all parts, with the columns that the work's settings choose.
 
     Args:
         output: its name.
         suffix: what it is, of ``OUTPUT_KINDS``.
-        topk: guesses a row.
         check_stop: raises when the process was asked to stop.
 
     Returns:
@@ -106,11 +106,16 @@ def join_parts(work: "Work", output: Path, suffix: str, topk: int, check_stop: C
     temporary = work.folder / f"joined-{os.getpid()}"
     write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
     mark = codecs.BOM_UTF8 if work.settings.get("excel") else b""
+    names = work.settings.get("columns") or columns(work.settings["topk"])
     totals = _totals(work)
     stamps = work.folder / f"stamps-{os.getpid()}"
     try:
-        _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), topk)
-        write[suffix](temporary, _blocks(work, mark + header(topk, OUTPUT_KINDS[suffix]), check_stop), topk)
+        _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), [])
+        blocks = _blocks(work, check_stop)
+        if suffix != ".parquet" and "columns" in work.settings:
+            blocks = _chosen(blocks, OUTPUT_KINDS[suffix], columns(work.settings["topk"]), names)
+        first = mark + header(names, OUTPUT_KINDS[suffix])
+        write[suffix](temporary, itertools.chain([first], blocks), names)
         _put_in_place(temporary, output)
         _put_in_place(stamps, stamps_path(output))
     except FileNotFoundError:
@@ -172,26 +177,36 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str, bytes]]:
+def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     """Path, status and line of each row of a finished table, the line as parts hold it.
+
+    What a table of chosen columns does not say is empty there.
+
+    Args:
+        settings: those in the sidecar.
 
     Raises:
         DataError: the file cannot be read.
     """
     name = path.name.lower()
+    every = columns(settings["topk"])
+    empty = dict.fromkeys(every)
     try:
         if name.endswith(".parquet"):
-            yield from ((row["path"], row["status"], json_line(row)) for row in _parquet_rows(path))
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in _parquet_rows(path))
         elif name.endswith(".jsonl"):
             with open(path, "rb") as file:
                 for line in file:
                     row = json.loads(line)
-                    yield row["path"], row["status"], line
+                    whole = json_line(empty | row) if "columns" in settings else line
+                    yield row["path"], row.get("status", ""), whole
         else:
             with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file)
                 names = next(rows)
-                of_path, of_status = names.index("path"), names.index("status")
+                if names != every:
+                    rows = ([row.get(column, "") for column in every] for row in _by_name(names, rows))
+                of_path, of_status = every.index("path"), every.index("status")
                 yield from ((row[of_path], row[of_status], csv_line(row)) for row in rows)
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, StopIteration) as error:
         raise DataError(f"{readable(path)}: cannot be read: {' '.join(str(error).split())}") from error
@@ -227,8 +242,22 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _blocks(work: "Work", first: bytes, check_stop: Callable[[], None]) -> Iterator[bytes]:
-    yield first
+def _by_name(names: list[str], rows: Iterator[list[str]]) -> Iterator[dict[str, str]]:
+    return (dict(zip(names, row, strict=True)) for row in rows)
+
+
+def _chosen(blocks: Iterator[bytes], kind: str, every: list[str], names: list[str]) -> Iterator[bytes]:
+    """The rows of blocks with some of their columns, in the order of ``names``."""
+    if kind == "csv":
+        places = [every.index(name) for name in names]
+        rows = csv.reader(line.decode() + "\n" for line in _lines(blocks))
+        yield from (csv_line([row[place] for place in places]) for row in rows)
+    else:
+        for row in map(json.loads, _lines(blocks)):
+            yield json_line({name: row[name] for name in names})
+
+
+def _blocks(work: "Work", check_stop: Callable[[], None]) -> Iterator[bytes]:
     for index in range(work.files.num_shards):
         check_stop()
         yield from parts.read_rows(work.parts, index)
@@ -247,23 +276,23 @@ def _totals(work: "Work") -> dict:
     return {"counts": dict(counts), "seconds": seconds_by_stage, "recovered_reads": recovered}
 
 
-def _write_plain(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+def _write_plain(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:
     with open(path, "wb") as file:
         file.writelines(blocks)
 
 
-def _write_gzip(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+def _write_gzip(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:
     """No name and no time inside: the same rows give the same bytes."""
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
         for block in blocks:
             file.write(block)
 
 
-def _write_parquet(path: Path, blocks: Iterator[bytes], topk: int) -> None:
+def _write_parquet(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    fields = [(name, pyarrow.float64() if name.startswith("prob") else pyarrow.string()) for name in columns(topk)]
+    fields = [(name, pyarrow.float64() if name.startswith("prob") else pyarrow.string()) for name in names]
     schema = pyarrow.schema(fields)
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         rows: list[dict] = []
@@ -292,9 +321,10 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
 
 
 def _check_columns(found: Collection[str], path: Path) -> None:
-    for name in ("path", "class"):
-        if name not in found:
-            raise DataError(f"{readable(path)}: no column {name!r}; expected what jobs/predict.py writes")
+    if "path" not in found:
+        raise DataError(f"{readable(path)}: no column 'path'; expected what jobs/predict.py writes")
+    if "class" not in found and "label" not in found:
+        raise DataError(f"{readable(path)}: no column 'class' or 'label'; expected what jobs/predict.py writes")
 
 
 def _as_text(row: object, path: Path) -> dict[str, str]:

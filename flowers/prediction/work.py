@@ -37,7 +37,9 @@ from flowers.prediction.inputs import look_at
 LIST_ONLY = "--list-only"
 """``listed_by`` of a list that was made ahead of the work."""
 
-_OF_FILES = {"files", "list"}
+OF_FILES = {"files", "list", "shard_size", "contents"}
+"""Settings that are known only when the files are; contents: of an earlier version."""
+_NAMES = {"files", "list"}
 _SAMPLED = 32  # files, spread over the list
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -263,14 +265,17 @@ def refusal(place: Path, then: dict | None, now: dict) -> str:
             f"{readable(place)} was there before, and is not known to be this job's; "
             "choose another --output, or pass --overwrite to replace it"
         )
-    names = [name for name in now if then.get(name) != now[name]]
-    if set(names) >= _OF_FILES:
+    known_now = OF_FILES & now.keys()  # nothing is said of what is not known yet
+    names = [name for name in {**now, **then} if name not in OF_FILES - known_now and then.get(name) != now.get(name)]
+    if set(names) >= _NAMES:
         names.remove("list")
-    if {"files", "list"} & set(names):
+    if _NAMES & set(names):
         names = [name for name in names if name != "shard_size"]  # it follows from the number of files
-    said = [_changed(name, then.get(name), now[name]) for name in names] or ["the contents of the files have changed"]
+    said = [_changed(name, then.get(name), now.get(name)) for name in names] or [
+        "the contents of the files have changed"
+    ]
     advice = "choose another --output, or pass --overwrite to replace it"
-    if set(names) <= _OF_FILES:
+    if set(names) <= _NAMES:
         advice = f"pass --update to classify only what is new or changed, {advice}"
     return f"{readable(place)} was made otherwise ({'; '.join(said)}); {advice}"
 
@@ -284,6 +289,8 @@ def _changed(name: str, then: object, now: object) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return str(value)[:12] if isinstance(value, str) else str(value)
 
 

@@ -19,6 +19,7 @@ from flowers.prediction.file_list import Entry, FileList, write_list
 from flowers.prediction.work import (
     DAMAGE,
     LIST_ONLY,
+    OF_FILES,
     Work,
     combined_digest,
     is_same,
@@ -311,4 +312,5 @@ def _has_results(folder: Path) -> bool:
 
 def _begins_with(whole: dict, settings: dict) -> bool:
     """True if full settings agree with those that are known before the files are."""
-    return all(whole.get(name) == value for name, value in settings.items())
+    names = (whole.keys() | settings.keys()) - OF_FILES
+    return all(whole.get(name) == settings.get(name) for name in names)

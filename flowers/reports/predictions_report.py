@@ -65,7 +65,7 @@ class _Found:
         own.prob_sum += prob
         second = row.get("class_2") or ""
         if second:
-            self.classes.setdefault(second, _Class(second, row["label_2"]))
+            self.classes.setdefault(second, _Class(second, row.get("label_2") or second))
         self.bins[min(BINS - 1, int(prob * BINS))] += 1
         photo = _Photo(row["path"], row["class"], prob, second, float(row.get("prob_2") or 0), row["status"])
         item = (-prob, -sum(self.statuses.values()), photo)
