@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowers.data.images import MAX_PIXELS, read_image
+from flowers.data.formats.limits import allowed_pixels
+from flowers.data.images import read_image
 from flowers.demo.answer import Oracle
 from flowers.demo.answer_html import WAITING, answer_html, error_html
 from flowers.errors import ImageError
@@ -49,7 +50,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
         with gradio.Row():
             with gradio.Column(scale=2, min_width=260):
                 photo = gradio.File(
-                    label=f"a photo, up to {max_upload:g} MB and {MAX_PIXELS // 10**6} megapixels",
+                    label=f"a photo, up to {max_upload:g} MB and {allowed_pixels() // 10**6} megapixels",
                     height=200,
                     elem_id="photo",
                 )
