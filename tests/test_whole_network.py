@@ -17,7 +17,7 @@ from flowers.data.augment import Augmentation
 from flowers.data.folders import load_image_folders
 from flowers.data.loaders import Batch, TrainLoader
 from flowers.data.order import Order
-from flowers.errors import UsageError
+from flowers.errors import CheckpointError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.training.flags import check_flags
@@ -159,6 +159,7 @@ ACTING = [
     "--freeze-bn", "--model-ema-decay 0", "--train-size 64", "--first-train-size 48",
     "--rotation 0", "--scale 1 1", "--hflip 0", "--vflip 1", "--color-jitter 0.5", "--random-erasing 1",
     "--auto-augment none", "--auto-augment rand", "--dropout 0.5", "--min-lr 0.01",
+    "--mean 0.1 0.2 0.3", "--std 0.1 0.2 0.3", "--interpolation bilinear",
 ]  # fmt: skip
 
 
@@ -176,6 +177,29 @@ def test_without_a_flag_the_weights_are_the_same(
 ) -> None:
     weights = weights_of(sample_set, tmp_path / "run")
     assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("finetune", ["head", "staged"])
+def test_normalisation_that_is_given_is_used_stored_and_said(
+    finetune: str, sample_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ("--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--interpolation", "bilinear")
+    one = ("--finetune", finetune, "--epochs", "1", *flags)
+    weights_of(sample_set, tmp_path / "run", *one)
+    assert "mean 0.1 0.2 0.3, std 0.4 0.5 0.6, bilinear resizing" in " ".join(capsys.readouterr().out.split())
+    view = load_bundle(tmp_path / "run" / "last").preprocessing
+    assert (view.mean, view.std, view.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    weights_of(sample_set, tmp_path / "run", *one)  # finished: the same flags fit
+    with pytest.raises(CheckpointError, match="--std was .*0.6.*, is now None; resume with the old value"):
+        weights_of(sample_set, tmp_path / "run", *one[:8], *one[12:])
+
+
+def test_normalisation_stays_in_a_run_that_goes_on_from_another(sample_set: Path, tmp_path: Path) -> None:
+    weights_of(sample_set, tmp_path / "a", "--epochs", "1", "--mean", "0.1", "0.2", "0.3")
+    words = ["--data-dir", sample_set, "--continue-from", tmp_path / "a", "--epochs", 1, "-j", 0, "--no-report"]
+    for name, more, mean in (("b", [], 0.1), ("c", ["--mean", 0.4, 0.4, 0.4], 0.4)):
+        assert main(parse(TrainConfig, [str(word) for word in (*words, "--output-dir", tmp_path / name, *more)])) == 0
+        assert load_bundle(tmp_path / name).preprocessing.mean[0] == mean
 
 
 def test_a_floor_above_the_peak_is_refused(sample_set: Path, tmp_path: Path) -> None:
@@ -227,6 +251,8 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         (("--warmup-epochs", "inf"), "--warmup-epochs: got inf, expected a finite number"),
         (("--hflip", "1.5"), "--hflip: got 1.5, expected a share from 0 to 1"),
         (("--vflip", "-1"), "--vflip: got -1.0, expected a share from 0 to 1"),
+        (("--mean", "124", "116", "104"), "--mean: got 124 116 104, expected three numbers from 0 to 1"),
+        (("--std", "0", "1", "1"), "--std: got 0 1 1, expected three numbers from 1e-06 to 1"),
         (("--min-lr", "-1"), "--min-lr: got -1.0, expected at least 0"),
         (("--min-lr", "0.1", "--schedule", "constant"), "--min-lr: no effect with --schedule constant"),
         (

@@ -139,6 +139,13 @@ class TrainConfig:
     resize: int | None = None
     """Short side before the centre crop at evaluation. Default: that of the model; closer to the crop when the whole
     network is trained."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue that is subtracted from pixels from 0 to 1; stored in the model. Default for this and
+    the following two flags: the values that the model was pre-trained with."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of red, green and blue that pixels are divided by after that."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Interpolation used for resizing, at evaluation and in training."""
     rotation: float = 30.0
     """Random rotation in training, up to this many degrees in both directions."""
     scale: tuple[float, float] | None = None

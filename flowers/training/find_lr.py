@@ -26,11 +26,11 @@ def find_lr(config: FindLrConfig) -> int:
         FlowersError: anything that the user can fix, in one line.
     """
     distributed.join_step()
-    check_flags(config)
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    flags |= {"output_dir": config.run_dir, "log_with": None}
+    flags |= {"output_dir": config.run_dir, "log_with": None, "min_lr": TrainConfig.min_lr}  # here that of the test
     if config.finetune == "head":
         flags["optimizer"] = config.optimizer or "adamw"  # lbfgs has no rate to find
+    check_flags(TrainConfig(**flags))
     train_config = with_default_model(TrainConfig(**flags), None)
     with open_run(train_config) as session:
         if agree_on_checkpoint(train_config, session.accelerator) is not None:

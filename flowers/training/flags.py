@@ -91,6 +91,14 @@ def check_flags(config: TrainConfig) -> None:
         )
     if config.scale is not None and not 0 < config.scale[0] <= config.scale[1] <= 1:
         raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(config, name) or ()
+        if not all(least <= value <= 1 for value in values):
+            got = " ".join(f"{value:g}" for value in values)
+            raise UsageError(
+                f"--{name}: got {got}, expected three numbers from {least:g} to 1, for pixels from 0 to 1; divide "
+                "those for pixels from 0 to 255 by 255"
+            )
     if config.image_size and config.resize and config.resize < config.image_size:
         raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
     if config.uses_features and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):

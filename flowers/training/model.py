@@ -52,6 +52,11 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
         classifier, preprocessing = Classifier(backbone.network, module), backbone.preprocessing
     if resumed is None and config.continue_from is None:
         preprocessing = dataclasses.replace(preprocessing, resize=evaluation_resize(config, preprocessing))
+    if resumed is None:
+        given = {name: getattr(config, name) for name in ("mean", "std", "interpolation")}
+        preprocessing = dataclasses.replace(
+            preprocessing, **{name: value for name, value in given.items() if value is not None}
+        )
     if config.finetune == "head":
         freeze_backbone(classifier)
     elif config.freeze_bn:

@@ -76,6 +76,7 @@ class Stage:
             searches_lr: the learning rate is still to be found.
         """
         config, data, order, classifier = self.config, self.data, self.order, self.model.classifier
+        view = self.model.preprocessing
         trainable = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
         total = sum(p.numel() for p in classifier.parameters())
         test = f", {len(data.test)} test" if data.test else ""
@@ -88,7 +89,8 @@ class Stage:
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         rows = [
             ("data", f"{images} in {config.data_dir}"),
-            ("model", f"{config.model}, {start}, {self.model.preprocessing.crop} px"),
+            ("model", f"{config.model}, {start}, {view.crop} px"),
+            ("normalisation", f"mean {_numbers(view.mean)}, std {_numbers(view.std)}, {view.interpolation} resizing"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
             ("batch", f"{batch} images a step"),
             ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
@@ -96,3 +98,8 @@ class Stage:
             ("run folder", str(config.output_dir)),
         ]
         console.facts("flowers: train", rows)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    """ "0.485 0.456 0.406", as the flags take it."""
+    return " ".join(f"{value:.4g}" for value in values)
