@@ -35,8 +35,6 @@ _UNSET = ("", "1", "no", "none", "false", "default")
 
 def start(
     mixed_precision: str | None = None,
-    log_with: str | None = None,
-    run_dir: str | None = None,
     timeout_s: float | None = None,
     default_precision: str | None = None,
 ):
@@ -49,8 +47,6 @@ def start(
     Args:
         mixed_precision: "no", "fp16" or "bf16"; None takes what `accelerate launch` or its config file set.
         default_precision: what to compute in where neither says; None is "bf16" where the device has it, else "no".
-        log_with: name of a tracker that Accelerate knows.
-        run_dir: where trackers write.
         timeout_s: how long ranks wait for one another; PyTorch's own default is 10 or 30 minutes.
 
     Returns:
@@ -73,8 +69,6 @@ def start(
         keep_freed_memory()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    if log_with is not None:
-        check_tracker(log_with)
     handlers = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))] if timeout_s else []
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     mixed_precision = mixed_precision or default_precision or _native_precision(cpu_only)
@@ -87,8 +81,6 @@ def start(
             cpu=cpu_only,
             gradient_accumulation_steps=1,  # the trainer accumulates itself
             mixed_precision=mixed_precision,
-            log_with=log_with,
-            project_dir=run_dir,
             kwargs_handlers=handlers,
         )
     except ValueError as error:
@@ -210,21 +202,6 @@ def _native_precision(cpu_only: bool) -> str:
     if torch.cuda.is_available() and not cpu_only:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if cpu_has_bf16() else "no"
-
-
-def check_tracker(name: str) -> None:
-    """Refuse a tracker that would silently log nothing.
-
-    Raises:
-        UsageError: Accelerate does not know it, or its package is not installed.
-    """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    if name not in LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-        raise UsageError(f"--log-with: got {name!r}, expected one of {known}")
-    if name not in [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]:
-        raise UsageError(f"--log-with {name}: its package is not installed here; install it with pip")
 
 
 def check_world_size(seen: int) -> None:

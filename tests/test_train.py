@@ -168,18 +168,48 @@ def test_features_are_those_of_the_images_that_are_there(sample_set: Path, tmp_p
     assert len(np.load(tmp_path / "run" / "features" / "test.npy")) == 15
 
 
-def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    flags = ["--data-dir", sample_set, "--epochs", 2, "--log-with", "tensorboard", "--tune-head"]
-    job = train(tmp_path, *TINY, *flags)
-    assert job.codes == [0], job.output
-    assert len(list((tmp_path / "run").rglob("events.out.tfevents.*"))) == 2, "figures and flags, none of the trials'"
+def curves(folder: Path) -> dict[str, dict[int, float]]:
+    """TensorBoard's curves as it shows them: values by step, by name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = next((tmp_path / "run").rglob("events.out.tfevents.*")).parent
-    events = EventAccumulator(str(folder)).Reload()
-    assert len(events.Scalars("valid/top1")) == 2
-    assert len(events.Scalars("train/loss")) == 2
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    assert all(len({point.step for point in points}) == len(points) for points in found.values()), "a point twice"
+    return {name: {point.step: point.value for point in points} for name, points in found.items()}
+
+
+def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
+    """A point each --log-interval steps, the validation of each epoch; none of the trials'; goes on after a resume."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    flags = ["--data-dir", sample_set, "--epochs", 3, "--optimizer", "adamw", "--lr", "auto", "--log-interval", 3]
+    flags += ["--log-with", "tensorboard,tensorboard", "--project", "roses", "--run-name", "first"]
+    job = train(tmp_path, *TINY, *flags)
+    assert job.codes == [0], job.output
+    run, folder = tmp_path / "run", tmp_path / "run" / "flowers" / "roses" / "first"
+    assert len(list(run.rglob("events.out.tfevents.*"))) == 2, "figures and flags"
+    whole = curves(folder)
+    assert not any("images" in name and name != "train/images_per_s" for name in whole)
+    assert list(whole["train/loss"]) == list(whole["lr"]) == list(whole["train/images_per_s"]) == [3, 6, 9, 12]
+    assert list(whole["valid/top1"]) == list(whole["epoch/loss"]) == [4, 8, 12]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    of_epochs = [line["loss"] for line in history if line["event"] == "train"]
+    assert np.mean(list(whole["train/loss"].values())) == pytest.approx(np.mean(of_epochs), rel=1e-5)
+    assert min(whole["train/images_per_s"].values()) > 0
+
+    shutil.rmtree(max((run / "checkpoints").iterdir()))  # as if killed before the last was written
+    again = train(tmp_path, *TINY, *flags)
+    assert again.codes == [0], again.output
+    resumed = curves(folder)
+    assert resumed["valid/loss"] == whole["valid/loss"]
+    assert list(resumed["train/loss"]) == [3, 6, 9, 12]
+
+
+def test_a_head_fitted_at_once_is_one_point(sample_set: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--log-with", "tensorboard")
+    assert job.codes == [0], job.output
+    found = curves(tmp_path / "run" / "flowers")
+    assert list(found["train/loss"]) == list(found["valid/top1"]) == [1]
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -232,7 +262,18 @@ def wrong_starts(data: Path, folder: Path) -> dict[str, tuple[list, int, str]]:
         "unknown flag": (["--data-dir", data, "--learning-rate", 1], 2, "--learning-rate"),
         "features cannot be mixed": (["--data-dir", data, "--mixup-alpha", 0.2], 2, "--no-feature-cache"),
         "fp16 on a CPU": (["--data-dir", data, "--mixed-precision", "fp16"], 2, "bf16"),
-        "unknown tracker": (["--data-dir", data, "--log-with", "paper"], 2, "paper"),
+        "unknown tracker": (["--data-dir", data, "--log-with", "tensorboard,paper"], 2, "--log-with: got 'paper'"),
+        "two words, one unknown": (
+            ["--data-dir", data, "--log-with", "tensorboard", "ink"],
+            2,
+            "--log-with: got 'ink'",
+        ),
+        "tracker not installed": (["--data-dir", data, "--log-with", "aim"], 2, "--log-with aim: its package is not"),
+        "project that is a path": (
+            ["--data-dir", data, "--log-with", "tensorboard", "--project", "a/b"],
+            2,
+            "--project",
+        ),
         "silly saving": (["--data-dir", data, "--save-every", "often"], 2, "often"),
     }
 

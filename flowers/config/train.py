@@ -188,9 +188,14 @@ class TrainConfig:
     report: bool = True
     """Write a self-contained page about the model, report.html, at the end."""
     log_interval: int = 10
-    """Steps between readings of the training loss."""
-    log_with: str | None = None
-    """Tracker that Accelerate supports: tensorboard, wandb, ... Default: none."""
+    """Steps between readings of the training loss; trackers get a point at each."""
+    log_with: tuple[str, ...] | None = None
+    """One or more trackers that Accelerate supports: tensorboard, wandb, mlflow, ... They get training loss, learning
+    rate and images per second each --log-interval steps, and the validation figures. Default: none."""
+    project: str = "flowers"
+    """Project in which trackers file the run."""
+    run_name: str | None = None
+    """Name of the run in trackers. Default: the name of the run folder."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Arithmetic of the network. Default: what `accelerate launch` was told; else bf16 for a whole network where the
@@ -220,6 +225,13 @@ class TrainConfig:
         return (
             self.output_dir or Path("runs") / f"{self.data_dir.resolve().stem}-{Path(self.model or DEFAULT_MODEL).name}"
         )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names in ``--log-with``, each once; commas separate them as spaces do."""
+        words = [self.log_with] if isinstance(self.log_with, str) else self.log_with or ()
+        names = (name.strip() for word in words for name in word.split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
 
     @property
     def uses_features(self) -> bool:

@@ -17,7 +17,7 @@ from flowers.reports.plots import Line, Plot, lay_out
 
 COLORS = ("blue", "vermillion", "green", "orange", "purple")
 """More runs take them again, dashed."""
-OWN = {"output_dir", "resume", "log_with", "report"}
+OWN = {"output_dir", "resume", "log_with", "project", "run_name", "report"}
 """Flags that say where and how a run is recorded, not what it does."""
 
 

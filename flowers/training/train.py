@@ -42,6 +42,7 @@ from flowers.training.lr_search import search_lr
 from flowers.training.model import HEAD_STAGE, build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
 from flowers.training.stage import Stage
+from flowers.training.trackers import check_trackers, start_trackers
 from flowers.training.trainer import Trainer
 
 WAIT_S = 2 * 3600.0
@@ -77,6 +78,7 @@ def train(config: TrainConfig) -> int:
     """
     distributed.join_step()
     check_flags(config)
+    check_trackers(config)
     config = continued(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
@@ -128,8 +130,6 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = distributed.start(
             config.mixed_precision,
-            config.log_with,
-            str(run_dir),
             timeout_s=WAIT_S,
             default_precision="no" if config.finetune == "head" else None,
         )
@@ -206,7 +206,7 @@ def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | Non
         if searches_lr:
             trainer.take_lr(search_lr(trainer).suggestion or stage.config.lr)
             save_config(trainer.stage)
-        start_tracker(trainer.stage)
+        start_trackers(trainer.stage, trainer.progress.step)
         trainer.fit()
     except StoppedError:
         if session.accelerator.is_main_process:
@@ -275,14 +275,6 @@ def save_config(stage: Stage) -> None:
             remove(stage.run_dir / CORRECTIONS_FILE)
         with write_atomically(stage.run_dir / "config.yaml") as file:
             yaml.safe_dump(to_plain(stage.config), file, sort_keys=False, allow_unicode=True)
-
-
-def start_tracker(stage: Stage) -> None:
-    """Start ``--log-with``, once a run, not once a trial."""
-    if stage.config.log_with is not None:
-        flags = vars(stage.config).items()
-        plain = {name: value if isinstance(value, (int, float)) else str(value) for name, value in flags}
-        stage.accelerator.init_trackers("flowers", config=plain)
 
 
 def finish(trainer: Trainer) -> None:

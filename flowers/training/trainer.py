@@ -47,6 +47,7 @@ class Trainer:
         average: of the weights, None without ``--model-ema-decay``.
         unread: micro-steps whose losses are still on the device.
         sums: of this rank in the epoch so far: loss, hits, images.
+        since_point: the same since the last point in a tracker's curves.
         last_metrics: of the last validation.
     """
 
@@ -72,12 +73,14 @@ class Trainer:
         self.progress = Progress()
         self.unread: list[MicroStep] = []
         self.sums = [0.0, 0.0, 0.0]
+        self.since_point = [0.0, 0.0, 0.0]
         self.last_metrics: Metrics | None = None
         self.history = History(stage.run_dir / "history.jsonl", with_table=True)
         self.timing = History(stage.run_dir / "timing.jsonl")
         self._evaluation: dict[str, object] = {}
         self._save_steps, self._save_s = parse_save_every(config.save_every, stage.order.steps_per_epoch)
-        self._saved_s = self._said_s = time.monotonic()
+        self._saved_s = self._said_s = self._went_on_s = time.monotonic()
+        self._point_s = 0.0
 
     @property
     def config(self) -> TrainConfig:
@@ -103,6 +106,7 @@ class Trainer:
         progress = self.progress
         order = self.stage.order  # an epoch's last step may hold fewer images
         images = (self.config.epochs - progress.epoch) * order.num_samples
+        self._went_on_s = time.monotonic()
         done = min(progress.step_in_epoch * order.global_batch_size, order.num_samples)
         with console.progress("train", images - done) as meter:
             if self.config.optimizer == "lbfgs" and not progress.finished:
@@ -142,6 +146,7 @@ class Trainer:
             output.bias.copy_(found.bias)
         if self.accelerator.is_main_process:
             self.sums = [found.loss * count, found.top1 * count, float(count)]
+            self.since_point = self.sums
             seconds = max(time.monotonic() - started_s, 1e-3)
             speed = {"seconds": round(seconds, 3), "images_per_s": round(count / seconds, 1), "data_wait_share": 0.0}
             self.timing.append("epoch", epoch=1, **speed)
@@ -229,6 +234,9 @@ class Trainer:
             loss = self.read_losses(check_weights=bool(validates or saves))
             top1, lr = self.sums[1] / max(self.sums[2], 1.0), self.schedule.lr(progress.step - 1)
             meter.advance(0, loss=loss, top1=top1, lr=lr, best=progress.best_top1 or 0.0)
+        self._point_s += time.monotonic() - self._went_on_s
+        if progress.step % config.log_interval == 0 or progress.step == self.stage.total_steps:
+            self.log_point()
         if validates:
             self.validate()
         if ends_epoch:
@@ -241,6 +249,21 @@ class Trainer:
             raise StoppedError(
                 f"stopped early at step {progress.step} ({reason}) with all state saved; run the same command to resume"
             )
+        self._went_on_s = time.monotonic()
+
+    def log_point(self) -> None:
+        """Give trackers the training loss, the learning rate and the speed since the last point, over all ranks.
+
+        The time that validation and checkpoints take does not count.
+        """
+        if not self.accelerator.trackers:  # none, or a trial
+            return
+        rows = rows_of_ranks(self.accelerator, self.since_point)
+        loss, _, images = (sum(column) for column in zip(*rows, strict=True))
+        values = {"train/loss": loss / max(images, 1.0), "lr": self.schedule.lr(self.progress.step - 1)}
+        values["train/images_per_s"] = images / max(self._point_s, 1e-9)
+        self.accelerator.log(values, step=self.progress.step)
+        self.since_point, self._point_s = [0.0, 0.0, 0.0], 0.0
 
     def is_out_of_patience(self) -> bool:
         """True if ``--patience`` epochs in a row brought no better model; all ranks measured the same and agree."""
@@ -284,6 +307,7 @@ class Trainer:
             raise TrainingError(f"{found.what}{images}; {ADVICE}; {last_good(self.stage.run_dir)}")
         for row in rows:
             self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+            self.since_point = [total + value for total, value in zip(self.since_point, row, strict=True)]
         self.unread.clear()
         return self.sums[0] / max(self.sums[2], 1.0)
 
@@ -320,10 +344,15 @@ class Trainer:
         values = {**metrics.to_dict(), "train_loss": train_loss}
         if self.accelerator.is_main_process:
             self.history.append("valid", step=progress.step, epoch=progress.epoch + 1, **values)
-        self.accelerator.log({f"valid/{name}": value for name, value in values.items()}, step=progress.step)
+        self.log_curves("valid", values)
         self.last_metrics = metrics
         if progress.step_in_epoch < self.stage.order.steps_per_epoch:
             self._say(f", step {progress.step}: train loss {train_loss:.4f}")
+
+    def log_curves(self, group: str, values: dict[str, float]) -> None:
+        """Give trackers figures that were recorded, but for the number of images, which is always the same."""
+        curves = {f"{group}/{name}": value for name, value in values.items() if name != "images"}
+        self.accelerator.log(curves, step=self.progress.step)
 
     def epoch_sums(self) -> list[float]:
         """Sums of the epoch so far over all ranks: loss, hits, images."""
@@ -337,7 +366,7 @@ class Trainer:
         lr = self.schedule.lr(progress.step - 1)
         if self.accelerator.is_main_process:
             self.history.append("train", step=progress.step, epoch=progress.epoch + 1, lr=lr, **values)
-        self.accelerator.log({"lr": lr, **{f"train/{k}": v for k, v in values.items()}}, step=progress.step)
+        self.log_curves("epoch", values)
         is_last = progress.step == self.stage.total_steps
         if is_last or time.monotonic() - self._said_s >= SAY_EVERY_S:  # not each epoch of a head: they fly by
             self._said_s = time.monotonic()
