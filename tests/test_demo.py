@@ -15,9 +15,9 @@ from flowers.config.demo import DemoConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.classes import ClassIndex
 from flowers.demo.answer import Oracle
-from flowers.demo.answer_html import answer_html, error_html, heat
+from flowers.demo.answer_html import WAITING, answer_html, error_html, heat
 from flowers.demo.occlusion import STEPS, occlusion_map
-from flowers.demo.page import ask
+from flowers.demo.page import ask, build_page
 from flowers.demo.serve import demo, find_examples, find_port
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.prediction.predict import predict
@@ -164,3 +164,25 @@ def test_what_is_missing_is_told_before_anything_listens(bundle: Path, tmp_path:
         find_examples(tmp_path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         demo(DemoConfig(checkpoint=bundle, examples=tmp_path / "nowhere", port=0))
+
+
+def test_only_the_visitors_own_photo_is_removed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    tiny_job.make_photos(tmp_path / "photos", 2)
+    oracle = Oracle(bundle, **PLAIN)
+    page = build_page(oracle, find_examples(tmp_path / "photos"), 20, 8)
+    answer, example = (page.fns[number].fn for number in sorted(page.fns))
+    thumbnails = [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
+    assert len(thumbnails) == 2
+    upload = tmp_path / "uploads/of a visitor/a.jpg"
+    upload.parent.mkdir()
+    upload.write_bytes((tmp_path / "photos/0001.jpg").read_bytes())
+    for path in (upload, *thumbnails):
+        assert "data-prob" in answer(str(path))[0]
+    assert not upload.parent.exists()
+    assert all(path.exists() for path in thumbnails)
+    assert "data-prob" in example(gradio.EventData(None, {"index": 1}))
+    for data in (None, {}, {"index": 2}, {"index": -1}, {"index": "0"}, {"index": [0]}):
+        assert example(gradio.EventData(None, data)) == WAITING
+    oracle.close()

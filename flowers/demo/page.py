@@ -13,6 +13,8 @@ from flowers.demo.answer_html import WAITING, answer_html, error_html
 from flowers.errors import ImageError
 
 CSS = Path(__file__).with_name("page.css")
+_LOOK_EVERY_S, _KEEP_S = 60, 600
+"""How often uploads that nobody asked about are looked for, and how long they stay."""
 _AT_A_TIME = 2  # photos in work; one is decoded while another one is computed
 
 
@@ -36,13 +38,18 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
         try:
             return ask(oracle, Path(path)), None
         finally:
-            with contextlib.suppress(OSError):  # nobody's photo is kept
-                os.unlink(path)
+            if path not in gallery.keep_in_cache:  # a request may name an example's thumbnail
+                with contextlib.suppress(OSError):  # nobody's photo is kept, nor the folder that gradio made for it
+                    os.unlink(path)
+                    os.rmdir(os.path.dirname(path))
 
-    def example(chosen: gradio.SelectData) -> str:
-        return ask(oracle, examples[chosen.index][0])
+    def example(chosen: gradio.EventData) -> str:
+        index = chosen._data.get("index") if isinstance(chosen._data, dict) else None
+        if index not in range(len(examples)):  # a request that no page makes
+            return WAITING
+        return ask(oracle, examples[index][0])
 
-    with gradio.Blocks(title="flowers", analytics_enabled=False) as page:
+    with gradio.Blocks(title="flowers", analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, _KEEP_S)) as page:
         gradio.Markdown(
             f"# What is in the photo?\n\n{oracle.name}, {len(oracle.folders)} classes. Photos stay on the machine that "
             "serves this page, and are deleted once they are answered."
