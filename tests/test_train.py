@@ -186,7 +186,7 @@ def test_a_tracker_gets_the_figures(sample_set: Path, tmp_path: Path) -> None:
     """A point each --log-interval steps, the validation of each epoch; none of the trials'; goes on after a resume."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     flags = ["--data-dir", sample_set, "--epochs", 3, "--optimizer", "adamw", "--lr", "auto", "--log-interval", 3]
-    flags += ["--log-with", "tensorboard,tensorboard", "--project", "roses", "--run-name", "first"]
+    flags += ["--log-with", "tensorboard,tensorboard", "--project", "roses", "--run-name", "first", "--no-report"]
     job = train(tmp_path, *TINY, *flags)
     assert job.codes == [0], job.output
     run, folder = tmp_path / "run", tmp_path / "run" / "flowers" / "roses" / "first"
@@ -234,7 +234,7 @@ def test_names_of_trackers_may_be_separated_by_commas() -> None:
 
 def test_a_head_fitted_at_once_is_one_point(sample_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--log-with", "tensorboard")
+    job = train(tmp_path, *TINY, "--data-dir", sample_set, "--log-with", "tensorboard", "--no-report")
     assert job.codes == [0], job.output
     found = curves(tmp_path / "run" / "flowers")
     assert list(found["train/loss"]) == list(found["valid/top1"]) == [1]
