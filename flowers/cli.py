@@ -70,6 +70,9 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
             raise
         console.error(reason)
         return EXIT_FAILED
+    except MemoryError:
+        console.error("the machine's memory is full: pass a smaller --batch-size or fewer --workers")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130

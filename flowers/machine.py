@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+MAX_BATCH_SIZE = 65536
+"""Images per process; a larger number is a slip of the finger that would fill the memory before anything is said."""
+
 
 def available_cpus() -> int:
     """CPUs that this process may run on: its affinity, cut by Slurm's allocation where there is one."""

@@ -17,6 +17,8 @@ from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import DataError, StoppedError, UsageError
+from flowers.machine import MAX_BATCH_SIZE
+from flowers.training.flags import check_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,3 +166,18 @@ def test_of_two_numbers_the_last_one_counts_and_a_line_says_so(capsys: pytest.Ca
     assert capsys.readouterr().err == "warning: --lr is given twice (0.1, then 0.025): 0.025 counts\n"
     with pytest.raises(UsageError, match="--data-dir is given twice"):
         cli.parse(TrainConfig, ["--data-dir", "x", "--data-dir", "y"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: PredictConfig(checkpoint=Path("a"), input=Path("b"), batch_size=size),
+        lambda size: EvaluateConfig(checkpoint=Path("a"), data_dir=Path("b"), batch_size=size),
+        lambda size: check_flags(TrainConfig(data_dir=Path("a"), batch_size=size)),
+    ],
+    ids=["predict", "evaluate", "train"],
+)
+def test_a_batch_that_no_machine_holds_is_refused_at_once(make) -> None:
+    make(MAX_BATCH_SIZE)
+    with pytest.raises(UsageError, match="--batch-size: got 1000000000, expected at most 65536"):
+        make(10**9)

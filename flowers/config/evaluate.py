@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from flowers.errors import UsageError
 from flowers.flags import Flag
+from flowers.machine import MAX_BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class EvaluateConfig:
         for flag, value in (("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels)):
             if value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
+        if self.batch_size > MAX_BATCH_SIZE:
+            raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers: got {self.workers}, expected at least 0")
         if self.predictions is None:

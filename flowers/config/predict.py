@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from flowers.config.paths import accept_strings
 from flowers.errors import UsageError
 from flowers.flags import Flag
+from flowers.machine import MAX_BATCH_SIZE
 
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
@@ -120,6 +121,8 @@ class PredictConfig:
         for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
+        if self.batch_size > MAX_BATCH_SIZE:
+            raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
         if self.min_prob != "auto" and not 0 <= self.min_prob <= 1:
             raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
         if not self.output.name.lower().endswith(tuple(OUTPUT_KINDS)):

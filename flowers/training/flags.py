@@ -13,6 +13,7 @@ from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
 from flowers.errors import UsageError
+from flowers.machine import MAX_BATCH_SIZE
 from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
@@ -70,6 +71,8 @@ def check_flags(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
         if value == float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
+    if config.batch_size > MAX_BATCH_SIZE:
+        raise UsageError(f"--batch-size: got {config.batch_size}, expected at most {MAX_BATCH_SIZE}")
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
