@@ -320,12 +320,18 @@ def test_calibrated_on_valid_and_stored(sample_set: Path, run_dir: Path, tmp_pat
     flags = ["--checkpoint", copy, "--data-dir", sample_set, "-j", 0]
     assert evaluate(parse(EvaluateConfig, [*map(str, flags), "--split", "valid"])) == 0
     before = json.loads((copy / "metrics-valid.json").read_text())
-    assert evaluate(parse(EvaluateConfig, [*map(str, flags), "--split", "valid", "--calibrate"])) == 0
+    labels = load_bundle(copy).classes.labels
+    (tmp_path / "names.json").write_text(json.dumps({row["class"]: f"Nº {row['class']}" for row in before["classes"]}))
+    named = ["--class-names", str(tmp_path / "names.json")]
+    assert evaluate(parse(EvaluateConfig, [*map(str, flags), "--split", "valid", "--calibrate", *named])) == 0
     after = json.loads((copy / "metrics-valid.json").read_text())
     assert "the same answers" in capsys.readouterr().out
     assert (after["top1"], after["model_hash"] != before["model_hash"]) == (before["top1"], True)
     assert after["loss"] <= before["loss"] + 1e-6
-    assert (copy / "report-valid.html").exists()
+    shown = [row["label"] for row in after["classes"]]
+    assert shown == [f"Nº {row['class']}" for row in before["classes"]]
+    assert set(shown) <= set(re.findall(r"Nº [^<\"]+", (copy / "report-valid.html").read_text(encoding="utf-8")))
+    assert load_bundle(copy).classes.labels == labels, "the model keeps its names"
     with pytest.raises(UsageError, match="--calibrate: got --split test, expected valid"):
         parse(EvaluateConfig, [*map(str, flags), "--split", "test", "--calibrate"])
 

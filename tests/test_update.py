@@ -20,7 +20,8 @@ import tiny_job
 
 from flowers.config.predict import PredictConfig
 from flowers.data import retries as retries_module
-from flowers.errors import OutputError, StoppedError, UsageError
+from flowers.errors import DataError, OutputError, StoppedError, UsageError
+from flowers.models.bundle import load_bundle
 from flowers.prediction import kept, table
 from flowers.prediction import predict as predict_module
 from flowers.prediction.file_list import Entry
@@ -229,6 +230,29 @@ def read_rows_of_any(path: Path) -> Iterator[dict]:
 def test_columns_that_cannot_be_are_refused_in_a_line(run: Callable, flags: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         run(**flags)
+
+
+def test_class_names_change_what_is_shown_and_nothing_else(
+    run: Callable, bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"1": "Gänseblümchen, klein", "10": "Rose", "2": "Tulpe", "other": "Veilchen"}))
+    run()
+    run(output=tmp_path / "named.csv", class_names=names)
+    assert "names.json: no name for a b; the folder's name is shown" in " ".join(capsys.readouterr().err.split())
+    shown = {"1": "Gänseblümchen, klein", "10": "Rose", "2": "Tulpe", "a b": "a b", "": ""}
+    for row, plain in zip(read_rows(tmp_path / "named.csv"), read_rows(tmp_path / "out.csv"), strict=True):
+        assert row == plain | {"label": shown[plain["class"]], "label_2": shown[plain["class_2"]]}
+    made, plainly = (finished_facts(tmp_path / name, None)["settings"] for name in ("named.csv", "out.csv"))
+    assert made["model"] == plainly["model"] == load_bundle(bundle).hash
+    change(folder, random.Random(5))
+    assert run(output=tmp_path / "named.csv", class_names=names, update=True) == 0
+    assert {row["label"] for row in read_rows(tmp_path / "named.csv")} <= set(shown.values())
+    with pytest.raises(OutputError, match="class_names: .* then, None now"):
+        run(output=tmp_path / "named.csv", update=True)
+    names.write_text('{"other": "x"}')
+    with pytest.raises(DataError, match="names none of the classes"):
+        run(output=tmp_path / "named.csv", class_names=names)
 
 
 def test_a_flag_that_is_left_out_of_an_update_is_named(run: Callable) -> None:

@@ -34,6 +34,9 @@ class EvaluateConfig:
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels: CSV of path,class; the class - leaves an image out. Default: those that the run was trained
     with."""
+    class_names: Annotated[Path | None, Flag(takes="a JSON file")] = None
+    """JSON file that maps class folders to display names, for the page and the figures of each class. Default: the
+    names in the model."""
     exclude: tuple[str, ...] = ()
     """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
     --exclude '*_small.jpg' thumbs."""
@@ -94,6 +97,8 @@ class EvaluateConfig:
             if self.calibrate and self.split not in ("valid", "val"):
                 got = f"got --split {self.split}" if self.split else "--split is missing"
                 raise UsageError(f"--calibrate: {got}, expected valid: other splits stay unseen")
+        elif self.class_names is not None:
+            raise UsageError("--class-names belongs to --checkpoint; with --predictions, the table holds the names")
         elif self.corrections is not None:
             raise UsageError("--corrections belongs to --checkpoint; with --predictions, give --labels")
         elif self.calibrate:

@@ -60,6 +60,8 @@ class PredictConfig:
     """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
     columns: Annotated[tuple[str, ...], Flag(takes="names of columns")] = ()
     """Columns of the table, in this order (--columns path,label,prob); path must be one of them. Default: all."""
+    class_names: Annotated[Path | None, Flag(takes="a JSON file")] = None
+    """JSON file that maps class folders to display names, for the label columns. Default: the names in the model."""
     topk: int = 5
     """Guesses per row, best first."""
     min_prob: float | Literal["auto"] = 0.0

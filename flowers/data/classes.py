@@ -48,6 +48,17 @@ def alike(name: str) -> str:
     return number[1] if number else text
 
 
+def renamed(classes: ClassIndex, class_names: Path | None) -> ClassIndex:
+    """A model's classes with the names of a file, as ``display_names`` reads it; None: as they are.
+
+    Raises:
+        DataError: the file cannot be read, is no such JSON, or names none of the classes.
+    """
+    if class_names is None:
+        return classes
+    return ClassIndex(classes.folders, display_names(classes.folders, Path(), class_names))
+
+
 def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None) -> tuple[str, ...]:
     """Find the name to show for each class; one without a name keeps its folder's, with a warning.
 

@@ -4,15 +4,17 @@ import bisect
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.choice import Choice, said_left_out
+from flowers.data.classes import renamed
 from flowers.data.formats import limits
 from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.paths import PathList, decode_path, readable
@@ -61,7 +63,7 @@ def predict(config: PredictConfig) -> int:
     limits.allow_pixels(config.max_pixels)
     with StopRequest() as stop:
         require_writer(config.output)
-        bundle = open_model(config.checkpoint)
+        bundle = _with_class_names(open_model(config.checkpoint), config.class_names)
         if config.min_prob == "auto":
             config = dataclasses.replace(config, min_prob=stored_min_prob(bundle))
         check_flags(config, bundle)
@@ -70,6 +72,14 @@ def predict(config: PredictConfig) -> int:
         if place.world_size > 1:
             raise UsageError("--watch runs on one process: start it without a launcher")
         return _watch(config, bundle, place, stop)
+
+
+def _with_class_names(model: Bundle | ExportedModel, class_names: Path | None) -> Bundle | ExportedModel:
+    if class_names is None:
+        return model
+    shown = dataclasses.replace(model, classes=renamed(model.classes, class_names))
+    vars(shown)["hash"] = model.hash  # the cached value: that of the model as it is stored, whatever its classes' names
+    return shown
 
 
 def _watch(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
@@ -206,7 +216,12 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
         **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
         **chosen,
+        **({"class_names": _digest_of(bundle.classes.labels)} if config.class_names is not None else {}),
     }
+
+
+def _digest_of(names: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _topk(config: PredictConfig, bundle: Bundle | ExportedModel) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.choice import Choice, said_left_out
-from flowers.data.classes import ClassIndex
+from flowers.data.classes import ClassIndex, renamed
 from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.formats import limits
@@ -97,6 +97,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     limits.allow_pixels(config.max_pixels)
     bundle = load_bundle(config.checkpoint)
     trained = as_trained(bundle)
+    classes = renamed(bundle.classes, config.class_names)
     config, samples, corrections = find_samples(config, bundle)
     output = config.output or _default_output(config, bundle)
     distributed.from_main(lambda: _claim(output, config))  # before the work, not after it
@@ -116,6 +117,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     if config.calibrate:
         bundle, answers = calibrate(bundle, answers)
         metrics = answers.metrics
+    if answers is not None:
+        answers = dataclasses.replace(answers, classes=classes)
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics) | (answers.details() if answers is not None else {})
     figures |= {"computed_by": computed_by, "left_out": [path for found in bad.values() for path, _ in found]}
