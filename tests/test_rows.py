@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowers.data.paths import decode_path
 from flowers.prediction.rows import RowFormat, best_classes, columns, header
+from flowers.prediction.table import read_rows
 
 LABELS, FOLDERS = ("daisy", 'rose, "red"', "tulip"), ("1", "10", "a b")
 
@@ -94,3 +96,11 @@ def test_best_classes_come_in_order_and_ties_by_index(num_classes: int) -> None:
     assert (best_classes(probs, 3) == np.argsort(-probs, axis=1)[:, :3]).all()
     probs = rng.integers(0, 5, (200, num_classes)).astype(np.float32)
     assert (best_classes(probs, 3) == np.argsort(-probs, axis=1, kind="stable")[:, :3]).all()
+
+
+def test_a_label_of_three_megabytes_reads_back(tmp_path: Path) -> None:
+    label = "rose, " * 500_000
+    line = RowFormat((label.strip(),), ("1",), 1, 0.0, "csv").guessed("x.jpg", [0], [1.0])[1]
+    (tmp_path / "p.csv").write_bytes(header(1, "csv") + line)
+    [row] = read_rows(tmp_path / "p.csv")
+    assert (row["path"], row["label"]) == ("x.jpg", label.strip())

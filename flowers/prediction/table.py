@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
     from flowers.prediction.work import Work
 
 _ROW_GROUP = 65536
+csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
 _SIDECAR_BYTES = 1 << 20  # more than any of ours has
 
 
