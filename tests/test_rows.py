@@ -101,6 +101,6 @@ def test_best_classes_come_in_order_and_ties_by_index(num_classes: int) -> None:
 def test_a_label_of_three_megabytes_reads_back(tmp_path: Path) -> None:
     label = "rose, " * 500_000
     line = RowFormat((label.strip(),), ("1",), 1, 0.0, "csv").guessed("x.jpg", [0], [1.0])[1]
-    (tmp_path / "p.csv").write_bytes(header(1, "csv") + line)
+    (tmp_path / "p.csv").write_bytes(header(columns(1), "csv") + line)
     [row] = read_rows(tmp_path / "p.csv")
     assert (row["path"], row["label"]) == ("x.jpg", label.strip())
