@@ -52,6 +52,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "--vflip-prob": ("--vflip",),
     "--drop": ("--dropout",),
     "--drop-rate": ("--dropout",),
+    "--gradient-checkpointing": ("--grad-checkpointing",),
     "--drop-path-rate": ("--drop-path",),
     "--train-interpolation": ("--interpolation",),
     "--image-mean": ("--mean",),

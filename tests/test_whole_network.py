@@ -1,5 +1,6 @@
 """What training all layers adds: batch norm held still, growing views, mixing that ends, patience, rates by depth."""
 
+import copy
 import functools
 import json
 import sys
@@ -17,9 +18,10 @@ from flowers.data.augment import Augmentation
 from flowers.data.folders import load_image_folders
 from flowers.data.loaders import Batch, TrainLoader
 from flowers.data.order import Order
-from flowers.errors import CheckpointError, UsageError
+from flowers.errors import CheckpointError, ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
+from flowers.models.grad_checkpointing import set_grad_checkpointing
 from flowers.training.flags import check_flags
 from flowers.training.model import train_sizes
 from flowers.training.schedule import mixes, view_sizes
@@ -202,6 +204,46 @@ def test_normalisation_stays_in_a_run_that_goes_on_from_another(sample_set: Path
         assert load_bundle(tmp_path / name).preprocessing.mean[0] == mean
 
 
+def test_grad_checkpointing_changes_no_weight(
+    sample_set: Path, tmp_path: Path, default_weights: dict[str, torch.Tensor]
+) -> None:
+    weights = weights_of(sample_set, tmp_path / "run", "--grad-checkpointing")
+    assert weights.keys() == default_weights.keys()
+    assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite0+2", "resnet18", "timm/test_vit"])
+def test_grad_checkpointing_keeps_less_and_gives_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_backbone(name, "none").network.train()
+    thrifty = copy.deepcopy(plain)
+    set_grad_checkpointing(thrifty)
+    kept, images = [], torch.randn(2, 3, *(160, 160) if "vit" in name else (64, 64))
+    for network in (plain, thrifty):
+        storages: dict[int, int] = {}
+        own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+
+        def pack(tensor: torch.Tensor, storages: dict = storages, own: set = own) -> torch.Tensor:
+            if tensor.data_ptr() not in own:
+                storages[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = network(images).square().mean()
+            kept.append(sum(storages.values()))
+        loss.backward()
+    assert kept[1] < 0.6 * kept[0]
+    for one, two in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    assert all(map(torch.equal, plain.state_dict().values(), thrifty.state_dict().values()))
+
+
+def test_a_network_without_blocks_is_told_in_one_line() -> None:
+    with pytest.raises(ModelError, match="--grad-checkpointing: .* has no sequence of blocks"):
+        set_grad_checkpointing(build_backbone("alexnet", "none").network)
+
+
 def test_a_floor_above_the_peak_is_refused(sample_set: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--min-lr: got 1, expected at most the peak learning rate, here 0.0212"):
         weights_of(sample_set, tmp_path / "run", "--min-lr", "1")
@@ -251,6 +293,8 @@ def test_stochastic_depth_trains_and_is_gone_afterwards(sample_set: Path, tmp_pa
         (("--warmup-epochs", "inf"), "--warmup-epochs: got inf, expected a finite number"),
         (("--hflip", "1.5"), "--hflip: got 1.5, expected a share from 0 to 1"),
         (("--vflip", "-1"), "--vflip: got -1.0, expected a share from 0 to 1"),
+        (("--finetune", "head", "--grad-checkpointing"), "--grad-checkpointing: no effect, as a frozen backbone"),
+        (("--compile", "--grad-checkpointing"), "--grad-checkpointing: no effect, as --compile decides"),
         (("--mean", "124", "116", "104"), "--mean: got 124 116 104, expected three numbers from 0 to 1"),
         (("--std", "0", "1", "1"), "--std: got 0 1 1, expected three numbers from 1e-06 to 1"),
         (("--min-lr", "-1"), "--min-lr: got -1.0, expected at least 0"),

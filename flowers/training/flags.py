@@ -25,6 +25,7 @@ FREE_FLAGS = {
     "class_names", "exclude", "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep",
     "resume", "max_hours", "log_interval", "log_with", "project", "run_name", "report", "corrections",
     "group", "max_pixels", "calibrate",
+    "grad_checkpointing",
 }  # fmt: skip
 HEAD_DEFAULTS = {
     "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "label_smoothing": 0.1, "model_ema_decay": 0.0,
@@ -93,6 +94,9 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(
             "--layer-decay, --drop-path and --freeze-bn are about training the backbone: add --finetune full or staged"
         )
+    if config.grad_checkpointing and (config.finetune == "head" or config.compile):
+        other = "--compile decides itself what is kept" if config.compile else "a frozen backbone keeps no activations"
+        raise UsageError(f"--grad-checkpointing: no effect, as {other}; leave it out")
     if config.scale is not None and not 0 < config.scale[0] <= config.scale[1] <= 1:
         raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
     for name, least in (("mean", 0.0), ("std", 1e-6)):

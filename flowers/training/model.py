@@ -13,6 +13,7 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
+from flowers.models.grad_checkpointing import set_grad_checkpointing
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.models.stochastic_depth import set_stochastic_depth
 from flowers.training.checkpoint import Checkpoint
@@ -63,6 +64,8 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
         freeze_batch_norm(classifier)
     if config.finetune != "head":
         set_stochastic_depth(classifier.backbone, config.drop_path)
+    if config.grad_checkpointing:
+        set_grad_checkpointing(classifier.backbone)
     return Model(classifier, head, preprocessing)
 
 

@@ -53,6 +53,7 @@ On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at on
 LAST_STAGE_FLAGS = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "mixup_alpha",
     "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
+    "grad_checkpointing",
     "train_size", "first_train_size", "eval_every", "scale", "auto_augment",
 }  # fmt: skip
 """In a staged run these apply to the last stage; its head is trained with the defaults."""
