@@ -10,6 +10,7 @@ import pytest
 import torch
 from jobs_in_processes import Job, without
 from safetensors.torch import load_file
+from torch import nn
 from traps import around_step
 
 from flowers.cli import parse
@@ -22,6 +23,7 @@ from flowers.errors import CheckpointError, ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.models.grad_checkpointing import set_grad_checkpointing
+from flowers.models.heads import Classifier
 from flowers.training.flags import check_flags
 from flowers.training.model import train_sizes
 from flowers.training.schedule import mixes, view_sizes
@@ -210,6 +212,21 @@ def test_grad_checkpointing_changes_no_weight(
     weights = weights_of(sample_set, tmp_path / "run", "--grad-checkpointing")
     assert weights.keys() == default_weights.keys()
     assert all(torch.equal(tensor, default_weights[name]) for name, tensor in weights.items())
+
+
+def test_grad_checkpointing_in_bfloat16_computes_the_same_again() -> None:
+    """Depthwise convolutions have their own backward pass there, in the second forward pass too."""
+    torch.manual_seed(0)
+    plain = Classifier(build_backbone("timm/test_efficientnet", "none").network, nn.Identity()).train()
+    thrifty = copy.deepcopy(plain)
+    set_grad_checkpointing(thrifty.backbone)
+    images = torch.randn(4, 3, 64, 64)
+    for classifier in (plain, thrifty):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = classifier(images).square().mean()
+        loss.backward()
+    for one, two in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        assert torch.equal(one.grad, two.grad)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite0+2", "resnet18", "timm/test_vit"])

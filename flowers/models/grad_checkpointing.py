@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flowers.errors import ModelError
+from flowers.models.depthwise import fast_depthwise
 from flowers.models.heads import BATCH_NORM
 
 
@@ -51,12 +52,13 @@ def _forward(block: nn.Module, forward, *args, **kwargs):
 
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
     """What the first pass through a block runs in, and the second."""
-    return contextlib.nullcontext(), _still_statistics(block)
+    device = next(block.parameters()).device
+    return contextlib.nullcontext(), _second_pass(block, fast_depthwise(device))
 
 
 @contextlib.contextmanager
-def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep batch norm's running statistics as the first pass left them."""
+def _second_pass(block: nn.Module, convolutions: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Keep batch norm's running statistics as the first pass left them, and compute ``convolutions`` as it did."""
     layers = [module for module in block.modules() if isinstance(module, BATCH_NORM) and module.training]
     momenta = [layer.momentum for layer in layers]
     counts = [layer.num_batches_tracked for layer in layers]
@@ -64,7 +66,8 @@ def _still_statistics(block: nn.Module) -> Iterator[None]:
         layer.momentum = 0.0
         layer.num_batches_tracked = None  # not counted
     try:
-        yield
+        with convolutions:
+            yield
     finally:
         for layer, momentum, count in zip(layers, momenta, counts, strict=True):
             layer.momentum, layer.num_batches_tracked = momentum, count
