@@ -10,6 +10,7 @@ Ends with one line that says what to change, or silently.
 
 import argparse
 import contextlib
+import glob
 import os
 import re
 import shlex
@@ -45,7 +46,7 @@ def check_flags(job: str, arguments: list[str], later: bool) -> dict[str, object
     config = parse(job, arguments)
     if job == "evaluate" and config.predictions is not None:
         raise UsageError("--predictions is scored without a model, in seconds: run jobs/evaluate.py here, no Slurm")
-    data, data_flag = (config.input, "--input") if job == "predict" else (config.data_dir, "--data-dir")
+    data, data_flag = (input_of(config), "--input") if job == "predict" else (config.data_dir, "--data-dir")
     if not data.exists():
         raise DataError(f"{data_flag} {data}: no such file or folder on {socket.gethostname()}")
     if job == "train":
@@ -65,6 +66,21 @@ def check_flags(job: str, arguments: list[str], later: bool) -> dict[str, object
     check_writable(run_dir)
     paths = {"data": data, "run_dir": run_dir, "log_dir": log_dir}
     return {"data_flag": data_flag, **{name: path.absolute() for name, path in paths.items()}}
+
+
+def input_of(config: PredictConfig) -> Path:
+    """The one input of a prediction; of several, the first that is not there, else what every node has.
+
+    Raises:
+        UsageError: standard input, which a batch job does not have.
+    """
+    given = [config.input] if isinstance(config.input, Path) else list(config.input)
+    if Path("-") in given:
+        raise UsageError("--input -: a batch job has no standard input; write the names into a list file and give that")
+    missing = [path for path in given if not path.exists() and not glob.has_magic(str(path))]
+    if missing or (len(given) == 1 and given[0].exists()):
+        return (missing or given)[0]
+    return Path(os.devnull)  # is no folder: --stage refuses it
 
 
 def parse(job: str, arguments: list[str]) -> TrainConfig | EvaluateConfig | PredictConfig:

@@ -192,7 +192,7 @@ def test_the_block_in_readme_runs(sample_set: Path, tmp_path: Path, monkeypatch:
     found: dict = {}
     exec(block, found)
     assert found["result"].metrics["valid"]["top1"] > 0.5
-    assert found["features"].shape == (1, 1280)
+    assert found["features"].shape == (1, 1712)
     said = capsys.readouterr().out
     assert "Guess(label=" in said
     assert "not an image" in said

@@ -395,5 +395,6 @@ def test_a_model_of_two_processes_in_bf16_is_measured_by_one_in_float32(sample_s
     trained = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     assert figures["loss"] == pytest.approx(trained["loss"], abs=0.05)
     together = ["--checkpoint", "run", "--data-dir", sample_set, "-j", 0, "--output", "two.json"]
-    assert Job("evaluate", together, folder=tmp_path, processes=2).wait() == [0, 0]
+    pair = Job("evaluate", together, folder=tmp_path, processes=2)
+    assert pair.wait() == [0, 0], pair.output
     assert json.loads((tmp_path / "two.json").read_text()) == figures

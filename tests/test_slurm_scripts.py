@@ -67,6 +67,13 @@ def test_logs_of_predictions_lie_beside_the_output(preflight, sample_set: Path, 
     assert (found["run_dir"], found["log_dir"]) == (tmp_path, tmp_path / "out-slurm")
     found = preflight.check_flags("predict", ["--checkpoint", "not/yet", *files], later=True)
     assert found["data_flag"] == "--input"
+    assert found["data"] == sample_set / "test"
+    several = ["--checkpoint", str(tmp_path), "--input", str(sample_set / "test"), str(tmp_path / "*.jpg")]
+    assert preflight.check_flags("predict", several, later=False)["data"] == Path("/dev/null")
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        preflight.check_flags("predict", [*several, "nowhere"], later=False)
+    with pytest.raises(UsageError, match="a batch job has no standard input"):
+        preflight.check_flags("predict", ["--checkpoint", str(tmp_path), "--input", "-"], later=False)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     classes = renamed(bundle.classes, config.class_names)
     config, samples, corrections = find_samples(config, bundle)
     output = config.output or _default_output(config, bundle)
-    distributed.from_main(lambda: _claim(output, config))  # before the work, not after it
     accelerator = distributed.start(config.mixed_precision, default_precision=_precision_in_training(trained))
+    distributed.from_main(lambda: _claim(output, config))  # before the work, not after it
     bad: dict[str, list[tuple[str, str]]] = {}
     if (config.on_bad_image or trained.get("on_bad_image")) == "skip":
         bad = {config.split: find_bad(accelerator, samples, config.workers)[0]}
