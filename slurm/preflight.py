@@ -105,10 +105,11 @@ def check_weights(arguments: list[str]) -> None:
         ModelError: they are not there, or do not fit.
     """
     config = parse("train", arguments)
-    if config.weights != "none":
+    if config.weights != "none" and config.continue_from is None:
         from flowers.models.backbones import build_backbone
+        from flowers.training.flags import with_default_model
 
-        build_backbone(config.model, config.weights)
+        build_backbone(with_default_model(config, None).model, config.weights)
 
 
 def check_writable(folder: Path) -> None:
