@@ -391,6 +391,18 @@ def test_two_processes_write_one_page_with_the_same_figures(sample_set: Path, ru
     assert classes(tmp_path / "run") == classes(run_dir)
 
 
+def test_more_mistakes_than_photos_on_the_page(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "model"))
+    targets = np.arange(400) % len(bundle.classes)
+    samples = Samples(tmp_path, [f"{index}.jpg" for index in range(400)], targets)
+    logits = -np.eye(len(bundle.classes), dtype=np.float32)[targets]  # all are wrong
+    answers = Answers("valid", samples, bundle.classes, logits)
+    background = Background({"valid": answers.metrics.to_dict()}, splits={"valid": samples})
+    write_model_report(tmp_path / "report.html", bundle, answers, background, answers)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"{index}.jpg" in page for index in (0, 399))
+
+
 def test_a_report_of_102_classes_is_small(flowers102: Path, tmp_path: Path) -> None:
     classes = classes_in(flowers102)
     samples = load_split(flowers102, "valid", classes)
