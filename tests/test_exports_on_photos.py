@@ -1,4 +1,4 @@
-"""Exports on real photos: each kind of file keeps the classes that its bundle gives, over photos of every class of valid/."""
+"""Exports on real photos: each kind of file keeps the classes that its bundle gives, over all classes of valid/."""
 
 import hashlib
 import json

@@ -173,8 +173,8 @@ def test_real_photos_get_the_answers_of_prediction(
     """A network of usual size on photos as they came: best classes of at least 99%, probabilities within rounding."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    for photo in sorted((flowers102 / "photos").iterdir())[::3]:
-        shutil.copy(photo, photos)
+    for path in sorted((flowers102 / "photos").iterdir())[::3]:
+        shutil.copy(path, photos)
     bundle = quick_bundle(tmp_path / "bundle", flowers102 / "train")
     export(ExportConfig(tmp_path / "site", bundle, "web", check_images=photos, check_count=30))
     predict(
