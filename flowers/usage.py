@@ -141,6 +141,10 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "--recursive": ("--input",),
     "--extensions": ("--ext",),
     "--batch-sizes": ("--batch-size",),
+    "--max-train-samples": ("--max-train-images",),
+    "--max-eval-samples": ("--max-images",),
+    "--max-val-samples": ("--max-images",),
+    "--max-samples": ("--max-images",),
 }
 
 

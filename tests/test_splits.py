@@ -9,6 +9,7 @@ from odd_files import make_odd_names
 from trees import images, load, touch
 
 from flowers.data.folders import ImageFolders, load_split
+from flowers.data.splits import choose_some
 from flowers.errors import DataError, UsageError
 
 
@@ -120,3 +121,41 @@ class TestDrawnSplit:
         (tree / found.valid.paths[0]).unlink()
         with pytest.raises(DataError, match="lacks 1 images of the split"):
             load_split(tree, "valid", found.classes, split_file)
+
+
+class TestTrialRun:
+    COUNTS = (("a", 1), ("b", 10), ("c", 30))
+
+    def test_each_class_has_its_share_and_one_at_least(self, tmp_path: Path):
+        found = load(touch(tmp_path, *images(*self.COUNTS)), val_fraction=0)
+        for most, expected in ((3, [1, 1, 1]), (5, [1, 1, 3]), (21, [1, 5, 15]), (41, [1, 10, 30]), (99, [1, 10, 30])):
+            chosen = found.at_most(most, None, seed=0).train
+            assert [list(chosen.targets).count(label) for label in range(3)] == expected
+            assert list(chosen.paths) == sorted(chosen.paths)
+            assert (
+                chosen.paths == found.at_most(None, most, seed=0).train.paths == found.at_most(99, most, 0).train.paths
+            )
+
+    def test_depends_on_the_seed_and_a_larger_one_holds_the_smaller(self, tmp_path: Path):
+        train = load(touch(tmp_path, *images(*self.COUNTS)), val_fraction=0).train
+        small, large, other = (
+            {train.paths[index] for index in choose_some(train.paths, train.targets, most, seed)}
+            for most, seed in ((8, 0), (20, 0), (8, 1))
+        )
+        assert small < large
+        assert small != other
+        backwards = choose_some(list(train.paths)[::-1], train.targets[::-1], 8, 0)
+        assert {train.paths[len(train) - 1 - index] for index in backwards} == small
+
+    def test_the_drawn_split_is_the_same_and_the_other_splits_stay(self, tmp_path: Path):
+        found = load(touch(tmp_path, *images(("a", 10), ("b", 10))))
+        chosen = found.at_most(None, 6, seed=0)
+        assert (len(chosen.train), chosen.valid.paths) == (6, found.valid.paths)
+        assert not set(chosen.train.paths) & set(found.valid.paths)
+        chosen = found.at_most(2, 6, seed=0)
+        assert (len(chosen.train), len(chosen.valid)) == (2, 2)
+
+    def test_fewer_than_the_classes_are_refused(self, tmp_path: Path):
+        found = load(touch(tmp_path, *images(*self.COUNTS)), val_fraction=0)
+        with pytest.raises(UsageError, match="--max-train-images: got 2, expected at least 3, one image of each class"):
+            found.at_most(None, 2, seed=0)

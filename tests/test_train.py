@@ -339,12 +339,13 @@ def test_a_list_file_serves_training_and_evaluation(sample_set: Path, tmp_path: 
         writer = csv.writer(file)
         writer.writerow(["path", "class", "split"])
         writer.writerows(rows)
-    job = train(tmp_path, *TINY, "--data-dir", "list.csv", "--epochs", 1)
+    job = train(tmp_path, *TINY, "--data-dir", "list.csv", "--epochs", 1, "--max-train-images", 24)
     assert job.codes == [0], job.output
-    assert "32 train, 16 valid, 16 test images, 4 classes" in job.output
-    evaluated = Job("evaluate", ["--checkpoint", "run", "--data-dir", "list.csv", "-j", 0], folder=tmp_path)
+    assert "24 train, 16 valid, 16 test images, 4 classes" in job.output
+    few = ["--max-images", 8]
+    evaluated = Job("evaluate", ["--checkpoint", "run", "--data-dir", "list.csv", "-j", 0, *few], folder=tmp_path)
     assert evaluated.wait() == [0], evaluated.output
-    assert json.loads((tmp_path / "run" / "metrics-test.json").read_text())["images"] == 16
+    assert json.loads((tmp_path / "run" / "metrics-test-8-images.json").read_text())["images"] == 8
 
 
 def test_accelerate_launch_really_runs_two_processes(sample_set: Path, tmp_path: Path) -> None:

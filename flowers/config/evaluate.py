@@ -40,6 +40,9 @@ class EvaluateConfig:
     exclude: tuple[str, ...] = ()
     """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
     --exclude '*_small.jpg' thumbs."""
+    max_images: int | None = None
+    """For a trial: measure at most this many images, in the proportions of the classes and at least one of each.
+    Default: all."""
     on_bad_image: Literal["fail", "skip"] | None = None
     """Unreadable images: fail lists all of them and stops; skip leaves them out. Default: as the model was trained."""
     calibrate: bool = False
@@ -77,8 +80,11 @@ class EvaluateConfig:
     training."""
 
     def __post_init__(self) -> None:
-        for flag, value in (("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels)):
-            if value < 1:
+        numbers = (
+            ("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels), ("--max-images", self.max_images)
+        )  # fmt: skip
+        for flag, value in numbers:
+            if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
         if self.batch_size > MAX_BATCH_SIZE:
             raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
@@ -97,6 +103,8 @@ class EvaluateConfig:
             if self.calibrate and self.split not in ("valid", "val"):
                 got = f"got --split {self.split}" if self.split else "--split is missing"
                 raise UsageError(f"--calibrate: {got}, expected valid: other splits stay unseen")
+        elif self.max_images is not None:
+            raise UsageError("--max-images belongs to --checkpoint; with --predictions, all rows are scored")
         elif self.class_names is not None:
             raise UsageError("--class-names belongs to --checkpoint; with --predictions, the table holds the names")
         elif self.corrections is not None:

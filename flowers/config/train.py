@@ -57,6 +57,11 @@ class TrainConfig:
     exclude: tuple[str, ...] = ()
     """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
     --exclude '*_small.jpg' thumbs."""
+    max_images: int | None = None
+    """For a trial run: take at most this many images of each split, in the proportions of the classes and at least one
+    of each; chosen by --seed. Default: all."""
+    max_train_images: int | None = None
+    """The same for the training images alone. Default: all."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable images: fail lists all of them before the first step and stops; skip leaves them out."""
     max_pixels: int = 100_000_000

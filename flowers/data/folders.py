@@ -13,7 +13,7 @@ other split is mapped through it by name. Layouts that are understood:
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import PathList, readable, some
 from flowers.data.scan import scan_images
-from flowers.data.splits import read_split, split_train
+from flowers.data.splits import choose_some, read_split, split_train
 from flowers.errors import DataError, NoSplitError, UsageError
 
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
@@ -60,6 +60,20 @@ class Samples:
         indices = np.fromiter(indices, np.int64)
         return Samples(self.root, PathList(self.paths[index] for index in indices), self.targets[indices])
 
+    def at_most(self, most: int | None, seed: int, split: str, flag: str = "--max-images") -> "Samples":
+        """A stratified choice of so many images, see ``splits.choose_some``, and a line that says so; None takes all.
+
+        Raises:
+            UsageError: fewer than one of each class.
+        """
+        if most is None or most >= len(self):
+            return self
+        classes = len(np.unique(self.targets))
+        if most < classes:
+            raise UsageError(f"{flag}: got {most}, expected at least {classes}, one image of each class in {split}")
+        console.say(f"{split}: {most} of {len(self)} images are used ({flag})")
+        return self.take(choose_some(self.paths, self.targets, most, seed))
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFolders:
@@ -81,6 +95,16 @@ class ImageFolders:
         """Those that are there, by name: train, valid, test."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: samples for name, samples in named.items() if samples is not None}
+
+    def at_most(self, most: int | None, of_train: int | None, seed: int) -> "ImageFolders":
+        """The same data set with at most so many images of each split, and of train.
+
+        Raises:
+            UsageError: fewer than one of each class.
+        """
+        chosen = {name: of.at_most(most, seed, name) for name, of in self.splits.items()}
+        chosen["train"] = chosen["train"].at_most(of_train, seed, "train", "--max-train-images")
+        return replace(self, **chosen)
 
 
 class Split(NamedTuple):

@@ -100,6 +100,27 @@ def _draw(
     return held_out
 
 
+def choose_some(paths: Sequence[str], targets: np.ndarray, most: int, seed: int) -> list[int]:
+    """Choose images for a trial run: of each class its share, and at least one of each class that is there.
+
+    Which ones depends on the seed and each image's own path only; a larger choice holds all of a smaller one.
+
+    Args:
+        most: images in all, at least as many as there are classes among ``targets``.
+
+    Returns:
+        Their indices, ascending.
+    """
+    sizes = np.bincount(targets)
+    taken = np.zeros_like(sizes)
+    ranks = []
+    for lot, index in sorted((_lot(path, seed), index) for index, path in enumerate(paths)):
+        label = targets[index]
+        ranks.append((taken[label] / sizes[label], lot, index))  # 0 for the first of each class
+        taken[label] += 1
+    return sorted(index for _, _, index in sorted(ranks)[:most])
+
+
 def _lot(path: str, seed: int) -> bytes:
     return hashlib.blake2b(b"%d/%s" % (seed, os.fsencode(path)), digest_size=16).digest()
 

@@ -124,6 +124,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     figures |= {"computed_by": computed_by, "left_out": [path for found in bad.values() for path, _ in found]}
     if corrections is not None:
         figures["corrections"] = corrections.digest
+    if config.max_images is not None:
+        figures["max_images"] = config.max_images
 
     def write() -> None:
         with write_atomically(output) as file:
@@ -134,8 +136,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
     written = [("figures", output)]
     if reports and accelerator.is_main_process:
-        name = config.split if _is_of_run(config, bundle) else f"{_name(config.data_dir)}-{config.split}"
-        page = output.with_name(f"report-{name}.html")
+        page = output.with_name(f"report-{_result_name(config, bundle)}.html")
         facts = [("device", device_name(accelerator)), ("computed by", computed_by)]
         facts.append(("evaluation", f"{images_per_s:,.1f} images/s"))
         is_valid = config.split in ("valid", "val")
@@ -176,6 +177,7 @@ def find_samples(config: EvaluateConfig, bundle: Bundle) -> tuple[EvaluateConfig
     if choice.left_out:
         console.say(console.plain(f"{config.data_dir}: {said_left_out(choice.left_out)}"))
     warn_of_missing_classes(f"{where}, {split}", samples, bundle.classes)
+    samples = samples.at_most(config.max_images, 0, split)
     return dataclasses.replace(config, split=split), samples, corrections
 
 
@@ -209,10 +211,15 @@ def _name(data_dir: Path) -> str:
 
 
 def _default_output(config: EvaluateConfig, bundle: Bundle) -> Path:
-    """Beside the model; named by the split, and by the data where it is not the run's."""
+    """Beside the model."""
     place = config.checkpoint if config.checkpoint.is_dir() else bundle.folder  # the former may be a model.json
-    name = config.split if _is_of_run(config, bundle) else f"{_name(config.data_dir)}-{config.split}"
-    return place / f"metrics-{name}.json"
+    return place / f"metrics-{_result_name(config, bundle)}.json"
+
+
+def _result_name(config: EvaluateConfig, bundle: Bundle) -> str:
+    """The split; before it the data where it is not the run's, behind it the number of images where it is a choice."""
+    data = "" if _is_of_run(config, bundle) else f"{_name(config.data_dir)}-"
+    return f"{data}{config.split}" + (f"-{config.max_images}-images" if config.max_images else "")
 
 
 def _claim(output: Path, config: EvaluateConfig) -> None:
@@ -226,13 +233,13 @@ def _claim(output: Path, config: EvaluateConfig) -> None:
         return
     try:
         found = json.loads(output.read_text(encoding="utf-8"))
-        split, data_dir = found["split"], Path(found["data_dir"])
+        split, data_dir, most = found["split"], Path(found["data_dir"]), found.get("max_images")
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         what = "is no file of figures"
     else:
-        if split == config.split and _is_same_data(data_dir, config.data_dir):
+        if (split, most) == (config.split, config.max_images) and _is_same_data(data_dir, config.data_dir):
             return
-        what = f"holds the figures of {console.plain(data_dir)}, {split}"
+        what = f"holds the figures of {console.plain(data_dir)}, {split}" + (f", {most} images" if most else "")
     raise OutputError(f"{console.plain(output)} {what}; choose another --output, or pass --overwrite to replace it")
 
 

@@ -63,7 +63,7 @@ def check_flags(config: TrainConfig) -> None:
         "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
         "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
         "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
-        "train_size": 1, "first_train_size": 1, "max_pixels": 1, "min_lr": 0,
+        "train_size": 1, "first_train_size": 1, "max_pixels": 1, "min_lr": 0, "max_images": 1, "max_train_images": 1,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)

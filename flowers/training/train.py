@@ -128,6 +128,7 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
                 anew=not _has_checkpoints(run_dir),
                 corrections=corrections,
             )
+        data = data.at_most(config.max_images, config.max_train_images, config.seed)
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         accelerator = distributed.start(
             config.mixed_precision,
