@@ -204,7 +204,8 @@ class Model:
 
     def _view(self, picture: Any) -> np.ndarray | str:
         try:
-            return self.preprocessing.view(as_rgb(picture, self.preprocessing.min_short_side))
+            how = self.preprocessing
+            return how.view(as_rgb(picture, how.min_short_side, how.to_srgb))
         except FlowersError as error:
             return str(error)
 

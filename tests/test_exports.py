@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import tiny_job
 import torch
+from color_profiles import P3_PRIMARIES, rgb_profile, with_profile
 from odd_files import encode
+from PIL import Image
 
 from flowers.cli import parse
 from flowers.config.export import ExportConfig
@@ -180,15 +182,17 @@ def test_the_example_needs_nothing_of_ours(name: str, exported: Callable, run_di
     path = exported(name)
     example = path.with_name(path.name + ".example.py")
     lines = [line for line in example.read_text().splitlines() if line and not line.startswith(("#", "import", "from"))]
-    assert len(lines) <= 21
-    photo = run_dir.parent / "data" / "valid" / "10" / "1.jpg"
+    assert len(lines) <= 29
+    with Image.open(run_dir.parent / "data" / "valid" / "10" / "1.jpg") as picture:
+        photo = tmp_path / "display p3.png"
+        photo.write_bytes(with_profile(picture, "PNG", rgb_profile(P3_PRIMARIES)))
     alone = "import runpy, sys; sys.modules |= {'torch': None, 'flowers': None}; sys.argv = sys.argv[1:]; "
     command = [sys.executable, "-c", alone + "runpy.run_path(sys.argv[0])", example, path, photo]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     bundle = load_bundle(run_dir)
     engine = build_engine(bundle, engine="torch", precision="float32")
-    probs = engine.submit(bundle.preprocessing.view(read_image(photo))[None]).result().probs[0]
+    probs = engine.submit(bundle.preprocessing.view(read_image(photo, to_srgb=True))[None]).result().probs[0]
     engine.close()
     prob, folder, label = done.stdout.splitlines()[0].split("  ")
     best = int(probs.argmax())

@@ -550,7 +550,7 @@ def test_reasons_are_single_lines(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_out_of_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch):
-    def no_memory(picture: Image.Image) -> None:
+    def no_memory(picture: Image.Image, keep_cmyk: bool) -> None:
         raise MemoryError
 
     monkeypatch.setattr(pixels, "to_rgb", no_memory)
@@ -573,7 +573,7 @@ def test_at_most_two_large_pictures_at_a_time(monkeypatch: pytest.MonkeyPatch):
     running, most, lock, to_rgb = 0, 0, threading.Lock(), pixels.to_rgb
     second = threading.Event()
 
-    def counted(picture: Image.Image) -> np.ndarray:
+    def counted(picture: Image.Image, keep_cmyk: bool) -> np.ndarray:
         nonlocal running, most
         with lock:
             running += 1
@@ -581,7 +581,7 @@ def test_at_most_two_large_pictures_at_a_time(monkeypatch: pytest.MonkeyPatch):
             if running == 2:
                 second.set()
         second.wait(5)
-        result = to_rgb(picture)
+        result = to_rgb(picture, keep_cmyk)
         with lock:
             running -= 1
         return result

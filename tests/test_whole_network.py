@@ -193,17 +193,20 @@ def test_normalisation_that_is_given_is_used_stored_and_said(
     assert "mean 0.1 0.2 0.3, std 0.4 0.5 0.6, bilinear resizing" in " ".join(capsys.readouterr().out.split())
     view = load_bundle(tmp_path / "run" / "last").preprocessing
     assert (view.mean, view.std, view.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    assert view.to_srgb, "the default of new trainings"
     weights_of(sample_set, tmp_path / "run", *one)  # finished: the same flags fit
     with pytest.raises(CheckpointError, match="--std was .*0.6.*, is now None; resume with the old value"):
         weights_of(sample_set, tmp_path / "run", *one[:8], *one[12:])
 
 
 def test_normalisation_stays_in_a_run_that_goes_on_from_another(sample_set: Path, tmp_path: Path) -> None:
-    weights_of(sample_set, tmp_path / "a", "--epochs", "1", "--mean", "0.1", "0.2", "0.3")
+    weights_of(sample_set, tmp_path / "a", "--epochs", "1", "--mean", "0.1", "0.2", "0.3", "--color-profiles", "ignore")
     words = ["--data-dir", sample_set, "--continue-from", tmp_path / "a", "--epochs", 1, "-j", 0, "--no-report"]
-    for name, more, mean in (("b", [], 0.1), ("c", ["--mean", 0.4, 0.4, 0.4], 0.4)):
+    converted = ["--mean", 0.4, 0.4, 0.4, "--color-profiles", "convert"]
+    for name, more, mean in (("b", [], 0.1), ("c", converted, 0.4)):
         assert main(parse(TrainConfig, [str(word) for word in (*words, "--output-dir", tmp_path / name, *more)])) == 0
-        assert load_bundle(tmp_path / name).preprocessing.mean[0] == mean
+        view = load_bundle(tmp_path / name).preprocessing
+        assert (view.mean[0], view.to_srgb) == (mean, more == converted)
 
 
 def test_grad_checkpointing_changes_no_weight(

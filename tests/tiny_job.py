@@ -22,7 +22,7 @@ def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, mode
     backbone = build_backbone(model, "none", SIDE)
     spec = HeadSpec(len(classes.folders), backbone.num_features)
     classifier = Classifier(backbone.network, build_head(spec))
-    preprocessing = Preprocessing(resize=36, crop=SIDE)
+    preprocessing = Preprocessing(resize=36, crop=SIDE, to_srgb=True)
     rng = np.random.default_rng(seed)
     views = np.stack([preprocessing.view(draw_photo(rng)) for _ in range(64)])
     with torch.no_grad():

@@ -85,6 +85,7 @@ def _features_config(config: AuditConfig) -> TrainConfig:
         view = bundle.preprocessing
         settings = {"model": bundle.model, "weights": str(config.checkpoint), "image_size": view.crop}
         settings["resize"] = view.resize
+        settings["color_profiles"] = "convert" if view.to_srgb else "ignore"
         if bundle.made.get("config", {}).get("finetune", "head") != "head":
             console.warn(
                 f"{console.plain(config.checkpoint)}: its whole network was trained on labels; if on these, it has "

@@ -154,6 +154,10 @@ class TrainConfig:
     """Standard deviation of red, green and blue that pixels are divided by after that."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation used for resizing, at evaluation and in training."""
+    color_profiles: Literal["convert", "ignore"] | None = None
+    """convert: photos with a color profile such as Display P3, Adobe RGB or one of CMYK are converted to sRGB, in
+    training and wherever the model runs. ignore: their numbers are taken as they are. Default: convert; with
+    --continue-from as the model did."""
     rotation: float = 30.0
     """Random rotation in training, up to this many degrees in both directions."""
     scale: tuple[float, float] | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from flowers.data import pixels
+from flowers.data.formats import icc
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.limits import allowed_pixels, check_size
 from flowers.data.images import read_image
@@ -27,13 +28,14 @@ def is_one(source: object) -> bool:
     )
 
 
-def as_rgb(source: Any, min_short_side: int | None = None) -> np.ndarray:
+def as_rgb(source: Any, min_short_side: int | None = None, to_srgb: bool = False) -> np.ndarray:
     """Decode or convert one picture.
 
     Args:
         source: a path, the bytes of an image file, a file open in binary mode, a Pillow image, or an array: grey
             [H, W], RGB [H, W, 3] or RGBA [H, W, 4], uint8 from 0 to 255, uint16 from 0 to 65535 or float from 0 to 1.
         min_short_side: as in ``read_image``; concerns files only.
+        to_srgb: as in ``read_image``; concerns files and Pillow images, which keep the profile of their file.
 
     Returns:
         uint8 [H, W, 3], RGB, upright, transparency laid on white.
@@ -44,30 +46,31 @@ def as_rgb(source: Any, min_short_side: int | None = None) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source)
+        return _from_pillow(source, to_srgb)
     if isinstance(source, memoryview):
         source = bytes(source)
     if isinstance(source, str | os.PathLike | bytes | bytearray):
-        return read_image(source, min_short_side=min_short_side)
+        return read_image(source, min_short_side=min_short_side, to_srgb=to_srgb)
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes | bytearray):
             raise ImageError(f"a file that gives {type(data).__name__}: open it in binary mode, 'rb'")
         check_size(len(data))
-        return read_image(data, min_short_side=min_short_side)
+        return read_image(data, min_short_side=min_short_side, to_srgb=to_srgb)
     raise ImageError(
         f"got {type(source).__name__}, expected a path, bytes, a binary file, a Pillow image or a numpy array"
     )
 
 
-def _from_pillow(picture: Image.Image) -> np.ndarray:
+def _from_pillow(picture: Image.Image, to_srgb: bool) -> np.ndarray:
     if picture.width * picture.height > allowed_pixels():
         raise ImageError(f"too many pixels ({picture.width} x {picture.height})")
     if not picture.width * picture.height:
         raise ImageError(f"a Pillow image of {picture.width} x {picture.height} pixels")
     try:
         picture.load()
-        array = pixels.to_rgb(picture)
+        transform = icc.find_transform(picture.info.get("icc_profile"), picture.mode) if to_srgb else None
+        array = icc.convert(pixels.to_rgb(picture, transform is not None), transform, None)
     except Exception as error:  # what a lazily opened, broken file does to its decoder
         raise ImageError(f"a Pillow image that cannot be read: {' '.join(str(error).split())[:120]}") from None
     return pixels.upright(array, orientation(picture.info.get("exif"), picture.info.get("xmp")))

@@ -35,6 +35,8 @@ class Preprocessing:
         mean: per channel, of pixels in 0 to 1.
         std: per channel, of pixels in 0 to 1.
         interpolation: "bilinear" or "bicubic", antialiased.
+        to_srgb: photos with another colour profile are converted to sRGB; models of earlier versions saw the stored
+            numbers, and their description lacks this entry.
     """
 
     resize: int
@@ -42,6 +44,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
+    to_srgb: bool = False
 
     def __post_init__(self) -> None:
         """Check all values.
@@ -61,6 +64,8 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             expected = " or ".join(INTERPOLATIONS)
             raise ModelError(f"preprocessing: got interpolation {self.interpolation!r}, expected {expected}")
+        if not isinstance(self.to_srgb, bool):
+            raise ModelError(f"preprocessing: got to_srgb {self.to_srgb!r}, expected true or false")
 
     @property
     def min_short_side(self) -> int:
@@ -70,6 +75,8 @@ class Preprocessing:
     def to_dict(self) -> dict:
         """Plain values for JSON; ``from_dict`` reads them back."""
         values = dataclasses.asdict(self)
+        if not self.to_srgb:
+            del values["to_srgb"]  # so that models of earlier versions keep their hash
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -80,7 +87,7 @@ class Preprocessing:
             ModelError: a key is missing or unknown, or a value cannot be.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
+        if not isinstance(values, Mapping) or set(values) | {"to_srgb"} != known:
             got = ", ".join(sorted(map(str, values))) if isinstance(values, Mapping) else type(values).__name__
             raise ModelError(f"preprocessing: got {got or 'nothing'}, expected exactly {', '.join(sorted(known))}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
@@ -183,6 +190,7 @@ class Augmentation:
         interpolation: "bilinear" or "bicubic": how sharp, as in Preprocessing.
         fill: grey, 0 to 255, for corners and erased rectangles.
         vflip: probability of a top-bottom flip.
+        to_srgb: as in Preprocessing, for the pictures that views are drawn of.
     """
 
     size: int
@@ -196,6 +204,7 @@ class Augmentation:
     interpolation: str = "bilinear"
     fill: int = 114
     vflip: float = 0.0
+    to_srgb: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -20,13 +20,12 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from flowers import console
+from flowers.data import pixels
 from flowers.data.folders import Samples
 from flowers.data.images import Decoded, decode_image
 from flowers.data.loader_processes import SHARED_MEMORY
@@ -40,6 +39,13 @@ from flowers.machine import available_memory_bytes
 FORMAT = 1
 _PIXELS, _INDEX = "pixels.u8", "index.npz"
 _BLOCK = 2**22  # bytes read at a time
+
+
+class _Kept(NamedTuple):
+    """What is kept of a picture."""
+
+    short_side: int
+    to_srgb: bool
 
 
 class ImageCache:
@@ -106,7 +112,13 @@ class ImageCache:
 
 
 def open_cache(
-    samples: Samples, kind: Literal["ram", "disk"], short_side: int, *, folder: Path | None = None, threads: int = 1
+    samples: Samples,
+    kind: Literal["ram", "disk"],
+    short_side: int,
+    *,
+    to_srgb: bool = False,
+    folder: Path | None = None,
+    threads: int = 1,
 ) -> ImageCache:
     """Map the cache of these images, built now if need be. All processes of a job call this together.
 
@@ -114,6 +126,7 @@ def open_cache(
         samples: the training set.
         kind: "ram": shared memory, gone when the job ends. "disk": ``folder``, found again at the next start.
         short_side: pixels; see ``Augmentation.cache_short_side``.
+        to_srgb: as in ``flowers.data.images.decode_image``.
         folder: where a disk cache lies, such as the run folder.
         threads: how many decode.
 
@@ -122,11 +135,12 @@ def open_cache(
         FlowersError: its place cannot be written.
         PeerError: one of these on another process.
     """
+    kept = _Kept(short_side, to_srgb)
     if kind == "ram":
-        cache = _share_in_memory(samples, short_side, threads)
+        cache = _share_in_memory(samples, kept, threads)
     else:
-        place = Path(folder) / _fingerprint(samples, short_side)
-        from_main(lambda: _build_on_disk(samples, short_side, place, threads))
+        place = Path(folder) / _fingerprint(samples, kept)
+        from_main(lambda: _build_on_disk(samples, kept, place, threads))
         cache = _open(place / _PIXELS, place / _INDEX, samples)
     where = "memory" if kind == "ram" else str(place)
     console.say(
@@ -135,7 +149,7 @@ def open_cache(
     return cache
 
 
-def _build_on_disk(samples: Samples, short_side: int, place: Path, threads: int) -> None:
+def _build_on_disk(samples: Samples, kept: _Kept, place: Path, threads: int) -> None:
     """Write the pixels, then the index, whose presence says that the pixels are whole; do nothing if both are there."""
     if os.path.lexists(place / _INDEX):
         if _is_whole(place):
@@ -151,9 +165,9 @@ def _build_on_disk(samples: Samples, short_side: int, place: Path, threads: int)
             left.unlink()
     except OSError as error:
         raise explain_os_error(error, place) from error
-    _check_room(samples, "disk", short_side, place.parent, threads)
+    _check_room(samples, "disk", kept, place.parent, threads)
     with write_atomically(place / _PIXELS, "wb") as file:
-        index = _decode_all(samples, short_side, threads, file)
+        index = _decode_all(samples, kept, threads, file)
     with write_atomically(place / _INDEX, "wb") as file:
         np.savez(file, **index)
 
@@ -174,7 +188,7 @@ def _is_whole(place: Path) -> bool:
     return [size_bytes, crc] == written
 
 
-def _share_in_memory(samples: Samples, short_side: int, threads: int) -> ImageCache:
+def _share_in_memory(samples: Samples, kept: _Kept, threads: int) -> ImageCache:
     """Build on one process of each machine, in files without a name, which the others open while it has them open."""
     memory = Path(SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else tempfile.gettempdir())
     builder = first_rank_here() if os.path.isdir("/proc/self/fd") else rank()  # not on Linux: a cache for each
@@ -184,10 +198,10 @@ def _share_in_memory(samples: Samples, short_side: int, threads: int) -> ImageCa
         def build() -> list[str] | None:
             if rank() != builder:
                 return None
-            _check_room(samples, "ram", short_side, memory, threads)
+            _check_room(samples, "ram", kept, memory, threads)
             try:
                 pixels, index = (open_files.enter_context(tempfile.TemporaryFile(dir=memory)) for _ in range(2))
-                np.savez(index, **_decode_all(samples, short_side, threads, pixels))
+                np.savez(index, **_decode_all(samples, kept, threads, pixels))
                 pixels.seek(0)
                 index.seek(0)
             except OSError as error:
@@ -205,9 +219,9 @@ def _path_of(file: IO) -> str:
     return by_process if os.path.exists(by_process) else f"/dev/fd/{file.fileno()}"
 
 
-def _fingerprint(samples: Samples, short_side: int) -> str:
+def _fingerprint(samples: Samples, kept: _Kept) -> str:
     """A name that changes with any file's path, size or time of change, and with what is kept of it."""
-    digest = hashlib.sha256(f"{FORMAT} {short_side} {len(samples)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {kept.short_side} {len(samples)}{' sRGB' * kept.to_srgb}".encode())
     stamps = file_stamps(samples.full_path, len(samples))
     for path, (size, changed_ns) in zip(samples.paths, stamps, strict=True):
         seen = "missing" if size < 0 else f"{size} {changed_ns}"
@@ -215,14 +229,14 @@ def _fingerprint(samples: Samples, short_side: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _check_room(samples: Samples, kind: str, short_side: int, folder: Path, threads: int) -> None:
+def _check_room(samples: Samples, kind: str, kept: _Kept, folder: Path, threads: int) -> None:
     """Refuse a cache that would fill the disk or the memory, going by every hundredth image or so.
 
     Raises:
         DataError: with the sizes.
     """
     probed = range(0, len(samples), max(1, len(samples) // 100))
-    pictures = in_order(lambda row: _picture(samples, row, short_side), probed, threads)
+    pictures = in_order(lambda row: _picture(samples, row, kept), probed, threads)
     sizes = (picture.image.size for picture in pictures if not isinstance(picture, str))
     needed = sum(sizes) / len(probed) * len(samples)
     free_bytes = shutil.disk_usage(folder).free
@@ -231,12 +245,12 @@ def _check_room(samples: Samples, kind: str, short_side: int, folder: Path, thre
     if needed > 0.9 * free_bytes:
         instead = "--cache disk or none" if kind == "ram" else "--cache none, or an --output-dir with more room"
         raise DataError(
-            f"--cache {kind}: {len(samples)} images of short side {short_side} take about {needed / 1e6:,.0f} MB, "
+            f"--cache {kind}: {len(samples)} images of short side {kept.short_side} take about {needed / 1e6:,.0f} MB, "
             f"{folder} has room for {0.9 * free_bytes / 1e6:,.0f} MB; use {instead}, or a smaller --image-size"
         )
 
 
-def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]) -> dict[str, np.ndarray]:
+def _decode_all(samples: Samples, kept: _Kept, threads: int, file: IO[bytes]) -> dict[str, np.ndarray]:
     """Write the pixels of all images, one after the other.
 
     Returns:
@@ -246,7 +260,7 @@ def _decode_all(samples: Samples, short_side: int, threads: int, file: IO[bytes]
     places = np.zeros((len(samples), 3), np.int64)
     reasons: dict[int, str] = {}
     offset = crc = damaged = 0
-    pictures = in_order(lambda row: _picture(samples, row, short_side), range(len(samples)), threads)
+    pictures = in_order(lambda row: _picture(samples, row, kept), range(len(samples)), threads)
     with console.progress("caching images", len(samples)) as meter:
         for row, picture in enumerate(pictures):
             places[row, 0] = offset
@@ -287,20 +301,10 @@ def _open(pixels: str | os.PathLike, index: str | os.PathLike, samples: Samples)
         ) from error
 
 
-def _picture(samples: Samples, row: int, short_side: int) -> Decoded | str:
+def _picture(samples: Samples, row: int, kept: _Kept) -> Decoded | str:
     """One image as it is kept, or the reason why its file gives none."""
     try:
-        image, damage = decode_image(samples.full_path(row), min_short_side=short_side)
+        image, damage = decode_image(samples.full_path(row), min_short_side=kept.short_side, to_srgb=kept.to_srgb)
     except ImageError as error:
         return str(error)
-    return Decoded(_shrink(torch.from_numpy(image), short_side).contiguous().numpy(), damage)
-
-
-def _shrink(image: torch.Tensor, short_side: int) -> torch.Tensor:
-    """Bring the short side of a uint8 [H, W, 3] picture down to ``short_side``, if it is longer."""
-    short = min(image.shape[:2])
-    if short <= short_side:
-        return image
-    size = [round(length * short_side / short) for length in image.shape[:2]]
-    shrunk = functional.interpolate(image[None].permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
-    return shrunk[0].permute(1, 2, 0)
+    return Decoded(pixels.shrink(image, kept.short_side), damage)

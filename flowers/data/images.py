@@ -11,8 +11,9 @@ its header has told how much it will take (``flowers.data.formats.limits`` has t
 the formats). Safe to call from many threads; the decoders release the GIL.
 
 Rules, by what people meet: ``flowers.data.pixels`` for grey of more than 8 bits, CMYK and transparency;
-``flowers.data.formats.tiff`` for files that begin with a preview; ``flowers.data.formats.jpeg`` for what counts as
-damaged. A picture that is damaged but decodes is given, together with what is wrong with it.
+``flowers.data.formats.icc`` for colour profiles; ``flowers.data.formats.tiff`` for files that begin with a preview;
+``flowers.data.formats.jpeg`` for what counts as damaged. A picture that is damaged but decodes is given, together with
+what is wrong with it.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from flowers.data import pixels
-from flowers.data.formats import bitmap, gif, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
+from flowers.data.formats import bitmap, gif, icc, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
 from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, check_size, turn
@@ -62,17 +63,25 @@ class Decoded(NamedTuple):
 
 
 def read_image(
-    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int | None = None
+    source: str | os.PathLike | bytes,
+    *,
+    min_short_side: int | None = None,
+    max_pixels: int | None = None,
+    to_srgb: bool = False,
 ) -> np.ndarray:
     """Decode one picture, upright, as a person would see it on white paper, damaged or not.
 
     Takes and raises what ``decode_image`` does, and returns the pixels alone.
     """
-    return decode_image(source, min_short_side=min_short_side, max_pixels=max_pixels).image
+    return decode_image(source, min_short_side=min_short_side, max_pixels=max_pixels, to_srgb=to_srgb).image
 
 
 def decode_image(
-    source: str | os.PathLike | bytes, *, min_short_side: int | None = None, max_pixels: int | None = None
+    source: str | os.PathLike | bytes,
+    *,
+    min_short_side: int | None = None,
+    max_pixels: int | None = None,
+    to_srgb: bool = False,
 ) -> Decoded:
     """Decode one picture, upright, as a person would see it on white paper.
 
@@ -84,6 +93,8 @@ def decode_image(
             of its size, which is faster and lets huge ones through ``max_pixels``.
         max_pixels: refuse pictures that would have more pixels than this after decoding; some kinds get a share of it,
             see ``flowers.data.formats.limits``. Default: the limit of this process, 100 million.
+        to_srgb: convert the colours of a file whose profile is another one, such as Display P3, Adobe RGB or one of
+            CMYK; a larger picture is shrunk to ``min_short_side`` first. Else profiles are not looked at.
 
     Raises:
         ImageError: the short reason, one line, without the path: "truncated JPEG", "zero bytes", "not an image",
@@ -97,8 +108,8 @@ def decode_image(
     max_pixels = max_pixels or allowed_pixels()
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            return Decoded(*JpegDecoder(data, max_pixels).decode(min_short_side))
-        return _decode_other(data, max_pixels)
+            return Decoded(*JpegDecoder(data, max_pixels, to_srgb).decode(min_short_side))
+        return _decode_other(data, max_pixels, min_short_side, to_srgb)
     except MemoryError:
         raise ImageError("not enough memory") from None
 
@@ -164,7 +175,7 @@ _PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {
 }
 
 
-def _decode_other(data: bytearray, max_pixels: int) -> Decoded:
+def _decode_other(data: bytearray, max_pixels: int, min_short_side: int | None, to_srgb: bool) -> Decoded:
     kind = identify(data)
     if kind is None:
         raise ImageError(refusal(data))
@@ -176,7 +187,7 @@ def _decode_other(data: bytearray, max_pixels: int) -> Decoded:
     check_pixels(*picture.size, max_pixels, kind)
     if kind in ("WEBP", "AVIF") and not any(data[-512:]):
         raise ImageError(f"truncated {kind}")  # a copy that was not finished: the rest of the file is zeros
-    array, said = _load(picture, kind)
+    array, said = _load(picture, kind, min_short_side, to_srgb)
     # In this order: TIFFs are turned as they are loaded, and JPEG XL but for files that were made of a JPEG.
     is_turned = kind == "TIFF" or (kind == "JXL" and not picture.jpeg)
     turned = 1 if is_turned else orientation(picture.info.get("exif"), picture.info.get("xmp"))
@@ -197,13 +208,15 @@ def _open(data: bytes | bytearray, kind: str) -> Image.Image:
         raise broken(kind, "truncated" if cut else error) from None
 
 
-def _load(picture: Image.Image, kind: str) -> tuple[np.ndarray, str | None]:
+def _load(picture: Image.Image, kind: str, min_short_side: int | None, to_srgb: bool) -> tuple[np.ndarray, str | None]:
     """Decode with Pillow; also what libtiff says of a file that it decodes all the same."""
     errors: list[str] = []
     try:
         with turn(*picture.size), library_words.libtiff() as errors:
             picture.load()
-            return pixels.to_rgb(picture), f"part of the picture is damaged: {errors[0]}" if errors else None
+            transform = icc.find_transform(picture.info.get("icc_profile"), picture.mode) if to_srgb else None
+            array = icc.convert(pixels.to_rgb(picture, transform is not None), transform, min_short_side)
+            return array, f"part of the picture is damaged: {errors[0]}" if errors else None
     except MemoryError:
         raise
     except Exception as error:

@@ -76,8 +76,9 @@ class _Views(torch.utils.data.Dataset):
     def _side(self, epoch: int) -> int:
         return self._size
 
-    def _read(self, index: int, min_short_side: int) -> np.ndarray:
-        image, damage = decode_image(self._samples.full_path(index), min_short_side=min_short_side)
+    def _read(self, index: int, view: Augmentation | Preprocessing) -> np.ndarray:
+        path = self._samples.full_path(index)
+        image, damage = decode_image(path, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
         if damage:
             self.damaged[index] = 1
         return image
@@ -114,7 +115,7 @@ class TrainViews(_Views):
         if self._cache is not None:
             image = self._cache.read(self._rows[draw.index])
         else:
-            image = self._read(draw.index, augmentation.min_short_side)
+            image = self._read(draw.index, augmentation)
         return augmentation.view(image, sample_rng(self._seed, draw.epoch, draw.index, draw.occurrence))
 
 
@@ -128,7 +129,7 @@ class EvalViews(_Views):
     def _view(self, draw: Draw) -> np.ndarray:
         if draw.weight == 0:
             return np.zeros((self._size, self._size, 3), dtype=np.uint8)
-        return self._preprocessing.view(self._read(draw.index, self._preprocessing.min_short_side))
+        return self._preprocessing.view(self._read(draw.index, self._preprocessing))
 
 
 class AllViews(_Views):

@@ -9,13 +9,16 @@ floats. So the same numbers give the same picture in each type, and a slightly l
 - TIFF may give it: MaxSampleValue, SMaxSampleValue, or fewer than 16 bits a sample. A greater value that is there
   shows that the tag is wrong. WhiteIsZero is turned round. NaN is black.
 
-Colour of 16 bits a channel comes from Pillow as the upper 8 bits. LAB is converted to sRGB, CMYK by the plain formula.
+Colour of 16 bits a channel comes from Pillow as the upper 8 bits. LAB is converted to sRGB, CMYK by the plain formula
+where no profile is applied (``flowers.data.formats.icc``).
 Only Adobe's programs store no ink as 255, and mark it. A CMYK JPEG without the mark is taken as the standard says,
 unless much more of it would then be under more ink than paper holds than the other way round.
 """
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops
+from torch.nn import functional
 
 from flowers.data.formats.tiff import black_and_white
 
@@ -26,17 +29,22 @@ _MOST_INK = 867
 _BLOCK_PIXELS = 1 << 16  # so that a block stays in the cache
 
 
-def to_rgb(picture: Image.Image) -> np.ndarray:
+def to_rgb(picture: Image.Image, keep_cmyk: bool = False) -> np.ndarray:
     """Convert a loaded Pillow image of any mode.
 
+    Args:
+        keep_cmyk: give the four inks of a CMYK picture instead, 0 for no ink, to be converted by a colour profile.
+
     Returns:
-        uint8 [H, W, 3], C-contiguous and writable; not yet turned by EXIF.
+        uint8 [H, W, 3], or [H, W, 4] of inks; C-contiguous and writable; not yet turned by EXIF.
     """
     mode = picture.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         return _deep_grey(picture)
     if mode == "CMYK" and picture.format in ("JPEG", "MPO") and "adobe" not in picture.info:
         picture = _by_ink(picture)
+    if mode == "CMYK" and keep_cmyk:
+        return np.array(picture)
     if mode == "La":
         picture = picture.convert("LA")
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or picture.has_transparency_data:
@@ -64,6 +72,17 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return np.ascontiguousarray(array)
+
+
+def shrink(array: np.ndarray, short_side: int) -> np.ndarray:
+    """Bring the short side of a uint8 [H, W, C] picture down to ``short_side``, antialiased, if it is longer."""
+    short = min(array.shape[:2])
+    if short <= short_side:
+        return array
+    size = [round(length * short_side / short) for length in array.shape[:2]]
+    image = torch.from_numpy(array)[None].permute(0, 3, 1, 2)
+    shrunk = functional.interpolate(image, size, mode="bicubic", antialias=True)
+    return shrunk[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _deep_grey(picture: Image.Image) -> np.ndarray:

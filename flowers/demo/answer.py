@@ -78,7 +78,8 @@ class Oracle:
             ImageError: there is no picture in it; the short reason.
         """
         preprocessing = self._preprocessing
-        image = read_image(source, min_short_side=preprocessing.min_short_side)
+        how = {"min_short_side": preprocessing.min_short_side, "to_srgb": preprocessing.to_srgb}
+        image = read_image(source, **how)
         view = preprocessing.view(image)
         probs = self._engine.submit(view[None]).result().probs
         best = best_classes(probs, min(TOPK, len(self.folders)))[0]

@@ -4,8 +4,8 @@ from flowers.engines.exported import KEY
 
 _TEXT = """\
 # Classifies photos with an exported model; needs onnxruntime, pillow and numpy only.
-import json, pathlib, sys, numpy, onnxruntime
-from PIL import Image, ImageOps
+import io, json, pathlib, sys, numpy, onnxruntime
+from PIL import Image, ImageCms, ImageOps
 
 if len(sys.argv) != 3 or not all(pathlib.Path(name).exists() for name in sys.argv[1:]):
     sys.exit(f"usage: python {{sys.argv[0]}} MODEL.onnx PHOTO_OR_FOLDER, of files that exist")
@@ -14,7 +14,15 @@ model = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
 view, given = model["preprocessing"], pathlib.Path(sys.argv[2])
 for path in sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]:
     try:
-        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        photo = ImageOps.exif_transpose(Image.open(path))
+        photo = photo if photo.mode in ("L", "CMYK") else photo.convert("RGB")
+        if view.get("to_srgb") and (profile := photo.info.get("icc_profile")):
+            try:
+                srgb = ImageCms.createProfile("sRGB")
+                photo = ImageCms.profileToProfile(photo, io.BytesIO(profile), srgb, outputMode="RGB")
+            except (ImageCms.PyCMSError, ValueError):
+                pass  # not a profile of such a photo
+        photo = photo.convert("RGB")
     except OSError as error:
         print(f"{{path}}: {{error}}", file=sys.stderr)
         continue

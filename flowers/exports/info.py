@@ -131,6 +131,7 @@ def rows(facts: dict) -> list[tuple[str, object]]:
         ("folder", readable(facts["folder"])),
         ("model", network),
         ("images", f"short side to {view['resize']}, centre {view['crop']} x {view['crop']}, {view['interpolation']}"),
+        ("color profiles", "converted to sRGB" if view.get("to_srgb") else "ignored"),
         ("classes", f"{len(facts['classes'])}: {labels}"),
         ("accuracy", "; ".join(_accuracy(facts)) or "not known"),
         ("made", _made(facts["made"])),

@@ -47,7 +47,8 @@ def model_card(bundle: Bundle, agreement: Agreement) -> str:
             'names = model.pretrained_cfg["label_names"]\n```'
         ),
         "Input": (
-            f"RGB, short side {view.resize} px ({view.interpolation}), the middle {view.crop} x {view.crop} px, pixels "
+            f"{'sRGB, to which other color profiles are converted' if view.to_srgb else 'RGB'}, short side "
+            f"{view.resize} px ({view.interpolation}), the middle {view.crop} x {view.crop} px, pixels "
             f"from 0 to 1, minus {list(view.mean)}, divided by {list(view.std)}."
         ),
         "Check": (

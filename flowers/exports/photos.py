@@ -48,7 +48,8 @@ class Photos:
 
         def view(path: str) -> np.ndarray | None:
             try:
-                return preprocessing.view(read_image(path, min_short_side=preprocessing.min_short_side))
+                how = {"min_short_side": preprocessing.min_short_side, "to_srgb": preprocessing.to_srgb}
+                return preprocessing.view(read_image(path, **how))
             except ImageError:
                 return None
 

@@ -165,7 +165,8 @@ class Sample:
                 start_s = time.perf_counter()
                 data = self.read(entry)
                 read_s = time.perf_counter() - start_s
-                images.append(view.view(read_image(data, min_short_side=view.min_short_side)))
+                image = read_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
+                images.append(view.view(image))
             except ImageError:
                 failed += 1
                 continue

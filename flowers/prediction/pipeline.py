@@ -206,10 +206,11 @@ class Pipeline:
                 data = self._read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
                 start_s = time.thread_time()
-                image, damage = decode_image(data, min_short_side=self._view.min_short_side)
+                view = self._view
+                image, damage = decode_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
                 if damage and self._on_damaged == "error":
                     raise ImageError(damage)
-                batch.images[slot] = self._view.view(image)
+                batch.images[slot] = view.view(image)
                 if damage and self._on_damaged == "mark":
                     batch.damage[slot] = damage
                 clock[1] += time.thread_time() - start_s

@@ -52,7 +52,7 @@ def whole_photos(sources: Mapping[Key, str], side: int) -> dict[Key, str | None]
 
     def whole(source: str) -> str | None:
         try:
-            picture = Image.fromarray(read_image(source, min_short_side=side))
+            picture = Image.fromarray(read_image(source, min_short_side=side, to_srgb=True))
         except ImageError:
             return None
         picture.thumbnail((side, side), Image.Resampling.BICUBIC)
@@ -74,7 +74,8 @@ def training_views(
     for index in chosen:
         path = samples.full_path(index)
         try:
-            image = read_image(path, min_short_side=augmentation.min_short_side)
+            how = {"min_short_side": augmentation.min_short_side, "to_srgb": augmentation.to_srgb}
+            image = read_image(path, **how)
         except ImageError:
             continue
         views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in epochs[:VIEWS]]
@@ -92,7 +93,7 @@ def thumbnail(source: str | os.PathLike | bytes, side: int = 160, quality: int =
     Raises:
         ImageError: there is no picture; the short reason.
     """
-    picture = Image.fromarray(read_image(source, min_short_side=side))
+    picture = Image.fromarray(read_image(source, min_short_side=side, to_srgb=True))
     short = min(picture.size)
     left, top = ((length - short) / 2 for length in picture.size)
     box = (left, top, left + short, top + short)

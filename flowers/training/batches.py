@@ -108,6 +108,7 @@ def build_augmentation(config: TrainConfig, preprocessing: Preprocessing) -> Aug
         random_erasing=config.random_erasing,
         auto_augment=config.auto_augment,
         interpolation=preprocessing.interpolation,
+        to_srgb=preprocessing.to_srgb,
     )
 
 
@@ -120,7 +121,8 @@ def build_cache(config: TrainConfig, data: ImageFolders, augmentation: Augmentat
     if config.cache == "none" or config.uses_features:  # those images are decoded once
         return None
     folder, threads = config.output_dir / "cache", default_workers(config.workers)
-    return open_cache(data.train, config.cache, augmentation.cache_short_side, folder=folder, threads=threads)
+    short_side, to_srgb = augmentation.cache_short_side, augmentation.to_srgb
+    return open_cache(data.train, config.cache, short_side, to_srgb=to_srgb, folder=folder, threads=threads)
 
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

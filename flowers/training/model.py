@@ -58,6 +58,9 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
         preprocessing = dataclasses.replace(
             preprocessing, **{name: value for name, value in given.items() if value is not None}
         )
+        is_new = config.finetune != "staged" and config.continue_from is None
+        if is_new or config.color_profiles is not None:
+            preprocessing = dataclasses.replace(preprocessing, to_srgb=config.color_profiles != "ignore")
     if config.finetune == "head":
         freeze_backbone(classifier)
     elif config.freeze_bn:

@@ -91,6 +91,7 @@ class Stage:
             ("data", f"{images} in {config.data_dir}"),
             ("model", f"{config.model}, {start}, {view.crop} px"),
             ("normalisation", f"mean {_numbers(view.mean)}, std {_numbers(view.std)}, {view.interpolation} resizing"),
+            ("color profiles", "converted to sRGB" if view.to_srgb else "ignored"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
             ("batch", f"{batch} images a step"),
             ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),

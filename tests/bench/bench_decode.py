@@ -11,6 +11,7 @@ clock.
 import argparse
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,10 @@ from torchvision import transforms
 from flowers.data.augment import Preprocessing
 from flowers.data.formats import jpeg
 from flowers.data.images import read_image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from color_profiles import P3_PRIMARIES, rgb_profile, srgb_profile  # noqa: E402
 
 BATCH_SIZE = 32
 USUAL = "usual"
@@ -51,8 +56,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize])
     short_side = preprocessing.min_short_side
 
-    def ours(data: bytes) -> np.ndarray:
-        return preprocessing.view(read_image(data, min_short_side=short_side))
+    def ours(data: bytes, to_srgb: bool = False) -> np.ndarray:
+        return preprocessing.view(read_image(data, min_short_side=short_side, to_srgb=to_srgb))
 
     def ours_normalized() -> None:
         for start in range(0, len(photos), BATCH_SIZE):
@@ -64,8 +69,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
         each(lambda data: read_image(data, min_short_side=short_side))
         jpeg.decode_jpeg = fast
 
-    def each(work: Callable[[bytes], object]) -> None:
-        for data in photos:
+    def each(work: Callable[[bytes], object], of: list[bytes] = photos) -> None:
+        for data in of:
             work(data)
 
     width, height = Image.open(io.BytesIO(photos[0])).size
@@ -81,6 +86,15 @@ def measure(options: argparse.Namespace) -> list[Row]:
         f"{photo} decoded at full scale, one core": lambda: each(read_image),
         f"{photo} decoded without torchvision.io, one core": decode_with_pillow,
     }
+    converted_by_name = {
+        f"{photo} with the profile of {name} to evaluation views in sRGB, one core": lambda tagged=tagged: each(
+            lambda data: ours(data, to_srgb=True), tagged
+        )
+        for name, tagged in (
+            ("sRGB", [_tagged(data, srgb_profile()) for data in photos]),
+            ("Display P3", [_tagged(data, rgb_profile(P3_PRIMARIES)) for data in photos]),
+        )
+    }
     with one_core():
         seconds = take_turns(
             {
@@ -88,6 +102,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 OPEN: lambda: each(lambda data: Image.open(io.BytesIO(data)).convert("RGB")),
                 **ours_by_name,
                 **decoding_by_name,
+                **converted_by_name,
             },
             options.rounds,
             clock_s=time.process_time,
@@ -98,6 +113,12 @@ def measure(options: argparse.Namespace) -> list[Row]:
         Row(name, rate(count, seconds[name]), f"{times_faster(seconds[plain], seconds[name])} {texts[plain]}, "
             f"{rate(count, seconds[plain])}")
         for plain, names in ((USUAL, ours_by_name), (OPEN, decoding_by_name)) for name in names
+    ]  # fmt: skip
+    plain = f"{photo} to evaluation views, one core"
+    rows += [
+        Row(name, rate(count, seconds[name]), f"{times_faster(seconds[plain], seconds[name])} the same photos without "
+            f"a profile, {rate(count, seconds[plain])}")
+        for name in converted_by_name
     ]  # fmt: skip
     if len(os.sched_getaffinity(0)) > 1:
         with ThreadPoolExecutor(2) as pool:
@@ -118,6 +139,12 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+def _tagged(jpeg_bytes: bytes, profile: bytes) -> bytes:
+    """The same JPEG with a colour profile."""
+    body = b"ICC_PROFILE\0\1\1" + profile
+    return jpeg_bytes[:2] + b"\xff\xe2" + (len(body) + 2).to_bytes(2) + body + jpeg_bytes[2:]
 
 
 def _draw(width: int, height: int, seed: int) -> bytes:

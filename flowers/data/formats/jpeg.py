@@ -21,7 +21,7 @@ import torch
 from PIL import JpegImagePlugin
 
 from flowers.data import pixels
-from flowers.data.formats import library_words
+from flowers.data.formats import icc, library_words
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.limits import broken, check_pixels, too_many_pixels, turn
 from flowers.errors import ImageError
@@ -131,12 +131,13 @@ class JpegDecoder:
     Args:
         data: the file's bytes.
         max_pixels: see ``flowers.data.images.decode_image``.
+        to_srgb: likewise.
 
     Raises:
         ImageError: the header is broken.
     """
 
-    def __init__(self, data: bytearray, max_pixels: int):
+    def __init__(self, data: bytearray, max_pixels: int, to_srgb: bool = False):
         self._data, self._max_pixels = data, max_pixels
         try:
             self.header = read_header(data)
@@ -146,6 +147,8 @@ class JpegDecoder:
             raise ImageError(_CUT) from None
         self._end = self._find_end(data)
         self._scans = [] if self.header.single_scan else self._read_scans()
+        mode = {1: "L", 4: "CMYK"}.get(self.header.components, "RGB")
+        self._transform = icc.find_transform(self.header.icc_profile, mode) if to_srgb else None
 
     def _find_end(self, data: bytearray) -> int:
         """Offset of the end mark, -1 without one; of several pictures in one file that of the last may be found."""
@@ -162,24 +165,26 @@ class JpegDecoder:
             ImageError: too large, too many scans, or damaged beyond use.
         """
         header = self.header
+        array, damage = self._decode(_scale((header.width, header.height), min_short_side))
+        array = icc.convert(array, self._transform, min_short_side)
+        return pixels.upright(array, orientation(header.exif, header.xmp)), damage
+
+    def _decode(self, scale: int) -> tuple[np.ndarray, str | None]:
+        """The picture as it is stored, and what is wrong with it."""
+        header = self.header
         size = (header.width, header.height)
-        scale = _scale(size, min_short_side)
         if not header.single_scan:
             # All coefficients of a file of several scans are kept in memory, whatever the scale that it is decoded at.
             check_pixels(*size, self._max_pixels)
         if -(-size[0] // scale) * -(-size[1] // scale) > self._max_pixels:
             raise too_many_pixels(*size)
-        turned = orientation(header.exif, header.xmp)
         if self._end < 0:
-            array, damage = self._decode_without_end(scale)
-            return pixels.upright(array, turned), damage
+            return self._decode_without_end(scale)
         decoded = self._decode_with_torchvision() if scale == 1 else None
         if decoded is None:
-            array, damage = self._decode_watched(scale)
-            return pixels.upright(array, turned), damage
+            return self._decode_watched(scale)
         array, suspect = decoded
-        damage = self._missing(self._unread_at(8)) if suspect or not header.single_scan else None
-        return pixels.upright(array, turned), damage
+        return array, self._missing(self._unread_at(8)) if suspect or not header.single_scan else None
 
     def _decode_with_torchvision(self) -> tuple[np.ndarray, bool] | None:
         """Give the picture, and if it may be damaged; None where Pillow knows the kind, or finds the reason."""
@@ -255,7 +260,7 @@ class JpegDecoder:
                 picture.draft(None, (header.width // scale, header.height // scale))
             with turn(*picture.size):
                 picture.load()
-                array = pixels.to_rgb(picture)
+                array = pixels.to_rgb(picture, keep_cmyk=self._transform is not None)
         except MemoryError:
             raise
         except Exception as error:

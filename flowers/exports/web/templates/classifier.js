@@ -114,14 +114,15 @@ async function classify(file) {
   }
 }
 
-/** Upright, with its numbers as they are stored: colour profiles are left alone, as predict.py does. */
+/** Upright; colour profiles are converted to sRGB where the model was trained so, else left alone, as predict.py does. */
 async function decode(file) {
   if (file.size === 0) throw new Error("zero bytes");
   if (file.size > MAX_FILE_BYTES) throw new Error(`too large a file (${(file.size / 2 ** 30).toFixed(1)} GiB)`);
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (isCutJpeg(bytes)) throw new Error("truncated JPEG");
+  const colorSpaceConversion = facts.preprocessing.to_srgb ? "default" : "none";
   try {
-    return await createImageBitmap(new Blob([bytes]), { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    return await createImageBitmap(new Blob([bytes]), { imageOrientation: "from-image", colorSpaceConversion });
   } catch {
     throw new Error("not an image that this browser decodes");
   }
