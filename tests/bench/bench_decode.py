@@ -9,6 +9,7 @@ clock.
 """
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -30,7 +31,7 @@ from flowers.data.images import read_image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from color_profiles import P3_PRIMARIES, rgb_profile, srgb_profile  # noqa: E402
+from color_profiles import P3_PRIMARIES, rgb_profile, srgb_profile
 
 BATCH_SIZE = 32
 USUAL = "usual"
@@ -86,14 +87,12 @@ def measure(options: argparse.Namespace) -> list[Row]:
         f"{photo} decoded at full scale, one core": lambda: each(read_image),
         f"{photo} decoded without torchvision.io, one core": decode_with_pillow,
     }
+    converted = functools.partial(ours, to_srgb=True)
     converted_by_name = {
-        f"{photo} with the profile of {name} to evaluation views in sRGB, one core": lambda tagged=tagged: each(
-            lambda data: ours(data, to_srgb=True), tagged
+        f"{photo} with the profile of {name} to evaluation views in sRGB, one core": functools.partial(
+            each, converted, [_tagged(data, profile) for data in photos]
         )
-        for name, tagged in (
-            ("sRGB", [_tagged(data, srgb_profile()) for data in photos]),
-            ("Display P3", [_tagged(data, rgb_profile(P3_PRIMARIES)) for data in photos]),
-        )
+        for name, profile in (("sRGB", srgb_profile()), ("Display P3", rgb_profile(P3_PRIMARIES)))
     }
     with one_core():
         seconds = take_turns(

@@ -44,7 +44,7 @@ PROB_TOLERANCE = 2e-4
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos as people have them: in folders, turned by EXIF, large, clear, grey, of wide gamut, cut short, and no photos."""
+    """Photos as people have them: in folders, turned by EXIF, large, clear, grey, of wide gamut, cut, and no photos."""
     folder = tmp_path_factory.mktemp("photos")
     tiny_job.make_photos(folder, 4)
     large = encode(photo(1500, 2100, seed=1), "JPEG", **FINE)
