@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import signal
@@ -14,12 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import yaml
-
 from flowers import console, flags, help_page, usage
 from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError
+from flowers.parsing import read_yaml
 
 Config = TypeVar("Config")
+
+_OF_THE_MACHINE = {
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""Failures of a disk, a limit or a name, which are no bug of ours wherever they happen."""
 
 
 def run(
@@ -69,6 +75,12 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
         if reason is None:
             raise
         console.error(reason)
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        console.error(f"{where}{(error.strerror or type(error).__name__).lower()}")
         return EXIT_FAILED
     except MemoryError:
         console.error("the machine's memory is full: pass a smaller --batch-size or fewer --workers")
@@ -206,8 +218,8 @@ def _of_file(known: dict[str, flags.Option], path: Path) -> dict[str, object]:
         UsageError: the file cannot be read, is no mapping, or names an unknown field.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        values = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {path}: {reason}; expected a readable YAML file of flag names and values") from None
     if not isinstance(values, dict):

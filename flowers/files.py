@@ -17,6 +17,9 @@ from flowers.errors import FlowersError
 
 FULL_BELOW_BYTES = 64 * 2**20
 """A write that failed with less than this left on the disk is taken to have failed because the disk is full."""
+MAX_NAME_BYTES = 255
+"""The most that file systems take for one name."""
+_SHORT_BYTES = 80
 NPZ_DAMAGE = (
     ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
     zlib.error, struct.error,
@@ -42,7 +45,7 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp")
         with os.fdopen(handle, mode, **open_kwargs) as file:
             yield file
             file.flush()
@@ -59,6 +62,11 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
                 os.unlink(temporary)
 
 
+def _shortened(name: str) -> str:
+    """The start of a name, for one beside it that is not too long."""
+    return os.fsdecode(os.fsencode(name)[:_SHORT_BYTES])
+
+
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside ``path``; it takes that name only when the block ends well.
@@ -71,7 +79,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         FlowersError: the disk is full, the place cannot be written, or a file is there; what was there is untouched.
     """
     path = _behind_link(Path(path))
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    temporary = path.parent / f".{_shortened(path.name)}.tmp-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(path)
@@ -113,7 +121,10 @@ def restore_folder(path: Path) -> None:
 def old_name(path: Path) -> Path:
     """The path at which ``replace_folder`` keeps the earlier folder while it puts the new one in its place."""
     path = _behind_link(path)
-    return path.parent / f".{path.name}.old"
+    name = f".{path.name}.old"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{_shortened(path.name)}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.old"
+    return path.parent / name
 
 
 def _behind_link(path: Path) -> Path:

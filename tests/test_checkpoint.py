@@ -110,7 +110,7 @@ def test_a_damaged_state_leads_to_the_checkpoint_before(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("step", "2"), ("step", -1), ("step", True), ("step", 2.0), ("best_loss", float("nan")), ("finished", 1),
+    [("step", "2"), ("step", -1), ("step", True), ("step", 2.0), ("best_loss", "1.5"), ("finished", 1),
      ("rank_sums", [1.0]), ("rank_sums", [["1"]]), ("validated", None), ("unknown", 1)],
 )  # fmt: skip
 def test_a_state_without_sha256_holds_values_of_their_types(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers.errors import FlowersError
+from flowers.config.predict import PredictConfig
+from flowers.errors import FlowersError, UsageError
 from flowers.files import make_folder, replace_folder, restore_folder, write_atomically
 
 
@@ -92,3 +93,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowersError, match=r"cannot write .*file/run"):
         make_folder(tmp_path / "file" / "run")
+
+
+def test_the_longest_names_are_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\U0001f33c" * 63):
+        with write_atomically(tmp_path / name) as file:
+            file.write("x")
+        with replace_folder(tmp_path / "folders" / name) as folder:
+            (folder / "x").write_text("1")
+        with replace_folder(tmp_path / "folders" / name) as folder:
+            (folder / "x").write_text("2")
+        assert (tmp_path / "folders" / name / "x").read_text() == "2"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list((tmp_path / "folders").iterdir())) == 2
+
+
+def test_an_output_whose_work_folder_would_have_too_long_a_name() -> None:
+    PredictConfig(Path("model"), (Path("photos"),), output=Path("n" * 244 + ".csv"))
+    with pytest.raises(UsageError, match="249 bytes, expected at most 248"):
+        PredictConfig(Path("model"), (Path("photos"),), output=Path("n" * 245 + ".csv"))

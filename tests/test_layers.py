@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 BASE = {
-    "errors", "files", "console", "streams", "machine", "distributed", "stopping", "locks", "launch",
+    "errors", "files", "parsing", "console", "streams", "machine", "distributed", "stopping", "locks", "launch",
     "cli", "flags", "usage", "help_page", "config",
 }  # fmt: skip
 MAY_IMPORT = {

@@ -1,5 +1,6 @@
 """Move or copy photos to the folders of their corrected classes; what was moved is in a journal and can be undone."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from flowers.data.folders import load_image_folders
 from flowers.data.paths import readable
 from flowers.errors import DataError, FlowersError, OutputError
 from flowers.files import explain_os_error, remove, replace_folder, write_atomically
+from flowers.parsing import read_json
 
 REMOVED = ".removed"
 """Hidden folder in the data folder, for photos that are left out; listings skip hidden folders."""
@@ -73,9 +75,12 @@ def undo(data_dir: Path) -> int:
     if not journals:
         raise OutputError(f"{readable(data_dir)}: no journal, so nothing to undo")
     try:
-        moves = [(str(one), str(other)) for one, other in json.loads(journals[-1].read_text(encoding="utf-8"))["moves"]]
+        moves = [(str(one), str(other)) for one, other in read_json(journals[-1])["moves"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{readable(journals[-1])}: cannot be read ({type(error).__name__})") from None
+    for name in itertools.chain(*moves):
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise OutputError(f"{readable(journals[-1])}: names {readable(name)!r}, expected paths below {data_dir}")
     done = [(target, path) for path, target in reversed(moves) if os.path.lexists(data_dir / target)]
     _rename_all(data_dir, done)
     remove(journals[-1])

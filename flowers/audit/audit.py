@@ -22,6 +22,7 @@ from flowers.datasets.near_duplicates import groups
 from flowers.errors import DataError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle
+from flowers.parsing import read_json
 from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
@@ -180,7 +181,7 @@ def _key(config: AuditConfig, stage: Stage, audited: Audited) -> str:
 
 def _is_finished(folder: Path, key: str) -> bool:
     try:
-        found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "audit.json")
         return found["key"] == key and all((folder / name).exists() for name in ("labels.csv", "audit.html"))
     except (OSError, ValueError, KeyError, TypeError):
         return False

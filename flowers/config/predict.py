@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from flowers.config.paths import accept_strings
 from flowers.errors import UsageError
+from flowers.files import MAX_NAME_BYTES
 from flowers.flags import Flag
 from flowers.machine import MAX_BATCH_SIZE
 
@@ -130,6 +131,12 @@ class PredictConfig:
             raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
         if not self.output.name.lower().endswith(tuple(OUTPUT_KINDS)):
             raise UsageError(f"--output: got {self.output.name}, expected a name ending in {', '.join(OUTPUT_KINDS)}")
+        name_bytes = len(os.fsencode(self.output.name))
+        most_bytes = MAX_NAME_BYTES - len(".stamps")  # the longest ending of what lies beside it
+        if name_bytes > most_bytes:
+            raise UsageError(
+                f"--output: a name of {name_bytes} bytes, expected at most {most_bytes}; give a shorter one"
+            )
         if self.embeddings is not None and self.embeddings.suffix != ".npy":
             raise UsageError(f"--embeddings: got {self.embeddings.name}, expected a name ending in .npy")
         if self.copy_to and self.link_to:

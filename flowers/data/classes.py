@@ -1,6 +1,5 @@
 """The classes of a network's outputs: class folders in index order, and the names to show for them."""
 
-import json
 import os
 import re
 import unicodedata
@@ -10,6 +9,7 @@ from pathlib import Path
 from flowers import console
 from flowers.data.paths import readable, some
 from flowers.errors import DataError
+from flowers.parsing import read_json
 
 _GAPS = re.compile(r"[\s_-]+")
 _WHOLE_NUMBER = re.compile(r"0*(\d+)(\.0+)?")  # spreadsheets make 1 or 1.0 of 01
@@ -77,7 +77,7 @@ def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None
     if class_names is None and not os.path.exists(file):
         return folders
     try:
-        names = json.loads(Path(file).read_text(encoding="utf-8"))
+        names = read_json(file)
     except OSError as error:
         raise DataError(f"{readable(file)}: cannot be read: {(error.strerror or '').lower()}") from None
     except ValueError as error:

@@ -1,7 +1,6 @@
 """Groups of images that belong together, such as the photos of one plant or burst: a drawn split never cuts one."""
 
 import csv
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from flowers import console
 from flowers.data.paths import decode_path, readable, some
 from flowers.errors import DataError, UsageError
+from flowers.parsing import read_json
 
 HINT = (
     "expected a table (.csv with the columns path,group), the findings of prepare.py check --output (.json), or a "
@@ -101,12 +101,12 @@ def _of_table(source: str) -> Iterator[tuple[str, str]]:
 
 def _of_check(source: str) -> Iterator[tuple[str, int]]:
     try:
-        found = json.loads(Path(source).read_text(encoding="utf-8"))
+        found = read_json(source)
         # Near-duplicates list the exact duplicates of each picture with it, and come last.
         for number, paths in enumerate([*found["duplicates"], *found["near_duplicates"]]):
             for path in paths:
                 yield os.path.normpath(decode_path(path)), number
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"--group {readable(source)}: cannot be read as the findings of prepare.py check: {error}"
         ) from None

@@ -20,7 +20,6 @@ by the file that they mean.
 import codecs
 import csv
 import gzip
-import json
 import os
 import re
 import sys
@@ -31,6 +30,7 @@ from typing import BinaryIO, NamedTuple
 
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError
+from flowers.parsing import parse_json
 
 SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
 """Values of the column ``split``, and the splits that they mean."""
@@ -165,7 +165,7 @@ def read_paths(list_file: Path) -> Iterator[str]:
             yield from (row["path"] for _, row in csv_rows(list_file))
         elif name.endswith(".jsonl"):
             with open(list_file, encoding="utf-8-sig") as file:
-                yield from (decode_path(json.loads(line)["path"]) for line in file if line.strip())
+                yield from (decode_path(parse_json(line)["path"]) for line in file if line.strip())
         elif name.endswith(".parquet"):
             yield from map(decode_path, _parquet_paths(list_file))
         elif str(list_file) == STDIN:
@@ -175,7 +175,7 @@ def read_paths(list_file: Path) -> Iterator[str]:
                 yield from _lines(file, list_file)
     except OSError as error:
         raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no column named path ({error})" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{readable(list_file)}: cannot be read as a list: {reason}") from None
 

@@ -15,6 +15,7 @@ from flowers.data.grouping import group_images
 from flowers.data.paths import readable
 from flowers.errors import DataError
 from flowers.files import write_atomically
+from flowers.parsing import read_json
 
 FORMAT_VERSION = 1
 
@@ -158,9 +159,11 @@ def _read(split_file: Path, paths: Sequence[str], flags: dict[str, object]) -> l
 def _parse(split_file: Path) -> tuple[dict[str, bool], dict[str, object]]:
     where = readable(split_file)
     try:
-        split = json.loads(split_file.read_text(encoding="utf-8"))
+        split = read_json(split_file)
         if split["format_version"] != FORMAT_VERSION:
             raise DataError(f"{where}: format {split['format_version']}, this version reads {FORMAT_VERSION}")
+        if not all(isinstance(path, str) for path in (*split["train"], *split["valid"])):
+            raise TypeError("paths are text")
         held_out = dict.fromkeys(split["train"], False) | dict.fromkeys(split["valid"], True)
         flags = {"val_fraction": split["val_fraction"], "seed": split["seed"], "group": split.get("group", [])}
         return held_out, flags

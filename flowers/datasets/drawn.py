@@ -22,6 +22,7 @@ from flowers.datasets.drawn_petals import GREENS, Canvas, outline, turn
 from flowers.datasets.drawn_species import COLOURS, SPECIES, UPRIGHT
 from flowers.errors import DataError, UsageError
 from flowers.files import replace_folder, restore_folder
+from flowers.parsing import read_json
 
 MARKER = "garden.json"  # says with which settings a set was drawn
 SPLITS = ("train", "valid", "test")
@@ -214,7 +215,7 @@ def _is_drawn(folder: Path, settings: dict[str, int]) -> bool:
     try:
         if not any(folder.iterdir()):
             return False
-        found = json.loads((folder / MARKER).read_text())
+        found = read_json(folder / MARKER)
     except FileNotFoundError:
         if not folder.exists():
             return False

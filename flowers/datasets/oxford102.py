@@ -22,6 +22,7 @@ import numpy as np
 from flowers import console
 from flowers.errors import DataError
 from flowers.files import replace_folder, restore_folder
+from flowers.parsing import read_json
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 PHOTOS, LABELS, SPLIT = "102flowers.tgz", "imagelabels.mat", "setid.mat"
@@ -246,7 +247,7 @@ def _counts_of(folder: Path, settings: dict[str, str]) -> dict[str, int] | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        found = json.loads((folder / MARKER).read_text())
+        found = read_json(folder / MARKER)
         if found["split"] == settings["split"]:
             return found["counts"]
         held = f"the set in another split ({found['split']})"

@@ -23,7 +23,8 @@ from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable
 from flowers.errors import ModelError, UsageError
-from flowers.models.bundle import Bundle, load_bundle, read_classes
+from flowers.models.bundle import Bundle, check_made, load_bundle, read_classes
+from flowers.parsing import parse_json
 
 FORMAT_VERSION = 1
 KEY = "flowers"
@@ -126,7 +127,7 @@ def load_exported(path: Path) -> ExportedModel:
     if text is None:
         raise ModelError(f"{where}: has no description of classes and preprocessing; expected a file of jobs/export.py")
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         version, model, input_ = values["format_version"], values["model"], values["input"]
         if version != FORMAT_VERSION:
             raise ModelError(f"{where}: format version {version!r}, this flowers reads {FORMAT_VERSION}: export again")
@@ -138,12 +139,13 @@ def load_exported(path: Path) -> ExportedModel:
             if value not in known:
                 raise ModelError(f"{where}: {name} is {value!r}, expected {' or '.join(known)}")
         preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        check_made(values["metrics"], values["made"], where)
         classes = read_classes(values["classes"], values["labels"], num_outputs, where)
         found = ExportedModel(
             path, kind, str(model), values["precision"], input_["type"], input_["layout"], classes, preprocessing,
-            dict(values["metrics"]), dict(values["made"]),
+            values["metrics"], values["made"],
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{where}: its description is broken ({type(error).__name__}: {reason})") from None
     wanted = found.input_of(np.zeros((1, preprocessing.crop, preprocessing.crop, 3), np.uint8))

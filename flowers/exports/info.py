@@ -21,6 +21,7 @@ from flowers.data.paths import readable, some
 from flowers.engines.exported import SUFFIXES, ExportedModel, files_of, open_model
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
 from flowers.models.weights import WEIGHTS_FILE
+from flowers.parsing import read_json
 
 STATE_FILE = "state.json"
 _STATE = ("step", "epoch", "finished")
@@ -189,7 +190,7 @@ def _versions(made: dict) -> str:
 def _read(folder: Path, name: str) -> dict:
     """A JSON file that a run leaves beside its models; nothing where it is not there or broken."""
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / name)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,12 +1,12 @@
 """``README.md`` of an exported model, as the Hugging Face hub shows it: data, figures, calibration, how to load it."""
 
-import json
 from pathlib import Path
 
 import yaml
 
 from flowers.exports.compare import Agreement
 from flowers.models.bundle import Bundle
+from flowers.parsing import read_json
 from flowers.reports.calibration import wilson_interval
 
 MOST_CLASSES = 200
@@ -85,7 +85,7 @@ def _figures(bundle: Bundle) -> str:
 def _measured(bundle: Bundle) -> dict:
     """The splits in metrics.json of the run that the model lies in, if it is about this model."""
     try:
-        found = json.loads((bundle.folder.parent / "metrics.json").read_text(encoding="utf-8"))
+        found = read_json(bundle.folder.parent / "metrics.json")
         splits = {split: of for split, of in found.items() if isinstance(of, dict)}
         same = splits["valid"]["top1"] == bundle.metrics["valid_top1"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

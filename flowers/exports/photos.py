@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from flowers.data.augment import Preprocessing
 from flowers.data.choice import Choice
@@ -19,6 +18,7 @@ from flowers.data.threads import in_order
 from flowers.errors import DataError, FlowersError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
+from flowers.parsing import read_yaml
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +88,10 @@ def photos_of_run(bundle: Bundle, split: str, flag: str) -> Photos:
     if run is None:
         raise UsageError(f"{flag} is missing: no config.yaml beside {readable(folder)} says what it was trained on")
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         data_dir, choice = config["data_dir"], Choice(exclude=tuple(config.get("exclude") or ()))
         samples = load_split(data_dir, split, bundle.classes, run / "split.json", choice=choice)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, FlowersError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, FlowersError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{flag} is missing, and the run's own {split} photos cannot be loaded: {reason}") from None
     paths = [samples.full_path(index) for index in range(len(samples))]

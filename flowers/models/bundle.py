@@ -39,9 +39,11 @@ from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.models.weights import WEIGHTS_FILE, add_tensors, fit_weights, strip_wrappers
+from flowers.parsing import parse_json
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "model.json"
+MOST_TEMPERATURE = 1e6
 _LONG = 800  # characters
 _FIELDS = {"format_version", "model", "head", "classes", "labels", "preprocessing", "metrics", "made"}
 
@@ -141,8 +143,8 @@ def load_bundle(path: Path) -> Bundle:
         folder = _find_folder(Path(path))
         before = _read_file(folder / DESCRIPTION_FILE)
         try:
-            description = json.loads(before)
-        except (ValueError, RecursionError) as error:
+            description = parse_json(before)
+        except ValueError as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"bundle {folder}: {DESCRIPTION_FILE} is not JSON ({reason})") from None
         try:
@@ -224,11 +226,27 @@ def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassI
         preprocessing = Preprocessing.from_dict(values["preprocessing"])
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    for name in ("metrics", "made"):
-        if not isinstance(values[name], dict):
-            raise ModelError(f"{where}: {name} is a {type(values[name]).__name__}, expected a mapping")
+    check_made(values["metrics"], values["made"], where)
     classes = read_classes(values["classes"], values["labels"], head.num_classes, where)
     return values["model"], head, classes, preprocessing
+
+
+def check_made(metrics: object, made: object, where: str) -> None:
+    """Check the figures of a description, and how the model was made.
+
+    Raises:
+        ModelError: they are no mappings, or what the jobs use of them is not of its kind.
+    """
+    for name, value in (("metrics", metrics), ("made", made)):
+        if not isinstance(value, dict):
+            raise ModelError(f"{where}: {name} is a {type(value).__name__}, expected a mapping")
+    for name in ("config", "versions"):
+        if not isinstance(made.get(name, {}), dict):
+            raise ModelError(f"{where}: {name} in made is {made[name]!r}, expected a mapping")
+    for name, most in (("temperature", MOST_TEMPERATURE), ("min_prob", 1)):
+        value = made.get(name, most)
+        if type(value) not in (int, float) or not 0 <= value <= most:
+            raise ModelError(f"{where}: {name} in made is {value!r}, expected a number from 0 to {most:g}")
 
 
 def read_classes(folders: object, labels: object, num_classes: int, where: str) -> ClassIndex:

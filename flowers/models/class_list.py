@@ -5,13 +5,13 @@ index}``, ``{"0": "name", ...}`` (id2label), a config.json with such values as `
 ``{"folder": "display name"}`` sorted by folder, as torchvision's ImageFolder does.
 """
 
-import json
 import os
 from pathlib import Path
 
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.errors import DataError
+from flowers.parsing import parse_json
 
 
 def read_class_list(path: Path) -> ClassIndex:
@@ -23,10 +23,10 @@ def read_class_list(path: Path) -> ClassIndex:
     where = readable(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix.lower() == ".json" else None
+        values = parse_json(text) if path.suffix.lower() == ".json" else None
     except OSError as error:
         raise DataError(f"--classes {where}: cannot be read: {(error.strerror or '').lower()}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"--classes {where}: {' '.join(str(error).split())}") from None
     if values is None:
         lines = [line.split("\t") for line in text.splitlines() if line.strip()]

@@ -5,7 +5,7 @@ import shutil
 
 from flowers.errors import ModelError
 from flowers.files import replace_folder
-from flowers.models.bundle import DESCRIPTION_FILE, Bundle, write_bundle
+from flowers.models.bundle import DESCRIPTION_FILE, MOST_TEMPERATURE, Bundle, write_bundle
 from flowers.models.weights import WEIGHTS_FILE
 
 OUTPUT = ("head.output.weight", "head.output.bias")
@@ -25,8 +25,8 @@ def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
     """
     earlier = bundle.made.get("temperature", 1.0)
     for value in (temperature, earlier):
-        if not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise ModelError(f"temperature: got {value!r}, expected a positive number below 1e6")
+        if not isinstance(value, int | float) or not 0 < value <= MOST_TEMPERATURE:
+            raise ModelError(f"temperature: got {value!r}, expected a positive number up to {MOST_TEMPERATURE:g}")
     tensors = {name: (bundle.state_dict[name].double() / temperature).float() for name in OUTPUT}
     made = {**bundle.made, "temperature": earlier * temperature}
     return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors})

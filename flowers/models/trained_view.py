@@ -1,6 +1,5 @@
 """How another trainer's model saw its images: from flags, else from the config.json beside its weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from flowers.data.augment import MAX_SIDE, Preprocessing
 from flowers.data.paths import readable
 from flowers.errors import ModelError
+from flowers.parsing import read_json
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # of Pillow, as Hugging Face writes it
@@ -81,11 +81,11 @@ def read_view(weights: Path) -> TrainedView:
         if not path.is_file():
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if isinstance(values, dict):
                 view = _view(values).over(view)
                 view.check()
-        except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{readable(path)}: cannot be read as a model's config: {reason}") from None
     return view

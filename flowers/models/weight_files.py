@@ -4,7 +4,7 @@ Nothing in a file is run. Objects of other classes beside the tensors (a numpy s
 inert placeholders, and the keys that held them are named.
 """
 
-import json
+import os
 import pickle
 import re
 import warnings
@@ -20,6 +20,7 @@ from flowers import console
 from flowers.data.paths import readable, some
 from flowers.errors import ModelError
 from flowers.models.weights import WEIGHTS_FILE, strip_wrappers
+from flowers.parsing import read_json
 
 AVERAGED = re.compile(r"(^|[._])(ema|teacher|swa|avg|averaged?)([._]|$)")
 """In a key or prefix: an average of the trained weights, which is what its authors evaluate."""
@@ -205,13 +206,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """
     where = readable(index)
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = read_json(index)["weight_map"]
         names = sorted({str(file) for file in files.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"weights: {where} is no index of a sharded file: {' '.join(str(error).split())}") from None
     tensors: dict[str, Tensor] = {}
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if Path(name).name != name or not os.path.isfile(index.parent / name):
             raise ModelError(f"weights: {where} names {name!r}, which is no file beside it: copy all shards there")
         content = _read(index.parent / name)
         states = dict(_find_states(content))

@@ -15,6 +15,7 @@ from pathlib import Path
 from flowers.data.paths import readable
 from flowers.errors import OutputError
 from flowers.files import explain_os_error, remove
+from flowers.parsing import parse_json
 
 STAGES = ("read", "decode", "infer", "write")
 """What the seconds of a shard are counted by."""
@@ -95,8 +96,8 @@ def peek(folder: Path, index: int) -> dict | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         _, mark, tail = file.read().rpartition(b"\0")
-    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
-        facts = json.loads(tail) if mark else {}
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        facts = parse_json(tail) if mark else {}
         held = facts.get("bytes", 0) + facts.get("stamps_bytes", 0)
         if facts.pop("check", None) == _check(facts) and held == size - len(tail) - 1:
             return facts

@@ -17,14 +17,13 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
-from flowers.files import explain_os_error
+from flowers.files import MAX_NAME_BYTES, explain_os_error
 from flowers.prediction.archives import Archive
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.table import read_rows
 
 UNSURE = "_unsure"
 _NAME_BYTES = 200
-_MAX_NAME_BYTES = 255
 
 
 def check_target(config: PredictConfig) -> None:
@@ -124,7 +123,7 @@ def _names(path: str) -> Iterator[str]:
     stem, ending = os.path.splitext(os.path.basename(path))
     letters = hashlib.sha256(os.fsencode(path)).hexdigest()
     for name in (f"{stem}{ending}", f"{stem}-{letters[:8]}{ending}", f"{letters}{ending}"):
-        if len(os.fsencode(name)) <= _MAX_NAME_BYTES:
+        if len(os.fsencode(name)) <= MAX_NAME_BYTES:
             yield name
 
 

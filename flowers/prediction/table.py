@@ -22,6 +22,7 @@ from flowers.config.predict import OUTPUT_KINDS
 from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
+from flowers.parsing import parse_json, read_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
 
@@ -163,7 +164,7 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
             return
         with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             if name.endswith(".jsonl"):
-                yield from (_as_text(json.loads(line), path) for line in file)
+                yield from (_as_text(parse_json(line), path) for line in file)
                 return
             reader = csv.DictReader(file)
             _check_columns(reader.fieldnames or [], path)
@@ -198,7 +199,7 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
         elif name.endswith(".jsonl"):
             with open(path, "rb") as file:
                 for line in file:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     whole = json_line(empty | row) if "columns" in settings else line
                     yield row["path"], row.get("status", ""), whole
         else:
@@ -215,10 +216,12 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
 
 def _read_sidecar(sidecar: Path) -> dict | None:
     """Read a sidecar; None if there is none, or the file is something else."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError):
         if sidecar.stat().st_size <= _SIDECAR_BYTES:
-            facts = json.loads(sidecar.read_bytes())
-            return facts if isinstance(facts, dict) and "settings" in facts else None
+            facts = read_json(sidecar)
+            kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}
+            if isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+                return facts
     return None
 
 

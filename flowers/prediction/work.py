@@ -30,6 +30,7 @@ from flowers import console
 from flowers.data.paths import readable
 from flowers.errors import OutputError
 from flowers.files import explain_os_error, sync_file
+from flowers.parsing import read_json
 from flowers.prediction import parts
 from flowers.prediction.file_list import Entry, FileList
 from flowers.prediction.inputs import look_at
@@ -313,7 +314,7 @@ def _read_sealed(path: Path) -> dict:
         FileNotFoundError: it is gone.
         ValueError: it is damaged.
     """
-    sealed = json.loads(path.read_bytes())
+    sealed = read_json(path)
     value = sealed["value"] if isinstance(sealed, dict) and "value" in sealed else None
     if not isinstance(value, dict) or zlib.crc32(json.dumps(value, sort_keys=True).encode()) != sealed.get("crc32"):
         raise ValueError(f"{path.name} is damaged")

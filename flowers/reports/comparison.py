@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from flowers import console
 from flowers.config.compare import CompareConfig
 from flowers.data.paths import readable
 from flowers.errors import UsageError
+from flowers.parsing import read_yaml
 from flowers.reports.calibration import wilson_interval
 from flowers.reports.model_report import by_epoch, read_lines
 from flowers.reports.page import percent, write_page
@@ -95,7 +94,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs, bad = [], []
     for folder, name in zip(folders, names, strict=True):
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            config = read_yaml(folder / "config.yaml")
             history, timing = (read_lines(folder / f"{part}.jsonl") for part in ("history", "timing"))
             run = Run(readable(name if names.count(name) == 1 else str(folder)), config, history, timing)
             if not isinstance(config, dict):
@@ -108,7 +107,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             bad.append(f"{readable(str(folder))}: {what}")
         except OSError as error:
             bad.append(f"{readable(str(folder))}: {error.strerror}")
-        except (ValueError, yaml.YAMLError) as error:
+        except ValueError as error:
             bad.append(f"{readable(str(folder))}: {' '.join(str(error).split())[:200]}")
         except (KeyError, TypeError):
             bad.append(f"{readable(str(folder))}: a line of its history is damaged")

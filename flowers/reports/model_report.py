@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
+from flowers.parsing import parse_json, read_json
 from flowers.reports import calibration
 from flowers.reports.advice import Known, advise
 from flowers.reports.answers import Answers
@@ -274,17 +274,26 @@ def _run_folder(run_dir: Path | None) -> dict:
     return {
         "history": read_lines(run_dir / "history.jsonl"),
         "timing": read_lines(run_dir / "timing.jsonl"),
-        "trials": json.loads(tuning.read_text(encoding="utf-8")) if tuning.exists() else [],
+        "trials": _trials(tuning),
         "lr_finder": _png(finder) if finder.exists() else None,
     }
+
+
+def _trials(path: Path) -> list[dict]:
+    """What was tried for the head; nothing where the file is damaged or not there."""
+    with contextlib.suppress(OSError, ValueError):
+        found = read_json(path)
+        if isinstance(found, list) and all(isinstance(trial, dict) for trial in found):
+            return found
+    return []
 
 
 def read_lines(path: Path) -> list[dict]:
     """JSON lines; one that a crash cut short or that is damaged is left out."""
     lines = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError, RecursionError):
-            lines.append(json.loads(line))
+        with contextlib.suppress(ValueError):
+            lines.append(parse_json(line))
     return [line for line in lines if isinstance(line, dict)]
 
 

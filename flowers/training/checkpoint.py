@@ -24,6 +24,7 @@ from flowers.errors import CheckpointError, ModelError
 from flowers.files import file_digest, replace_folder
 from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
+from flowers.parsing import read_json
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
@@ -130,7 +131,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: something is missing, damaged, newer than this version, or not plain tensors.
     """
     try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json(path / STATE_FILE)
         written = state.pop("sha256", None)
         if written is not None and _digest(state) != written:
             raise CheckpointError(f"{path}: {STATE_FILE} is damaged (its SHA-256 is not what was written)")

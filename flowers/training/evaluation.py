@@ -27,6 +27,7 @@ from flowers.errors import DataError, FlowersError, NoSplitError, OutputError
 from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature
+from flowers.parsing import read_json
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, sure_above
 from flowers.reports.metrics import LogitTable, Metrics, Tally
@@ -232,9 +233,9 @@ def _claim(output: Path, config: EvaluateConfig) -> None:
     if config.overwrite or not output.exists():
         return
     try:
-        found = json.loads(output.read_text(encoding="utf-8"))
+        found = read_json(output)
         split, data_dir, most = found["split"], Path(found["data_dir"]), found.get("max_images")
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         what = "is no file of figures"
     else:
         if (split, most) == (config.split, config.max_images) and _is_same_data(data_dir, config.data_dir):

@@ -31,6 +31,7 @@ from flowers.engines.engine import Engine, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
 from flowers.models.weights import add_tensors
+from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
 from flowers.training.evaluation import ENGINE_PRECISION, IN_FLIGHT
@@ -343,8 +344,8 @@ def _read(path: Path) -> np.ndarray:
 def _read_key(path: Path) -> dict | None:
     """The key of features; None for one that is not there or damaged, whose features do not count either."""
     try:
-        key = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        key = read_json(path)
+    except (OSError, ValueError):
         return None
     return key if isinstance(key, dict) else None
 

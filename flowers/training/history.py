@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flowers.errors import FlowersError
 from flowers.files import explain_os_error, write_atomically
+from flowers.parsing import parse_json
 
 COLUMNS = (
     "step", "epoch", "lr", "train_loss", "train_top1", "train_images", "valid_loss", "valid_top1", "valid_top5",
@@ -102,4 +103,4 @@ def read_history(path: Path) -> list[dict]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [parse_json(line) for line in lines if line.endswith("\n")]

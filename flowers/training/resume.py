@@ -1,7 +1,6 @@
 """Resuming a run: find the checkpoint, the same on all ranks, and restore the trainer from it."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import explain_os_error, remove
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
+from flowers.parsing import parse_json, read_json
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
 from flowers.training.trainer import Trainer
@@ -163,10 +163,10 @@ def is_whole(run_dir: Path, resumed: Checkpoint, has_report: bool) -> bool:
             )
         best = load_bundle(run_dir / "best")
     try:
-        figures = json.loads((run_dir / "metrics.json").read_bytes())["valid"]
+        figures = read_json(run_dir / "metrics.json")["valid"]
         if not isinstance(figures, dict):
             return False
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError):
         return False
     own = {name.removeprefix("valid_"): value for name, value in best.metrics.items()}
     if {name: figures.get(name) for name in own} != own:
@@ -185,7 +185,7 @@ def rebuild_best(run_dir: Path, resumed: Checkpoint) -> bool:
     try:
         (path,) = [path for path in list_checkpoints(resumed.path.parent.parent) if path.name == f"step-{step:08d}"]
         found = load_checkpoint(path)
-        lines = [json.loads(line) for line in (found.history or b"").splitlines()]
+        lines = [parse_json(line) for line in (found.history or b"").splitlines()]
         (line,) = [line for line in lines if line["event"] == "valid" and line["step"] == step]
     except (CheckpointError, ValueError, LookupError, TypeError):
         return False

@@ -1,7 +1,6 @@
 """ONNX Runtime for browsers: where npm has put it, and whether it is the version that was tested."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from flowers.data.paths import readable
 from flowers.errors import UsageError
+from flowers.parsing import read_json
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 _NPM_TIMEOUT_S = 20
@@ -133,7 +133,7 @@ def _module_folders() -> Iterator[Path]:
 
 def _version_at(source: Path) -> str:
     try:
-        return str(json.loads((source.parent / "package.json").read_text(encoding="utf-8"))["version"])
+        return str(read_json(source.parent / "package.json")["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return "an unknown version"
 

@@ -31,6 +31,7 @@ from flowers.exports.photos import photos_in
 from flowers.exports.web.runtime import VERSION, copy_runtime, find_runtime
 from flowers.files import replace_folder
 from flowers.models.bundle import Bundle
+from flowers.parsing import read_json
 from flowers.reports.photos import thumbnail
 
 FORMAT = "flowers web"
@@ -86,7 +87,7 @@ def _refuse_foreign(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not os.listdir(output)):
         return
     try:
-        if json.loads((output / "facts.json").read_text(encoding="utf-8"))["format"] == FORMAT:
+        if read_json(output / "facts.json")["format"] == FORMAT:
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -1,0 +1,97 @@
+"""JSON and YAML that somebody else may have written: plain values, or a ValueError that says in one line why not.
+
+Beyond what the two formats allow, values must be such that the rest of the program can use them: numbers are finite,
+text is such as file names and UTF-8 can hold, and nothing is nested deeper than anybody means it.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+MOST_DEPTH = 100
+_ALIASED = 10_000
+"""Values of a YAML file, beside one a character: few letters may stand for billions of values by its aliases."""
+_HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates but for those that stand for a byte of a file name that is not UTF-8."""
+
+
+def parse_json(text: str | bytes) -> object:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or holds a number that is not finite, half a character, or depths.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except RecursionError:
+        raise _too_deep() from None
+    _check(value, len(text), "\\u" in text)
+    return value
+
+
+def read_json(path: Path) -> object:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: as ``parse_json``.
+        OSError: the file cannot be read.
+    """
+    return parse_json(Path(path).read_bytes())
+
+
+def read_yaml(path: Path) -> object:
+    """The value in a YAML file; None if it is empty.
+
+    Raises:
+        ValueError: it is not YAML, or as ``parse_json``.
+        OSError: the file cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    _check(value, len(text) + _ALIASED, True)
+    return value
+
+
+def _check(value: object, most_values: int, has_escapes: bool) -> None:
+    """Go through all values; those of a list or mapping that has several names are counted under each."""
+    waiting = [(value, 1)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MOST_DEPTH:
+            raise _too_deep()
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        seen += len(items) if isinstance(items, list | tuple | set) else 0
+        if seen > most_values:
+            raise ValueError("its aliases stand for too many values")
+        for item in items if isinstance(items, list | tuple | set) else (items,):
+            if isinstance(item, dict | list | tuple | set):
+                waiting.append((item, depth + 1))
+            elif isinstance(item, float) and not math.isfinite(item):
+                _not_finite(str(item))
+            elif has_escapes and isinstance(item, str) and (half := _HALF_CHARACTER.search(item)):
+                raise ValueError(f"{item[:40]!r} holds half a character (\\u{ord(half[0]):04x})")
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nested deeper than {MOST_DEPTH} levels")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(text)
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is not a finite number")
