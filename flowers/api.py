@@ -57,10 +57,12 @@ class Prediction:
     Attributes:
         topk: the most probable classes, best first; empty where there is an error.
         error: the short reason why the picture could not be read, or None.
+        unfamiliar: the picture is like none of the classes; always False of a model that cannot tell.
     """
 
     topk: tuple[Guess, ...]
     error: str | None = None
+    unfamiliar: bool = False
 
     @property
     def label(self) -> str | None:
@@ -96,6 +98,7 @@ class Model:
         self.preprocessing: Preprocessing = model.preprocessing
         self.hash: str = model.hash
         self._embeds = not isinstance(model, ExportedModel)
+        self._familiarity = model.familiarity if self._embeds else None
         self._engine: Engine = open_engine(
             model, engine=engine, precision=precision, batch_size=batch_size, features=True
         )
@@ -211,12 +214,15 @@ class Model:
 
     def _predictions(self, outputs: Outputs, errors: list[str | None], topk: int) -> list[Prediction]:
         best = best_classes(outputs.probs, topk)
-        found = []
-        for error, classes, probs in zip(errors, best, outputs.probs, strict=True):
+        found, unfamiliar = [], np.zeros(len(errors), bool)
+        if self._familiarity is not None:
+            unfamiliar = self._familiarity.unfamiliar(outputs.probs, outputs.features)
+        for error, classes, probs, is_unfamiliar in zip(errors, best, outputs.probs, unfamiliar, strict=True):
             if error is None and not np.isfinite(probs).all():
                 error = "the model gave no finite probabilities"
             guesses = (Guess(self.labels[index], self.classes[index], float(probs[index])) for index in classes)
-            found.append(Prediction(tuple(guesses) if error is None else (), error))
+            topk_guesses = tuple(guesses) if error is None else ()
+            found.append(Prediction(topk_guesses, error, bool(is_unfamiliar) and error is None))
         return found
 
 

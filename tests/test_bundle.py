@@ -232,7 +232,7 @@ def change_tensors(**tensors: torch.Tensor) -> Callable[[Path], None]:
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "newer format": (change(format_version=2), "format version 2.*reads up to 1: install the newer"),
+    "newer format": (change(format_version=3), "format version 3.*reads up to 2: install the newer"),
     "no format": (drop("format_version"), "format_version is None"),
     "odd format": (change(format_version=True), "format_version is True"),
     "unknown model": (change(model="resnet81"), "unknown model 'resnet81'; nearest names: "),

@@ -46,7 +46,8 @@ class EvaluateConfig:
     on_bad_image: Literal["fail", "skip"] | None = None
     """Unreadable images: fail lists all of them and stops; skip leaves them out. Default: as the model was trained."""
     calibrate: bool = False
-    """Fit a temperature on --split valid and store it in the model. Probabilities change, answers do not."""
+    """Fit a temperature on --split valid, and what tells unfamiliar photos, and store both in the model. Probabilities
+    change, answers do not."""
 
     predictions: Path | None = None
     """Instead of a model: a file that jobs/predict.py wrote, or another CSV with path and class."""

@@ -68,6 +68,9 @@ class PredictConfig:
     min_prob: float | Literal["auto"] = 0.0
     """Mark a row as unsure if its best probability is below this. auto: the threshold that training stored in the
     model, at which 99% of the other answers were right on the validation images."""
+    unfamiliar: Literal["keep", "mark"] = "mark"
+    """Photos that are like none of the classes. mark: the row has its guesses and status unfamiliar, which 2% of other
+    photos get too; keep: like any other row. Models of earlier versions and exported files mark none."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: average over the photo and its mirror image, which takes twice the time."""
     strict: bool = False

@@ -196,7 +196,8 @@ class TrainConfig:
     """Save and stop with exit code 75 after this many hours; the same command resumes. Default: no limit."""
     calibrate: bool = True
     """Fit a temperature on the validation images at the end, so that a probability says how often an answer is right,
-    and the threshold of predict --min-prob auto. Both are stored in the model if there are enough images."""
+    the threshold of predict --min-prob auto, and what tells photos of none of the classes. They are stored in the model
+    if there are enough images."""
     report: bool = True
     """Write a self-contained page about the model, report.html, at the end."""
     log_interval: int = 10

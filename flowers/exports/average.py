@@ -40,7 +40,8 @@ def export_average(config: ExportConfig) -> int:
     valid = valid.take(config.check_count)
     if not (valid.targets >= 0).any():
         raise DataError(f"{flag} {valid.said}: no photos in folders of the model's classes")
-    average = dataclasses.replace(first, state_dict=mean_of([bundle.state_dict for bundle in bundles]))
+    state = mean_of([bundle.state_dict for bundle in bundles])
+    average = dataclasses.replace(first, state_dict=state, familiarity=None)  # which was fitted to the features of one
     classifier = average.build()
     names = [name for name in average.state_dict if name.endswith("running_var")]
     if any(not torch.equal(first.state_dict[name], bundle.state_dict[name]) for name in names for bundle in bundles):

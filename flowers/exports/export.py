@@ -41,6 +41,8 @@ def export(config: ExportConfig) -> int:
         return 0
     graph.require(config.file_format(), config.precision)
     bundle = load_bundle(config.checkpoint)
+    if bundle.familiarity is not None:
+        console.say("the export will not mark unfamiliar photos: its output is probabilities, the score needs features")
     if config.format == "web":
         from flowers.exports.web.site import export_site
 

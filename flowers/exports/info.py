@@ -5,10 +5,12 @@ The JSON object::
     {"path": what was asked about, "kind": "bundle", "checkpoint" or "run", "folder": where the model lies,
      "model": ..., "head": {...}, "parameters": n, "preprocessing": {...},
      "classes": [{"folder": ..., "label": ...}, ...], "metrics": {...}, "made": {...}, "bytes": n, "hash": SHA-256,
+     "unfamiliar": {"threshold": ..., "share": ..., "images": n} of a model that marks unfamiliar photos, else null,
      "state": {"step": ..., "epoch": ..., "finished": ...},         of a checkpoint, or a run's newest one
      "checkpoints": [name, ...], "final_metrics": {split: {...}}}   of a run
 
-An exported file has the kind "onnx" or "openvino", "precision" and "input" in the place of head and parameters.
+An exported file has the kind "onnx" or "openvino", "precision" and "input" in the place of head, parameters and
+unfamiliar.
 """
 
 import json
@@ -20,6 +22,7 @@ from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.engines.exported import SUFFIXES, ExportedModel, files_of, open_model
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
+from flowers.models.familiarity import Familiarity
 from flowers.models.weights import WEIGHTS_FILE
 from flowers.parsing import read_json
 
@@ -87,6 +90,7 @@ def describe_bundle(bundle: Bundle) -> dict:
         "classes": _classes(bundle.classes),
         "metrics": bundle.metrics,
         "made": bundle.made,
+        "unfamiliar": _unfamiliar(bundle.familiarity),
         "bytes": sum((bundle.folder / name).stat().st_size for name in (DESCRIPTION_FILE, WEIGHTS_FILE)),
         "hash": bundle.hash,
     }
@@ -118,6 +122,10 @@ def _classes(classes: ClassIndex) -> list[dict[str, str]]:
     return [{"folder": folder, "label": label} for folder, label in zip(classes.folders, classes.labels, strict=True)]
 
 
+def _unfamiliar(familiarity: Familiarity | None) -> dict | None:
+    return familiarity and {name: getattr(familiarity, name) for name in ("threshold", "share", "images")}
+
+
 def rows(facts: dict) -> list[tuple[str, object]]:
     """Return the description for people, as pairs of name and value."""
     view = facts["preprocessing"]
@@ -146,6 +154,10 @@ def rows(facts: dict) -> list[tuple[str, object]]:
     min_prob = facts["made"].get("min_prob")
     if isinstance(min_prob, int | float):
         found.insert(6, ("--min-prob auto", f"an answer below {min_prob:.4f} is unsure"))
+    if unfamiliar := facts.get("unfamiliar"):
+        share, images = unfamiliar["share"], unfamiliar["images"]
+        told = f"marked; the threshold keeps {share:.0%} of known photos, fitted on {images} of them"
+        found.insert(len(found) - 4, ("unfamiliar photos", told))
     if "state" in facts:
         step, epoch, finished = (facts["state"].get(name) for name in _STATE)
         found.insert(1, ("training", f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"))

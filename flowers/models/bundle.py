@@ -9,6 +9,9 @@
      "preprocessing": {...},                    see flowers.data.augment.Preprocessing
      "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, "hash": ..., ...}}
 
+Version 2 has one more entry, "unfamiliar", see ``flowers.models.familiarity``; a model without it is written as version
+1, which earlier versions of this code read.
+
 ``made.hash`` is ``Bundle.hash`` when it was written; a model that no longer has it is refused as damaged. Models of
 earlier versions have none; they load.
 """
@@ -37,15 +40,17 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import ModelError
 from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
+from flowers.models.familiarity import Familiarity
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.models.weights import WEIGHTS_FILE, add_tensors, fit_weights, strip_wrappers
 from flowers.parsing import parse_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION_FILE = "model.json"
 MOST_TEMPERATURE = 1e6
 _LONG = 800  # characters
 _FIELDS = {"format_version", "model", "head", "classes", "labels", "preprocessing", "metrics", "made"}
+_UNFAMILIAR = "unfamiliar"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,7 @@ class Bundle:
         made: how, when and with what it was made, as plain values; see ``how_made``.
         state_dict: tensors on the CPU, named ``backbone.*`` and ``head.*``.
         folder: where it was loaded from.
+        familiarity: tells photos of none of the classes; None in a model that cannot.
     """
 
     model: str
@@ -67,6 +73,7 @@ class Bundle:
     made: dict
     state_dict: Mapping[str, Tensor]
     folder: Path | None = None
+    familiarity: Familiarity | None = None
 
     def build(self) -> Classifier:
         """Build the network with its weights: float32, on the CPU, in evaluation mode. Nothing is downloaded.
@@ -87,7 +94,7 @@ class Bundle:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of all that decides what it answers: tensors, classes, labels, preprocessing.
+        """SHA-256 (hex) of all that decides what it answers: tensors, classes, labels, preprocessing, familiarity.
 
         Metrics and the way it was made do not count.
         """
@@ -148,7 +155,7 @@ def load_bundle(path: Path) -> Bundle:
             reason = " ".join(str(error).split())
             raise ModelError(f"bundle {folder}: {DESCRIPTION_FILE} is not JSON ({reason})") from None
         try:
-            model, head, classes, preprocessing = _read_description(description, f"bundle {folder}")
+            model, head, classes, preprocessing, familiarity = _read_description(description, f"bundle {folder}")
         except ModelError as error:
             raise ModelError(_shortened(str(error))) from None
         state_dict = _read_tensors(folder, head)
@@ -156,7 +163,7 @@ def load_bundle(path: Path) -> Bundle:
             made = dict(description["made"])
             written = made.pop("hash", None)
             figures = description["metrics"], made
-            bundle = Bundle(model, head, classes, preprocessing, *figures, state_dict=state_dict, folder=folder)
+            bundle = Bundle(model, head, classes, preprocessing, *figures, state_dict, folder, familiarity)
             if written not in (None, bundle.hash):
                 raise ModelError(
                     f"bundle {folder}: damaged, its hash is not the one that {DESCRIPTION_FILE} says it was written "
@@ -178,8 +185,9 @@ def how_made(config: Mapping | None = None) -> dict:
 
 def _describe(bundle: Bundle) -> dict:
     """The content of model.json."""
+    familiarity = bundle.familiarity
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if familiarity is None else FORMAT_VERSION,
         "model": bundle.model,
         "head": bundle.head.to_dict(),
         "classes": list(bundle.classes.folders),
@@ -187,19 +195,22 @@ def _describe(bundle: Bundle) -> dict:
         "preprocessing": bundle.preprocessing.to_dict(),
         "metrics": bundle.metrics,
         "made": bundle.made,
+        **({} if familiarity is None else {_UNFAMILIAR: familiarity.to_dict()}),
     }
 
 
 def _hash(bundle: Bundle) -> str:
     """``Bundle.hash`` of the tensors as they are now: they may have been changed since it was last asked for."""
     meaning = _describe(bundle)
-    meaning = {name: meaning[name] for name in sorted(_FIELDS - {"metrics", "made"})}
+    meaning = {name: meaning[name] for name in sorted(meaning.keys() - {"metrics", "made"})}
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
     add_tensors(digest, strip_wrappers(bundle.state_dict))
     return digest.hexdigest()
 
 
-def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassIndex, Preprocessing]:
+def _read_description(
+    values: object, where: str
+) -> tuple[str, HeadSpec, ClassIndex, Preprocessing, Familiarity | None]:
     """Check what model.json says, value by value.
 
     Raises:
@@ -215,8 +226,9 @@ def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassI
             f"{where}: format version {version}, this is flowers {flowers.__version__}, which reads up to "
             f"{FORMAT_VERSION}: install the newer flowers that wrote it"
         )
-    if set(values) != _FIELDS:
-        missing, unknown = sorted(_FIELDS - set(values)), sorted(map(repr, set(values) - _FIELDS))
+    fields = _FIELDS if version == 1 else _FIELDS | {_UNFAMILIAR}
+    if set(values) != fields:
+        missing, unknown = sorted(fields - set(values)), sorted(map(repr, set(values) - fields))
         raise ModelError(
             f"{where}: {DESCRIPTION_FILE} lacks {missing or 'nothing'} and has unknown {unknown or 'none'}"
         )
@@ -224,11 +236,12 @@ def _read_description(values: object, where: str) -> tuple[str, HeadSpec, ClassI
         check_name(values["model"])
         head = HeadSpec.from_dict(values["head"])
         preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        familiarity = Familiarity.from_dict(values[_UNFAMILIAR], head.in_features) if version > 1 else None
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     check_made(values["metrics"], values["made"], where)
     classes = read_classes(values["classes"], values["labels"], head.num_classes, where)
-    return values["model"], head, classes, preprocessing
+    return values["model"], head, classes, preprocessing, familiarity
 
 
 def check_made(metrics: object, made: object, where: str) -> None:

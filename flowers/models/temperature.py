@@ -16,7 +16,7 @@ def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
 
     The last layer of the head is linear, so its tensors are divided, once and for all: every engine, every exported
     file and every older version of this code obeys, and the hash tells the two models apart. ``made`` keeps the
-    temperature, all told.
+    temperature, all told. Which photos are unfamiliar does not change.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599.
 
@@ -29,7 +29,8 @@ def with_temperature(bundle: Bundle, temperature: float) -> Bundle:
             raise ModelError(f"temperature: got {value!r}, expected a positive number up to {MOST_TEMPERATURE:g}")
     tensors = {name: (bundle.state_dict[name].double() / temperature).float() for name in OUTPUT}
     made = {**bundle.made, "temperature": earlier * temperature}
-    return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors})
+    familiarity = bundle.familiarity and bundle.familiarity.scaled(temperature)
+    return dataclasses.replace(bundle, made=made, state_dict={**bundle.state_dict, **tensors}, familiarity=familiarity)
 
 
 def without_temperature(bundle: Bundle) -> Bundle:

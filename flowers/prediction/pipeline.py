@@ -22,6 +22,7 @@ import numpy as np
 from flowers.data.augment import Preprocessing
 from flowers.data.images import decode_image
 from flowers.errors import ImageError
+from flowers.models.familiarity import Familiarity
 from flowers.prediction.file_list import Entry
 from flowers.prediction.parts import STAGES
 from flowers.prediction.rows import RowFormat, best_classes
@@ -90,6 +91,7 @@ class Pipeline:
         on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
         flip: also look at the mirrored picture, and take the mean of both.
         features: also collect the features of every file, [files, D] of this D.
+        familiarity: marks photos like none of the classes; the engine gives features then.
         on_cpu: the engine computes on this machine's CPUs, beside the decoding threads.
         on_batch: called after every batch with the files done and how many of them failed; it may raise to stop.
     """
@@ -105,12 +107,14 @@ class Pipeline:
         on_damaged: str = "mark",
         flip: bool = False,
         features: int | None = None,
+        familiarity: Familiarity | None = None,
         on_cpu: bool = True,
         on_batch: Callable[[int, int], None] = lambda done, failed: None,
     ):
         self._read, self._view, self._engine, self._rows = read, preprocessing, engine, rows
-        self._on_damaged = on_damaged
+        self._on_damaged, self._familiarity = on_damaged, familiarity
         self._flip, self._features, self._on_cpu, self._on_batch = flip, features, on_cpu, on_batch
+        self._needs_features = features is not None or familiarity is not None
         self._batch_size = engine.batch_size
         self._depth = 2 + -(-2 * workers // self._batch_size)
         self._buffers: list[np.ndarray] = []
@@ -247,13 +251,17 @@ class Pipeline:
             best = best_classes(np.where(finite[:, None], probs, 0), self._rows.topk)
             best_probs = np.take_along_axis(probs, best, axis=1).tolist()
             best = best.tolist()
+            features = sum(out.features for out in outputs) / len(outputs) if self._needs_features else None
+            unfamiliar = np.zeros(count, bool)
+            if self._familiarity is not None:
+                unfamiliar = self._familiarity.unfamiliar(probs, features)
         for slot, entry in enumerate(batch.entries):
             reason = batch.reasons.get(slot)
             if reason is None and not finite[slot]:
                 reason = batch.reasons[slot] = "the model gave no finite probabilities"
             if reason is None:
                 path, damage = os.fsdecode(entry.path), batch.damage.get(slot)
-                status, line = self._rows.guessed(path, best[slot], best_probs[slot], damage)
+                status, line = self._rows.guessed(path, best[slot], best_probs[slot], damage, bool(unfamiliar[slot]))
             else:
                 status, line = "error", self._rows.failed(os.fsdecode(entry.path), reason)
             shard.counts[status] += 1
@@ -262,7 +270,7 @@ class Pipeline:
             found = np.full((count, self._features), np.nan, np.float32)
             if outputs:
                 good = [slot for slot in range(count) if slot not in batch.reasons]
-                found[good] = (sum(out.features for out in outputs) / len(outputs))[good]
+                found[good] = features[good]
             shard.features.append(found)
         self._write_s += time.perf_counter() - infer_s
         self._write_cpu_s += time.thread_time() - cpu_s

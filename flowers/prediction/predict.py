@@ -216,6 +216,7 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
         **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
         **chosen,
+        **({"unfamiliar": config.unfamiliar} if getattr(bundle, "familiarity", None) is not None else {}),
         **({"class_names": _digest_of(bundle.classes.labels)} if config.class_names is not None else {}),
     }
 

@@ -1,10 +1,11 @@
 """The predictions file's rows: columns, formatting, reading back. One row per input file, always.
 
 All columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
-CR LF, cells are quoted where needed). ``status`` is ``ok``, ``unsure`` (best probability under ``--min-prob``),
-``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``) or ``error`` (the reason stands in
-``error``, the rest is empty). ``.jsonl`` and ``.parquet`` have the same columns. Parts always
-have all of them; a finished table may have some only, those of ``--columns``.
+CR LF, cells are quoted where needed). ``status`` is the first of these that applies: ``error`` (the reason stands in
+``error``, the rest is empty), ``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``),
+``unfamiliar`` (guesses all the same, of a photo like none of the classes), ``unsure`` (best probability under
+``--min-prob``), ``ok``. ``.jsonl`` and ``.parquet`` have the same columns. Parts always have all of them; a finished
+table may have some only, those of ``--columns``.
 
 Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from flowers.data.paths import encode_path
 
-STATUSES = ("ok", "unsure", "damaged", "error")
+STATUSES = ("ok", "unsure", "unfamiliar", "damaged", "error")
 DECIMALS = 6
 
 
@@ -81,7 +82,12 @@ class RowFormat:
         return json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
 
     def guessed(
-        self, path: str, classes: Sequence[int], probs: Sequence[float], damage: str | None = None
+        self,
+        path: str,
+        classes: Sequence[int],
+        probs: Sequence[float],
+        damage: str | None = None,
+        unfamiliar: bool = False,
     ) -> tuple[str, bytes]:
         """Status and line of a file that was classified.
 
@@ -89,8 +95,10 @@ class RowFormat:
             classes: [topk] indices, best first.
             probs: [topk] their probabilities.
             damage: what is wrong with the file, although it decodes.
+            unfamiliar: the photo is like none of the classes.
         """
-        status = "damaged" if damage else "unsure" if probs[0] < self._min_prob else "ok"
+        unsure = "unsure" if probs[0] < self._min_prob else "ok"
+        status = "damaged" if damage else "unfamiliar" if unfamiliar else unsure
         guesses = zip(classes, probs, strict=True)
         if self._kind == "csv":
             cells = ",".join([f"{self._cells[index]}{prob:.{DECIMALS}f}" for index, prob in guesses])

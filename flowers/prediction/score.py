@@ -38,7 +38,8 @@ class Score:
         k: guesses a row.
         errors: of ``images``, files that failed; they count as wrong.
         unsure: of ``images``, rows called unsure; they count by their guesses.
-        sure_top1: share of right best guesses among the rows that are neither; None if there are none.
+        unfamiliar: of ``images``, rows called unfamiliar; they count by their guesses, too.
+        sure_top1: share of right best guesses among the rows of status ok; None if there are none.
         unknown: labels that are among no row's guesses, and their images; these count as wrong.
         known_top1: share of right best guesses among the images of the other labels; None if there are none.
         spelled: those of ``unknown`` that are spelled almost like a class, and that class.
@@ -54,6 +55,7 @@ class Score:
     k: int
     errors: int
     unsure: int
+    unfamiliar: int
     sure_top1: float | None
     unknown: dict[str, int]
     known_top1: float | None
@@ -89,6 +91,7 @@ def score(config: EvaluateConfig) -> int:
             (f"top{found.k}", f"{found.topk:.2%}"),
             ("failed", f"{found.errors}, counted as wrong"),
             ("unsure", f"{found.unsure}{sure}"),
+            *([("unfamiliar", found.unfamiliar)] if found.unfamiliar else []),
             *_about_unknown(found),
             ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
         ],
@@ -206,7 +209,7 @@ class _Tally:
         self._guessed = guessed
         self.unknown: collections.Counter = collections.Counter()
         self.images = self.top1 = self.topk = self.k = 0
-        self.errors = self.unsure = self.sure = self.sure_top1 = self.unlabelled = 0
+        self.errors = self.unsure = self.unfamiliar = self.sure = self.sure_top1 = self.unlabelled = 0
         self.by_class: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
         self.confusions: collections.Counter = collections.Counter()
 
@@ -226,6 +229,7 @@ class _Tally:
             self.unknown[true] += 1
         self.errors += failed
         self.unsure += status == "unsure"
+        self.unfamiliar += status == "unfamiliar"
         self.sure += status == "ok" and not failed
         self.sure_top1 += hit and status == "ok"
         self.by_class[true][0] += 1
@@ -244,6 +248,7 @@ class _Tally:
             k=self.k,
             errors=self.errors,
             unsure=self.unsure,
+            unfamiliar=self.unfamiliar,
             sure_top1=self.sure_top1 / self.sure if self.sure else None,
             unknown=dict(sorted(self.unknown.items())),
             known_top1=self.top1 / known if known else None,

@@ -19,6 +19,7 @@ from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
+from flowers.models.familiarity import Familiarity
 from flowers.prediction import parts
 from flowers.prediction.embeddings import EmbeddingsFile
 from flowers.prediction.file_list import Entry
@@ -93,6 +94,7 @@ def _classify(
             on_damaged=config.on_damaged,
             flip=config.tta == "flip",
             features=bundle.head.in_features if config.embeddings else None,
+            familiarity=familiarity(config, bundle),
             on_cpu=on_cpu,
             on_batch=progress.advance,
         )
@@ -158,6 +160,11 @@ def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowForm
     return RowFormat(classes.labels, classes.folders, topk, config.min_prob, OUTPUT_KINDS[config.suffix()])
 
 
+def familiarity(config: PredictConfig, bundle: Bundle | ExportedModel) -> Familiarity | None:
+    """What marks the unfamiliar photos of this job; None: nothing does."""
+    return bundle.familiarity if config.unfamiliar == "mark" and isinstance(bundle, Bundle) else None
+
+
 def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place) -> Engine:
     """The engine that all processes of the job agree on: who comes first chooses."""
     settled = work.engine()
@@ -179,7 +186,7 @@ def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: W
 
 
 def _build(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, engine: str, precision: str) -> Engine:
-    features = config.embeddings is not None
+    features = config.embeddings is not None or familiarity(config, bundle) is not None
     return open_engine(
         bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=place.device, features=features
     )

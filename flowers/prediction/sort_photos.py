@@ -1,8 +1,8 @@
 """Photos into one folder a class, from the finished rows. Doing it again changes nothing.
 
 A photo keeps its name; where another photo of the class has that name already, a few letters that come from its path
-are added (two with the same bytes share one copy). Unsure photos go to ``_unsure``; failed ones stay out. Nothing that
-is there is ever overwritten.
+are added (two with the same bytes share one copy). Unsure photos go to ``_unsure``, unfamiliar ones to
+``_unfamiliar``; failed ones stay out. Nothing that is there is ever overwritten.
 """
 
 import filecmp
@@ -22,7 +22,8 @@ from flowers.prediction.archives import Archive
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.table import read_rows
 
-UNSURE = "_unsure"
+OF_STATUS = {"unsure": "_unsure", "unfamiliar": "_unfamiliar"}
+"""Folders of photos that go to no class."""
 _NAME_BYTES = 200
 
 
@@ -50,7 +51,7 @@ def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
     target = config.copy_to or config.link_to
     root = input_root(config.input)
     folders: dict[tuple[str, str], Path] = {}
-    taken = {UNSURE: ""}  # no class's, also where one has that label
+    taken = dict.fromkeys(OF_STATUS.values(), "")  # no class's, also where one has that label
     sorted_, failed = 0, 0
     archive = Archive(root)
     with console.progress("sort", None, "photos") as meter:
@@ -84,8 +85,9 @@ def folder_name(label: str) -> str:
 
 def _folder(target: Path, row: dict[str, str], folders: dict[tuple[str, str], Path], taken: dict[str, str]) -> Path:
     """The folder of a row's class, made if needed; classes whose labels would share one get their own."""
-    if row["status"] == "unsure":
-        key, name = ("", UNSURE), UNSURE
+    if row["status"] in OF_STATUS:
+        name = OF_STATUS[row["status"]]
+        key = ("", name)
     else:
         key = (row["label"], row["class"])
         name = folder_name(row["label"])

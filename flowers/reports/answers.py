@@ -42,12 +42,14 @@ class Answers:
         samples: N images.
         classes: what the logits stand for.
         logits: float32 [N, num_classes], in the order of the samples.
+        features: float32 [M, D], what the head saw of every ``models.familiarity.step_of(N)``-th image; or None.
     """
 
     split: str
     samples: Samples
     classes: ClassIndex
     logits: np.ndarray
+    features: np.ndarray | None = None
 
     @property
     def targets(self) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Metrics that add up exactly over ranks: each image is scored once, in its own row, and the division happens last."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowers.errors import TrainingError
 
@@ -138,3 +139,37 @@ class LogitTable(_Table):
             float32 [N, C], the same on every rank.
         """
         return self._sum(reduce, device).numpy()
+
+
+class FeatureTable(LogitTable):
+    """What a head saw of the images of a split, or of every few of them, kept on the CPU.
+
+    Args:
+        num_images: N, of the whole split.
+        width: D.
+        step: keep the images 0, step, 2 * step, ...
+    """
+
+    def __init__(self, num_images: int, width: int, step: int):
+        super().__init__(-(-num_images // step), width)
+        self._step = step
+        self._seen: Tensor | None = None
+
+    @contextlib.contextmanager
+    def watching(self, head: nn.Module) -> Iterator[None]:
+        """Take notice of what goes into a head inside the block."""
+
+        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            self._seen = inputs[0].detach()
+
+        hook = head.register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._seen = None
+
+    def take(self, indices: Tensor, weights: Tensor) -> None:
+        """Enter the features that the head has just seen; arguments as for ``update``."""
+        chosen = indices % self._step == 0
+        self.update(indices[chosen] // self._step, weights[chosen], self._seen[chosen])

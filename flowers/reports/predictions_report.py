@@ -109,7 +109,7 @@ def write_predictions_report(
         "second_probs": [round(photo.second_prob, 4) for photo in shown],
         **{
             status: [place for place, photo in enumerate(shown) if photo.status == status]
-            for status in ("unsure", "damaged")
+            for status in ("unsure", "unfamiliar", "damaged")
         },
         "thumbnails": _thumbnails(shown, read),
         "base": photo_base,

@@ -26,11 +26,12 @@ from flowers.engines.engine import Engine, build_engine
 from flowers.errors import DataError, FlowersError, NoSplitError, OutputError
 from flowers.files import make_folder, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
+from flowers.models.familiarity import MIN_FITTED, fit_familiarity, step_of
 from flowers.models.temperature import store, with_temperature
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
-from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, sure_above
-from flowers.reports.metrics import LogitTable, Metrics, Tally
+from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, softmax, sure_above
+from flowers.reports.metrics import FeatureTable, LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images
@@ -59,6 +60,7 @@ def evaluate(
     num_images: int,
     meter: console.Meter | None = None,
     logits: LogitTable | None = None,
+    features: FeatureTable | None = None,
 ) -> Metrics:
     """Measure a network on a split, every image exactly once over all ranks.
 
@@ -68,6 +70,7 @@ def evaluate(
         num_images: of the whole split.
         meter: shows the progress of all ranks.
         logits: filled with the logits of this rank's images.
+        features: watches the network's head, and is filled with what that sees of them.
 
     Raises:
         TrainingError: an image was missed or counted twice.
@@ -79,13 +82,15 @@ def evaluate(
         tally.update(batch.indices, batch.weights, scores, batch.targets)
         if logits is not None:
             logits.update(batch.indices, batch.weights, scores)
+        if features is not None:
+            features.take(batch.indices, batch.weights)
         if meter is not None:
             meter.advance(len(batch.targets) * accelerator.num_processes)
     return tally.result(accelerator.reduce)
 
 
 def evaluate_bundle(config: EvaluateConfig) -> int:
-    """Measure a saved model with the evaluation used in training; with --calibrate, fit its temperature.
+    """Measure a saved model with the evaluation used in training; with --calibrate, fit its temperature and thresholds.
 
     Returns:
         0.
@@ -117,6 +122,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:
         bundle, answers = calibrate(bundle, answers)
+        bundle = learn_unfamiliar(bundle, answers)
         metrics = answers.metrics
     if answers is not None:
         answers = dataclasses.replace(answers, classes=classes)
@@ -259,6 +265,7 @@ def measure(
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
     table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
+    seen = FeatureTable(len(samples), bundle.head.in_features, step_of(len(samples))) if config.calibrate else None
     engine = None
     if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
         engine = build_engine(
@@ -277,14 +284,15 @@ def measure(
     def inputs(batch: Batch) -> Tensor:
         return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
 
-    with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table)
+    watching = seen.watching(classifier.head) if seen is not None else contextlib.nullcontext()
+    with console.progress(f"evaluate {config.split}", len(samples)) as meter, watching:
+        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
     if engine is not None:
         engine.close()
     if table is None:
         return metrics, None, computed_by
-    logits = table.result(accelerator.reduce, accelerator.device)
-    return metrics, Answers(config.split, samples, bundle.classes, logits), computed_by
+    logits, features = (found and found.result(accelerator.reduce, accelerator.device) for found in (table, seen))
+    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by
 
 
 def _with_features(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
@@ -370,6 +378,29 @@ def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
         f"calibration error on images that the temperature was not fitted on: {figures['valid_ece_out_of_fold']:.4f}"
     )
     return best, answers
+
+
+def learn_unfamiliar(bundle: Bundle, answers: Answers) -> Bundle:
+    """Fit what tells photos of none of the classes, store it in the model's folder, and say so; or why it cannot be.
+
+    Args:
+        answers: with features, on images that the head was not trained on.
+
+    Returns:
+        The model, with its familiarity where that could be fitted.
+    """
+    probs = softmax(answers.logits[:: step_of(len(answers.logits))])
+    found = fit_familiarity(probs, answers.features)
+    if found is None:
+        console.say(
+            f"unfamiliar photos will not be marked: {len(probs)} validation images of {len(bundle.classes)} classes "
+            f"are too few or too much alike, expected at least {MIN_FITTED} images and two classes"
+        )
+        return bundle
+    bundle = dataclasses.replace(bundle, familiarity=found)
+    distributed.from_main(lambda: store(bundle))
+    console.say(f"predict marks photos of none of the classes as unfamiliar, and up to {1 - found.share:.0%} of others")
+    return bundle
 
 
 def run_folder(bundle: Bundle) -> Path | None:

@@ -20,8 +20,9 @@ from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
+from flowers.models.familiarity import step_of
 from flowers.reports.answers import Answers
-from flowers.reports.metrics import LogitTable
+from flowers.reports.metrics import FeatureTable, LogitTable
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_all_faults, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
@@ -34,7 +35,14 @@ from flowers.training.checkpoint import (
     remove_leftovers,
 )
 from flowers.training.continued import continued
-from flowers.training.evaluation import calibrate_trained, can_gather, can_report, or_warn, write_training_report
+from flowers.training.evaluation import (
+    calibrate_trained,
+    can_gather,
+    can_report,
+    learn_unfamiliar,
+    or_warn,
+    write_training_report,
+)
 from flowers.training.features import cache_features
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import tune_head
@@ -318,12 +326,18 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
         gathers = can_gather(len(samples), len(classes))
         if split == "train" or (split == "valid" and not gathers):
             continue
-        table = LogitTable(len(samples), len(classes)) if gathers else None
-        results[split] = trainer.evaluate(split, table).to_dict()
+        table, seen = LogitTable(len(samples), len(classes)) if gathers else None, None
+        # The hook that sees features is not called in a network that was compiled before.
+        if split == "valid" and stage.config.calibrate and not stage.config.compile and best.familiarity is None:
+            seen = FeatureTable(len(samples), best.head.in_features, step_of(len(samples)))
+        results[split] = trainer.evaluate(split, table, seen).to_dict()
         if table is not None:
-            answers[split] = Answers(split, samples, classes, table.result(accelerator.reduce, accelerator.device))
+            found = (each and each.result(accelerator.reduce, accelerator.device) for each in (table, seen))
+            answers[split] = Answers(split, samples, classes, *found)
         if split == "valid" and stage.config.calibrate:
             best, answers[split] = calibrate_trained(best, answers[split])
+            if seen is not None:
+                best = learn_unfamiliar(best, answers[split])
             stage.model.classifier.load_state_dict(best.state_dict)
         if split in answers:
             results[split] |= answers[split].details()

@@ -21,7 +21,7 @@ from flowers.distributed import from_main, rows_of_ranks
 from flowers.errors import PeerError, StoppedError, TrainingError, UsageError
 from flowers.models.bundle import save_bundle
 from flowers.models.heads import synchronize_batch_norm
-from flowers.reports.metrics import LogitTable, Metrics
+from flowers.reports.metrics import FeatureTable, LogitTable, Metrics
 from flowers.training.batches import Batches, Stopwatch, to_device
 from flowers.training.checkpoint import Progress, save_checkpoint
 from flowers.training.evaluation import evaluate
@@ -311,16 +311,21 @@ class Trainer:
         self.unread.clear()
         return self.sums[0] / max(self.sums[2], 1.0)
 
-    def evaluate(self, split: str, logits: LogitTable | None = None) -> Metrics:
+    def evaluate(self, split: str, logits: LogitTable | None = None, features: FeatureTable | None = None) -> Metrics:
         """Measure the network as it is now on a split.
 
         Args:
             logits: filled with the logits of this rank's images.
+            features: filled with what the head sees of them.
         """
         if split not in self._evaluation:
             self._evaluation[split] = self.batches.evaluation(split)
         batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
-        return evaluate(self.accelerator, self.network, self.batches.inputs, batches, num_images, logits=logits)
+        watching = features.watching(self.stage.model.classifier.head) if features else contextlib.nullcontext()
+        with watching:
+            return evaluate(
+                self.accelerator, self.network, self.batches.inputs, batches, num_images, None, logits, features
+            )
 
     def validate(self) -> None:
         """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.

@@ -2,7 +2,7 @@
 // Names only ever become text or attributes, never markup.
 const AT_ONCE = 60;
 const data = JSON.parse(document.getElementById("data").textContent);
-const statuses = new Map([...data.unsure.map(photo => [photo, "unsure"]), ...data.damaged.map(photo => [photo, "damaged"])]);
+const statuses = new Map(["unsure", "unfamiliar", "damaged"].flatMap(status => data[status].map(photo => [photo, status])));
 const form = document.getElementById("filters"), photos = document.getElementById("photos");
 const more = document.getElementById("more"), shown = document.getElementById("shown");
 let found = [];
