@@ -6,10 +6,12 @@ import io
 import json
 import lzma
 import os
+import stat
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ def found(*inputs: Path, choice: Choice | None = None) -> dict[str, bytes | str]
     """All rows' paths, with the file's bytes or the reason why there are none."""
     root = os.fsencode(input_root(inputs))
     rows = {}
-    for entry in sorted(list_inputs(inputs, choice or Choice())):
+    for entry in sorted(list_inputs(inputs, choice or Choice()), key=itemgetter(0)):
         try:
             rows[os.fsdecode(entry.path)] = bytes(read_input(root, entry))
         except ImageError as error:
@@ -76,6 +78,70 @@ def test_joined_tars_are_read_to_their_end(tmp_path: Path) -> None:
     assert rows.pop("a.tar/0.jpg") == b"0"
     assert rows.popitem() == ("a.tar", f"broken archive: no header at byte {len(parts[0])}")
     assert not rows
+
+
+OUT, ABSENT, CIRCLE = (
+    "a path that leads out of the archive", "a link to what is not in the archive", "links that lead in a circle"
+)  # fmt: skip
+LINKED = [  # in this order: name, then bytes, or what a symbolic (->) or hard (=>) link leads to
+    ("a.jpg", b"first", b"last"),
+    ("early.jpg", "-> d/late.jpg", b"late"),
+    ("d/late.jpg", b"late", b"late"),
+    ("d/up.jpg", "-> ../a.jpg", b"last"),
+    ("a.jpg", b"last", b"last"),
+    ("folder", "-> d", None),
+    ("through.jpg", "-> folder/late.jpg", b"late"),
+    ("chain.jpg", "-> through.jpg", b"late"),
+    ("b.jpg", "-> a.jpg", b"own"),
+    ("b.jpg", b"own", b"own"),
+    ("c.jpg", b"mine", b"last"),
+    ("c.jpg", "-> a.jpg", b"last"),
+    ("to_c.jpg", "-> c.jpg", b"last"),
+    ("gone.jpg", "-> nothing.jpg", ABSENT),
+    ("!odd.jpg", "-> !what.jpg", ABSENT),
+    ("out.jpg", "-> ../etc/passwd", OUT),
+    ("absolute.jpg", "-> /etc/passwd", OUT),
+    ("self.jpg", "-> self.jpg", CIRCLE),
+    ("one.jpg", "-> two.jpg", CIRCLE),
+    ("two.jpg", "-> one.jpg", CIRCLE),
+    ("of_folder.jpg", "-> d", ABSENT),
+]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_links_lead_to_the_last_member_of_a_name_inside_the_archive(
+    kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    archive = tmp_path / f"x.{kind}"
+    with tarfile.open(archive, "w") if kind == "tar" else zipfile.ZipFile(archive, "w") as packed:
+        for name, content, _ in LINKED:
+            target = content.removeprefix("-> ") if isinstance(content, str) else None
+            if kind == "zip":
+                member = zipfile.ZipInfo(name)
+                member.external_attr = (stat.S_IFLNK if target else stat.S_IFREG) << 16
+                packed.writestr(member, target or content)
+            else:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = (tarfile.SYMTYPE, target) if target else (tarfile.REGTYPE, "")
+                member.size = 0 if target else len(content)
+                packed.addfile(member, None if target else io.BytesIO(content))
+        if kind == "tar":
+            member = tarfile.TarInfo("d/hard.jpg")
+            member.type, member.linkname = tarfile.LNKTYPE, "a.jpg"
+            packed.addfile(member)
+    wanted = {f"x.{kind}/{name}": data for name, _, data in LINKED if data} | {"x.tar/d/hard.jpg": b"last"}
+    assert found(archive) == {name: data for name, data in wanted.items() if name.startswith(f"x.{kind}")}
+    looked_up = Archive(tmp_path)
+    for name, data in found(archive).items():
+        assert looked_up.find(name) == isinstance(data, bytes)
+        assert isinstance(data, str) or looked_up.read(name) == data
+
+
+def test_a_member_of_a_name_of_half_a_megabyte(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(**{"a/" * 250_000 + "b.jpg": b"", "c.jpg": b"c"}))
+    rows = found(tmp_path / "a.tar")
+    assert sorted(map(len, rows)) == [11, 500_011]
+    assert rows["a.tar/c.jpg"] == b"c"
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

@@ -441,16 +441,31 @@ def test_tars_that_lead_in_a_circle_or_to_much_memory(run: Callable, photos: Pat
     assert errors == {"large.tar/x.jpg": "too large a file (3.0 GiB)"}
 
 
-def test_links_in_a_tar_have_their_rows(run: Callable, photos: Path, tmp_path: Path) -> None:
-    with tarfile.open(make_tar(tmp_path / "a.tar", photos, ["0001.jpg"]), "a") as tar:
-        for name, kind in (("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE), ("soft.txt", tarfile.SYMTYPE)):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, "0001.jpg"
-            tar.addfile(link)
-    run(input=tmp_path / "a.tar")
-    errors = {row["path"]: row["error"] for row in rows_of(tmp_path / "out.csv")}
-    said = "link in a tar: not supported"
-    assert errors == {"a.tar/0001.jpg": "", "a.tar/hard.jpg": said, "a.tar/soft.jpg": said}
+def test_of_a_tar_one_member_is_meant_in_rows_copies_embeddings_and_pages(
+    run: Callable, photos: Path, tmp_path: Path
+) -> None:
+    """The last of two of one name, which is a link's target, too."""
+    first, last = ((photos / name).read_bytes() for name in ("0001.jpg", "0002.jpg"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("x.jpg", first), ("soft.jpg", "x.jpg"), ("x.jpg", last), ("gone.jpg", "y.jpg")):
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+            else:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+    flags = {"copy_to": tmp_path / "sorted", "embeddings": tmp_path / "e.npy", "report": True}
+    assert run(input=tmp_path / "a.tar", **flags) == 0
+    rows = {row["path"]: row for row in rows_of(tmp_path / "out.csv")}
+    assert rows["a.tar/gone.jpg"]["error"] == "a link to what is not in the archive"
+    assert {path for path, row in rows.items() if not row["error"]} == {"a.tar/soft.jpg", "a.tar/x.jpg"}
+    assert all(path.read_bytes() == last for path in (tmp_path / "sorted").rglob("*.jpg"))
+    features = np.load(tmp_path / "e.npy")
+    run(input=photos / "0002.jpg", output=tmp_path / "alone.csv", embeddings=tmp_path / "alone.npy")
+    (alone,) = rows_of(tmp_path / "alone.csv")
+    assert {row["prob"] for row in rows.values()} == {"", alone["prob"]}
+    assert np.isnan(features[0]).all()
+    assert np.allclose(features[1:], np.load(tmp_path / "alone.npy"), atol=1e-5)
 
 
 def test_an_input_nobody_may_look_at_is_no_fault_of_the_output() -> None:

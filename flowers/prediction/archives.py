@@ -1,22 +1,21 @@
 """Photos inside archives, read where they are: ``.tar`` and ``.zip``; nothing is extracted.
 
 A member's path is ``archive.tar/member``, without ``.`` and doubled slashes. One that would lead out of the archive
-(``../x.jpg``), and one that cannot be read there (a link, an encrypted member), is a row that says so. Of several
-members of one name the last one counts. Archives that were joined (``cat a.tar b.tar``) are read to their end.
+(``../x.jpg``), and one that cannot be read there (an encrypted member), is a row that says so. Of several members of
+one name the last one counts. Hard and symbolic links lead to the last member of the name that they mean, inside the
+archive only (``members.py``). Archives that were joined (``cat a.tar b.tar``) are read to their end.
 
 Compressed tars (``.tgz``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``) cannot be read at random: each process unpacks one
 once, into a nameless temporary file (in ``TMPDIR``) that goes with the process.
 """
 
 import bz2
-import functools
 import gzip
 import lzma
 import os
 import re
 import shutil
 import struct
-import tarfile
 import tempfile
 import threading
 import zipfile
@@ -30,6 +29,7 @@ from flowers.data.images import check_size
 from flowers.data.retries import retries
 from flowers.errors import ImageError
 from flowers.prediction.file_list import Entry
+from flowers.prediction.members import TAR_ERRORS, ZIP_ERRORS, read_range, tar_members, zip_members
 
 ARCHIVES = (".tar", ".zip")
 """Endings of archives that are looked into wherever they are found."""
@@ -40,10 +40,7 @@ _OPENERS = {
 COMPRESSED = tuple(_OPENERS)
 """Endings of archives that are unpacked; only those that an input or a list names."""
 _INSIDE = re.compile("(?:" + "|".join(map(re.escape, (*ARCHIVES, *COMPRESSED))) + ")(?=/)", re.IGNORECASE)
-_TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError)
-_ZIP_ERRORS = (zipfile.BadZipFile, ValueError, ArithmeticError, RuntimeError, struct.error, EOFError)
 _BLOCK_BYTES = 1 << 20
-_ESCAPES = b"!a path that leads out of the archive"
 
 _unpacked: dict[tuple, tuple[BinaryIO, str | None]] = {}
 _unpacking = threading.Lock()
@@ -60,13 +57,13 @@ def members(root: str | os.PathLike, path: bytes, choice: Choice) -> Iterator[En
     full = os.path.join(os.fsencode(root), path)
     try:
         if path.lower().endswith(b".zip"):
-            yield from _zip_members(full, path, choice)
+            yield from zip_members(full, path, choice)
             return
         with _open(full) as file:
-            yield from _tar_members(file, path, choice)
+            yield from tar_members(file, path, choice)
         if cut := _damage(full):
             yield Entry(path, b"!broken archive: " + os.fsencode(cut))
-    except (*_TAR_ERRORS, *_ZIP_ERRORS) as error:
+    except (*TAR_ERRORS, *ZIP_ERRORS) as error:
         yield Entry(path, b"!broken archive: " + os.fsencode(" ".join(str(error).split())))
     except OSError as error:
         yield Entry(path, b"!archive: " + os.fsencode((error.strerror or type(error).__name__).lower()))
@@ -113,115 +110,6 @@ def place_of(entry: Entry) -> tuple:
     """Kind, path of the archive, offset and stored bytes of a member; of a zip also its size and CRC."""
     kind, length, *numbers = entry.place.split(b":")
     return kind, entry.path[: int(length)], *map(int, numbers)
-
-
-def read_range(file: int, offset: int, size: int) -> bytes:
-    """So many bytes of an open file, less at its end."""
-    data = os.pread(file, size, offset)
-    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def tar_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the header of each member of a tar, or of several that were joined; none is kept.
-
-    Raises:
-        tarfile.TarError: it is damaged, or leads in a circle.
-    """
-    start: int | None = 0
-    while start is not None:
-        file.seek(start)
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # or it would keep them all
-            if archive.offset <= member.offset or member.size < 0:  # Python before 3.11.14 would go back, for ever
-                raise tarfile.ReadError(f"a member of negative size at byte {member.offset}")
-            yield member
-        start = _next_archive(file, archive.offset)
-
-
-def _next_archive(file: BinaryIO, end: int) -> int | None:
-    """Where the next of several joined archives begins; None at the end of the file.
-
-    tarfile takes any block that is no header for the end; only zeros, or the end of the file, are one.
-    """
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.ReadError(f"no header at byte {end}")
-    while block := file.read(_BLOCK_BYTES):
-        if rest := block.lstrip(b"\0"):
-            at = file.tell() - len(rest)
-            return at - at % tarfile.BLOCKSIZE
-    return None
-
-
-def _tar_members(file: BinaryIO, path: bytes, choice: Choice) -> Iterator[Entry]:
-    for member in tar_headers(file):
-        if not (member.isreg() or member.islnk() or member.issym()):
-            continue
-        head = functools.partial(read_range, file.fileno(), member.offset_data)
-        inside = _chosen(path, os.fsencode(member.name), choice, lambda count, head=head: head(count))
-        if inside is None:
-            continue
-        if inside.place:
-            yield inside
-        elif not member.isreg():
-            yield Entry(inside.path, b"!link in a tar: not supported")
-        elif member.issparse():
-            yield Entry(inside.path, b"!sparse member of a tar: not supported")
-        else:
-            yield Entry(inside.path, b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size))
-
-
-def _zip_members(full: bytes, path: bytes, choice: Choice) -> Iterator[Entry]:
-    with zipfile.ZipFile(os.fsdecode(full)) as archive:
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
-            head = functools.partial(_head_of_zipped, archive, member)
-            inside = _chosen(path, os.fsencode(member.filename.replace("\\", "/")), choice, head)
-            if inside is None:
-                continue
-            if inside.place:
-                yield inside
-            elif member.flag_bits & 1:
-                yield Entry(inside.path, b"!encrypted in a zip: not supported")
-            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                yield Entry(inside.path, b"!compressed otherwise than by deflate in a zip: not supported")
-            else:
-                where = (len(path), member.header_offset, member.compress_size, member.file_size, member.CRC)
-                yield Entry(inside.path, b"zip:%06d:%016d:%d:%d:%d" % where)
-
-
-def _chosen(path: bytes, name: bytes, choice: Choice, head) -> Entry | None:
-    """The entry of a member, still without its place; None if it is left out."""
-    steps: list[bytes] = []
-    escapes = False
-    for step in name.replace(b"\0", b"?").split(b"/"):
-        if step == b".." and steps:
-            steps.pop()
-        elif step == b"..":
-            escapes = True
-        elif step not in (b"", b"."):
-            steps.append(step)
-    inside = b"/".join(steps)
-    if not inside:
-        return None
-    if reason := choice.skips_part_of(inside):
-        choice.left_out[reason] += 1
-        return None
-    if not choice.takes(inside, head):
-        return None
-    return Entry(path + b"/../" + inside, _ESCAPES) if escapes else Entry(path + b"/" + inside)
-
-
-def _head_of_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -> bytes:
-    try:
-        with archive.open(member) as file:
-            return file.read(count)
-    except (OSError, NotImplementedError, zlib.error, *_ZIP_ERRORS):
-        return b""
 
 
 def _read_zipped(file: int, offset: int, packed: int, size: int, crc: int) -> bytes:

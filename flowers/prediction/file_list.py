@@ -9,6 +9,7 @@ than one of a thousand.
 import contextlib
 import hashlib
 import heapq
+import operator
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ class ListInfo(NamedTuple):
 
 
 def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int], int]) -> ListInfo:
-    """Sort the entries by path, drop duplicates (the last of a tar's members of one name stays), write the list.
+    """Sort the entries by path, drop duplicates (of one path the last entry stays), write the list.
 
     Args:
         entries: in any order; best nearly sorted.
@@ -60,7 +61,7 @@ def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int
         digest, files, duplicates = hashlib.sha256(), 0, 0
         with open(folder / "list.bin", "wb") as file:
             held: Entry | None = None
-            for entry in heapq.merge(*map(_read_run, runs)):
+            for entry in heapq.merge(*map(_read_run, runs), key=_path_of):
                 if held is not None and entry.path == held.path:
                     duplicates += 1
                 elif held is not None:
@@ -121,12 +122,15 @@ class FileList:
         return [Entry(path, place) for path, place in zip(parts[0:-1:2], parts[1::2], strict=True)]
 
 
+_path_of = operator.itemgetter(0)
+
+
 def _write_runs(entries: Iterable[Entry], folder: Path) -> list[Path]:
     runs: list[Path] = []
     held: list[Entry] = []
 
     def write() -> None:
-        held.sort()
+        held.sort(key=_path_of)  # stable: of one path the last entry stays last
         path = folder / f"run-{len(runs):06d}.bin"
         with open(path, "wb") as file:
             file.writelines(part + b"\0" for entry in held for part in entry)
