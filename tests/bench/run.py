@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- measurements: begin -->", "<!-- measurements: end -->"
 NAMES = (
     "startup", "decode", "augment", "engines", "predict", "predict_overhead", "scan", "features", "train_step",
-    "saving", "scaling", "exports", "labels",
+    "saving", "scaling", "exports", "labels", "unfamiliar",
 )  # fmt: skip
 HEADER = ("what", "figure", "against, in the same run", "script")
 QUICK = {
@@ -44,6 +44,7 @@ QUICK = {
     "scaling": "--files 160 --per-class 2 --rounds 1",
     "exports": "--images 8 --rounds 1",
     "labels": "--seeds 0 --folds 2 --share 0.1",
+    "unfamiliar": "--seeds 0 --pictures 2",
 }
 """Flags with which each script does a little of everything it does."""
 
