@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,10 @@ from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, U
 from flowers.parsing import read_yaml
 
 Config = TypeVar("Config")
+_READ_AT_IMPORT = ("ACCELERATE_LOG_LEVEL", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_")
+"""Beginnings of variables that torch and accelerate read while they are imported."""
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+_ALLOCATOR_SETTINGS = re.compile(r"\s*(\w+\s*:\s*(\[[^\]]*\]|[^,:\[\]]+)\s*(,\s*|$))*")
 
 _OF_THE_MACHINE = {
     errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
@@ -59,7 +64,9 @@ def run(
 def _outcome(main: Callable[[Config], int | None], config_type: type[Config], argv: list[str]) -> int:
     """The exit code of a job, after its one line on stderr where there is one."""
     try:
-        code = main(parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")) or 0
+        config = parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")
+        _check_allocator()
+        code = main(config) or 0
         sys.stdout.flush()
         return code
     except PeerError as error:
@@ -88,6 +95,12 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
+    except Exception as error:
+        reason = _explain_import(error)
+        if reason is None:
+            raise
+        console.error(reason)
+        return EXIT_FAILED
 
 
 @contextlib.contextmanager
@@ -138,6 +151,30 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _check_allocator() -> None:
+    """Refuse settings of torch's allocator that are none: torch would abort with a stack while it is imported.
+
+    Raises:
+        UsageError: the variable, what it got, what is expected.
+    """
+    for name in _ALLOCATORS:
+        value = os.environ.get(name, "")
+        if not _ALLOCATOR_SETTINGS.fullmatch(value):
+            raise UsageError(f"{name}: got {value!r}, expected settings such as expandable_segments:True, or unset it")
+
+
+def _explain_import(error: Exception) -> str | None:
+    """The line for a library that could not be imported, because of a variable in the environment say."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    for package in ("torch", "accelerate"):
+        if package not in sys.modules and any(Path(file).parts[-2:] == (package, "__init__.py") for file in files):
+            said = str(error).strip().partition("\n")[0]
+            named = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)]
+            hint = f"; the environment has {', '.join(sorted(named))}" if named else ""
+            return f"{package} cannot be imported ({type(error).__name__}: {said}){hint}"
+    return None
 
 
 def _explain(error: RuntimeError) -> str | None:

@@ -25,8 +25,13 @@ HONOURED = (
     "NUM_PROCESSES",
 )  # fmt: skip
 """What may stay of ``ACCELERATE_*``: the launcher's choice of device and precision, and what changes no result."""
-ARITHMETIC = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-"""Variables by which torch and cuBLAS compute otherwise; left as they are, and shown."""
+_ARITHMETIC = re.compile(
+    r"(OMP|GOMP|KMP|MKL|CUBLAS|CUBLASLT|ONEDNN|DNNL|PYTORCH|TORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN_CPU)_\w+"
+    r"|NVIDIA_TF32_OVERRIDE"
+)
+"""Variables by which torch and its libraries compute otherwise, or use memory; left as they are, and shown."""
+_NO_ARITHMETIC = re.compile(r"OMP_NUM_THREADS|TORCH_(NCCL_\w+|HOME|EXTENSIONS_DIR|LOGS\w*|CPP_LOG_LEVEL)")
+"""Set by launchers, or of places and messages; the number of threads is shown in any case."""
 _BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNTASKS", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 """Where MPI's launchers say how many processes they started; none of them says where the processes can meet."""
 _UNSET = ("", "1", "no", "none", "false", "default")
@@ -65,7 +70,13 @@ def start(
         _check_gpus(torch.cuda.device_count())
     if cpu_only:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        torch.set_num_threads(threads_per_process())
+        threads = threads_per_process()
+        torch.set_num_threads(threads)
+        if os.environ.get("MKL_NUM_THREADS", str(threads)) != str(threads):
+            console.warn(
+                f"MKL_NUM_THREADS={os.environ['MKL_NUM_THREADS']} has no effect, {threads} threads are used: set "
+                "OMP_NUM_THREADS"
+            )
         keep_freed_memory()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -166,9 +177,30 @@ def ignore_other_settings() -> None:
     meant = [f"{name}={value}" for name, value in others.items() if value.lower() not in _UNSET]
     if meant:
         console.warn(f"ignored, flags say it here: {', '.join(meant)}")
-    shown = [f"{name}={os.environ[name]}" for name in ARITHMETIC if name in os.environ]
+    shown = [f"{name}={value}" for name, value in _variables_of_arithmetic().items()]
     if shown:
-        console.say(f"arithmetic as the environment says: {', '.join(shown)}")
+        console.say(console.plain(f"arithmetic as the environment says: {', '.join(shown)}"))
+
+
+def _variables_of_arithmetic() -> dict[str, str]:
+    names = sorted(name for name in os.environ if _ARITHMETIC.fullmatch(name) and not _NO_ARITHMETIC.fullmatch(name))
+    return {name: os.environ[name] for name in names}
+
+
+def arithmetic(accelerator) -> dict[str, object]:
+    """What a job computes with beside its flags, as it holds now: for the log and the record of a model."""
+    import torch
+
+    return {
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "deterministic_kernels": torch.are_deterministic_algorithms_enabled(),
+        **_variables_of_arithmetic(),
+    }
 
 
 def told_to_use_cpu() -> bool:

@@ -16,7 +16,7 @@ _EVERY_JOB = {
     "--log MODE": (
         "What the screen shows: rich (colours and progress bars), plain (lines without control characters), json (one "
         "JSON object per line on stdout), quiet (warnings and errors only). Default: auto, which is rich on a terminal "
-        "and plain elsewhere."
+        "and plain elsewhere. torchrun has flags that begin like this one: write `torchrun -- jobs/NAME.py ...`."
     ),
     "--verbose": "Also print details: batch arithmetic, shares of time, throughput ceilings.",
     "-h, --help": "Show this page.",

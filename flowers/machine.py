@@ -58,7 +58,7 @@ def threads_per_process() -> int:
 
     torch's own launcher sets it to 1 for every process of several, whatever the machine; that is no choice.
     """
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": of nested regions, too
     by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ and local_world_size() > 1
     return int(chosen) if chosen.isdigit() and int(chosen) > 0 and not by_launcher else cpus_per_process()
 

@@ -291,7 +291,7 @@ def test_no_weights_in_it(content: bytes | None, message: str, suffix: str, tmp_
 
 def test_no_tensors_in_it(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": [1, 2]}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=r"holds no tensors by name: got 2 keys, \['epoch', 'model'\]"):
+    with pytest.raises(ModelError, match=r"holds no tensors by name: got 2 keys, model, epoch,"):
         build_backbone("efficientnet_lite0", str(tmp_path / "weights.pth"))
 
 

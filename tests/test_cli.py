@@ -1,5 +1,6 @@
 """Flags, config files and exit codes; what a wrong word on the command line looks like."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,44 @@ class Small:
     """Scale."""
     fast: bool = True
     """Fast."""
+
+
+@pytest.mark.parametrize(
+    ("value", "is_valid"),
+    [
+        ("", True),
+        ("expandable_segments:True", True),
+        ("max_split_size_mb:128,roundup_power2_divisions:[256:1,512:2,>:8], backend:native", True),
+        ("foo", False),
+        ("max_split_size_mb=128", False),
+    ],
+)
+def test_settings_of_the_allocator_that_would_abort_torch(
+    value: str, is_valid: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", value)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda config: 0, Small, ["--folder", "x"])
+    assert ended.value.code == (0 if is_valid else 2)
+    assert ("PYTORCH_CUDA_ALLOC_CONF: got" in capsys.readouterr().err) is not is_valid
+
+
+def test_a_library_that_cannot_be_imported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "__init__.py").write_text("raise ValueError('Unknown level: FOO\\nfor more see')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "foo")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda config: importlib.import_module("accelerate"), Small, ["--folder", "x"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "accelerate cannot be imported (ValueError: Unknown level: FOO); the environment has" in said
+    assert "ACCELERATE_LOG_LEVEL=foo" in said
 
 
 def test_flags_over_file_over_defaults(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
+import torch
 from jobs_in_processes import free_port, server
 
-from flowers import distributed
+from flowers import distributed, machine
 from flowers.distributed import first_rank_here, from_all, from_main
 from flowers.errors import DataError, FlowersError, PeerError, ProcessError, UsageError
 
@@ -228,8 +230,52 @@ def test_gradient_accumulation_of_another_job_is_ignored_and_said(monkeypatch, c
 
 def test_what_a_launcher_writes_by_default_is_no_warning(monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     distributed.ignore_other_settings()
     written = capsys.readouterr()
-    assert "DYNAMO" not in written.err
-    assert "NVIDIA_TF32_OVERRIDE=0" in written.out + written.err
+    assert "DYNAMO" not in written.out + written.err
+
+
+def test_what_the_environment_says_of_arithmetic_is_shown_and_kept(monkeypatch, capsys):
+    said = {
+        "NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_CUDA_ALLOC_CONF": "backend:native",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "MKL_CBWR": "COMPATIBLE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    }  # fmt: skip
+    for name, value in {**said, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "TORCH_HOME": "/x"}.items():
+        monkeypatch.setenv(name, value)
+    distributed.ignore_other_settings()
+    line = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}={value}" in line for name, value in said.items())
+    assert "NCCL" not in line
+    assert "TORCH_HOME" not in line
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16", num_processes=2)
+    found = distributed.arithmetic(accelerator)
+    assert said.items() <= found.items()
+    assert (found["precision"], found["threads"], found["tf32_convolutions"]) == (
+        "bf16", torch.get_num_threads(), False,
+    )  # fmt: skip
+
+
+def test_other_variables_that_accelerate_reads_are_known():
+    """Those that are not its own; a new version's must be looked at: honour it, remove it, or refuse it."""
+    asks = r"(?:environ(?:\.get\(|\[)|getenv\(|parse_(?:flag|choice)_from_env\()\s*[\"']([A-Z][A-Z0-9_]+)[\"']"
+    package = Path(accelerate.__file__).parent
+    sources = [file for file in package.rglob("*.py") if "test_utils" not in file.parts]
+    names = {name for file in sources for name in re.findall(asks, file.read_text())}
+    known = re.compile(
+        r"ACCELERATE_\w+"
+        r"|(FSDP|MEGATRON_LM|PARALLELISM_CONFIG|DEEPSPEED)_\w+"  # read only where a network is split, which is refused
+        r"|(AWS|CLEARML|MLFLOW)_\w+"  # of trackers and of a cloud's launcher
+        r"|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|NODE_RANK|PMI_SIZE|OMPI_\w+|MPI_\w+"
+        r"|OMP_NUM_THREADS|KMP_\w+|FORK_LAUNCHED|NPROC|CUDA_VISIBLE_DEVICES|ZE_AFFINITY_MASK|CCL_\w+"
+        r"|(TPU|XLA|PJRT|PT_HPU|TORCHXLA|USE_TORCH_XLA|HABANA)\w*"  # of devices that jobs here do not use
+        r"|HF_HOME|XDG_CACHE_HOME|PYTORCH_ENABLE_MPS_FALLBACK|FOO"
+    )
+    assert {"OMP_NUM_THREADS", "FORK_LAUNCHED"} & names
+    assert not {name for name in names if not known.fullmatch(name)}
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [("3", 3), ("4,2", 4), ("abc", 2), ("0", 2), ("", 2)])
+def test_threads_are_those_that_somebody_chose(monkeypatch, chosen: str, threads: int):
+    monkeypatch.setattr(machine, "available_cpus", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert machine.threads_per_process() == threads

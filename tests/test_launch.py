@@ -444,6 +444,14 @@ def forget() -> None:
         os.environ.pop(name, None)
 
 
+def test_flags_of_a_job_under_torchrun() -> None:
+    """As --help and launch/README.md say; without the "--", torchrun finds --log ambiguous."""
+    from torch.distributed.run import get_args_parser
+
+    flags = get_args_parser().parse_args(["--nproc-per-node", "4", "--", "jobs/train.py", "--log", "plain"])
+    assert (flags.training_script, flags.training_script_args) == ("jobs/train.py", ["--log", "plain"])
+
+
 def test_what_is_piped_in_reaches_the_first_process_only(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER.format(body="print(rank, repr(sys.stdin.read()), flush=True)"))
     done = subprocess.run(

@@ -49,6 +49,10 @@ def test_a_head_on_cached_features(sample_set: Path, tmp_path: Path) -> None:
     assert best.classes.folders == ("1", "2", "3", "4")
     assert best.metrics["valid_top1"] == metrics["valid"]["top1"]
     assert best.made["config"]["epochs"] == 20
+    assert (best.made["arithmetic"]["device"], best.made["arithmetic"]["precision"]) == ("cpu", "no")
+    line = "device cpu, precision no, processes 1, threads 1, float32_matmul highest"
+    assert (run / "config.yaml").read_text().startswith(f"# Computed with: {line}")
+    assert f"arithmetic: {line}" in " ".join((run / "log.txt").read_text().split())
     again = Job("evaluate", ["--checkpoint", "run", "--data-dir", sample_set, "-j", 0], folder=tmp_path)
     assert again.wait() == [0], again.output
     alone = json.loads((run / "metrics-test.json").read_text())

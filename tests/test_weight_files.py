@@ -181,6 +181,22 @@ def test_a_misfit_counts_what_fitted_and_shows_both_sides(network: nn.Module, tm
         assert "unexpected: conv6.0.weight, conv6.1.weight, conv6.1.bias, ..." in str(caught.value)
 
 
+def test_a_network_that_averages_its_patches_is_named(names: Path, tmp_path: Path) -> None:
+    torch.save({"model": fresh("test_vit", 0, global_pool="avg").state_dict()}, tmp_path / "w.pth")
+    for read in (
+        lambda: build_backbone("timm/test_vit", str(tmp_path / "w.pth")),
+        lambda: bundle_from_state_dict(tmp_path / "w.pth", "timm/test_vit", names),
+    ):
+        with pytest.raises(ModelError, match="whose fc_norm follows the mean of all patches, as MAE fine-tunes"):
+            read()
+
+
+def test_telling_keys_come_first(tmp_path: Path) -> None:
+    torch.save({**{f"a{number}": number for number in range(9)}, "state_dict": {}, "teacher": None}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="got 11 keys, teacher, state_dict, a0, a1, a2 and 6 more, expected"):
+        read_states(tmp_path / "w.pth")
+
+
 def test_a_larger_network_of_the_same_family_does_not_pass(tmp_path: Path) -> None:
     torch.save(get_model("resnet34").state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"unexpected: layer1\.2\.conv1\.weight"):

@@ -30,6 +30,8 @@ IN_A_FOLDER = (
     f"pytorch_model.bin{INDEX}",
 )  # fmt: skip
 _NOT_WEIGHTS = re.compile(r"optim|opt$|lr_sched|sched|scaler|amp|loops|callbacks")
+_USUAL = {"model", "state_dict", "student", "net", "network", "module", "weights", "backbone"}
+"""Keys under which trainers put a network; a message names them first."""
 _DEPTH = 4
 _FLAGS = "argparse.Namespace"
 _SLACK_BYTES = 2**20
@@ -61,8 +63,8 @@ def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
             raise _asks_for_code(path, some(kept_out))
         got = type(content).__name__
         if isinstance(content, Mapping):
-            keys = sorted(map(str, content))
-            got = f"{len(keys)} keys, {keys[:5]}"
+            keys = sorted(map(str, content), key=lambda key: (AVERAGED.search(key) is None, key not in _USUAL, key))
+            got = f"{len(keys)} keys, {some(keys)}"
         raise ModelError(f"weights: {where} holds no tensors by name: got {got}, expected a state_dict")
     if kept_out:
         console.say(f"{where}: only tensors are read; left out: {some(kept_out)}")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -13,6 +14,7 @@ from flowers.data.augment import Augmentation
 from flowers.data.folders import ImageFolders
 from flowers.data.image_cache import ImageCache
 from flowers.data.order import Order
+from flowers.distributed import arithmetic
 from flowers.models.bundle import Bundle, how_made
 from flowers.stopping import StopRequest
 from flowers.training.model import Model
@@ -62,6 +64,7 @@ class Stage:
         state = {name: tensor.detach().cpu() for name, tensor in self.model.classifier.state_dict().items()}
         about_data = {name: value for name, value in self.fingerprint.items() if name.endswith(("images", "classes"))}
         made, classes = {**how_made(to_plain(self.config)), "data": about_data}, self.data.classes
+        made["arithmetic"] = arithmetic(self.accelerator)
         return Bundle(self.config.model, self.model.head, classes, self.model.preprocessing, metrics, made, state)
 
     def with_settings(self, **found: float | int | None) -> "Stage":
@@ -86,6 +89,7 @@ class Stage:
         batch = str(order.global_batch_size)
         if order.global_batch_size != order.batch_size or console.is_verbose():
             batch = f"{order.batch_arithmetic} = {batch}"
+        threads = f", {torch.get_num_threads()} threads" if self.accelerator.device.type == "cpu" else ""
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         rows = [
             ("data", f"{images} in {config.data_dir}"),
@@ -95,7 +99,7 @@ class Stage:
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
             ("batch", f"{batch} images a step"),
             ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
-            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}"),
+            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}{threads}"),
             ("run folder", str(config.output_dir)),
         ]
         console.facts("flowers: train", rows)

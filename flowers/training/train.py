@@ -207,8 +207,9 @@ def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | Non
         batches = build_batches(stage)
         if config.tune_head and config.uses_features and resumed is None:
             stage = tune_head(stage, batches)
-            save_config(stage)
         trainer = Trainer(stage, batches)
+        save_config(stage)  # now the arithmetic is as the trainer has set it
+        console.verbose(console.plain(f"arithmetic: {said_arithmetic(stage)}"))
         if resumed is not None:
             restore(trainer, resumed)
         elif session.accelerator.is_main_process:
@@ -284,7 +285,14 @@ def save_config(stage: Stage) -> None:
         else:  # of an earlier start, that failed before its first checkpoint
             remove(stage.run_dir / CORRECTIONS_FILE)
         with write_atomically(stage.run_dir / "config.yaml") as file:
+            file.write(f"# Computed with: {said_arithmetic(stage)}\n")  # no flag, so that the file works as --config
             yaml.safe_dump(to_plain(stage.config), file, sort_keys=False, allow_unicode=True)
+
+
+def said_arithmetic(stage: Stage) -> str:
+    """What a stage computes with, in one line: "device cpu, precision no, ..."."""
+    found = {**distributed.arithmetic(stage.accelerator), "micro_steps": stage.config.grad_accum_steps}
+    return ", ".join(f"{name} {' '.join(str(value).split())}" for name, value in found.items())
 
 
 def finish(trainer: Trainer) -> None:
