@@ -58,11 +58,13 @@ class Prediction:
         topk: the most probable classes, best first; empty where there is an error.
         error: the short reason why the picture could not be read, or None.
         unfamiliar: the picture is like none of the classes; always False of a model that cannot tell.
+        damage: what is missing or wrong in a file that was answered all the same, or None.
     """
 
     topk: tuple[Guess, ...]
     error: str | None = None
     unfamiliar: bool = False
+    damage: str | None = None
 
     @property
     def label(self) -> str | None:
@@ -78,6 +80,13 @@ class Prediction:
     def prob(self) -> float | None:
         """Probability of the best class; None where there is an error."""
         return self.topk[0].prob if self.topk else None
+
+
+class _Flaw(NamedTuple):
+    """What is wrong with a picture: why it could not be read, or what is damaged in it."""
+
+    error: str | None = None
+    damage: str | None = None
 
 
 class Model:
@@ -131,7 +140,7 @@ class Model:
         Returns:
             A ``Prediction`` for one picture, a list for a collection or an array of four dimensions, an iterator for
             an iterator, which is read as the answers are taken. In lists and iterators a picture that cannot be read
-            has its reason in ``error``.
+            has its reason in ``error``. A file that decodes only in part has its guesses, and says so in ``damage``.
 
         Raises:
             ImageError: one picture was given and it cannot be read.
@@ -141,13 +150,11 @@ class Model:
             raise UsageError(f"topk: got {topk}, expected at least 1")
         topk = min(topk, len(self.classes))
         if is_one(x):
-            outputs, [error] = self._infer([x])
-            if error is not None:
-                raise ImageError(error)
-            return self._predictions(outputs, [error], topk)[0]
-        answers = (
-            answer for outputs, errors in self._batches(x) for answer in self._predictions(outputs, errors, topk)
-        )
+            outputs, [flaw] = self._infer([x])
+            if flaw.error is not None:
+                raise ImageError(flaw.error)
+            return self._predictions(outputs, [flaw], topk)[0]
+        answers = (answer for outputs, flaws in self._batches(x) for answer in self._predictions(outputs, flaws, topk))
         return answers if isinstance(x, Iterator) else list(answers)
 
     def embed(self, x: Any) -> np.ndarray:
@@ -166,63 +173,58 @@ class Model:
         if not self._embeds:
             raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
         if is_one(x):
-            outputs, [error] = self._infer([x])
-            if error is not None:
-                raise ImageError(error)
+            outputs, [flaw] = self._infer([x])
+            if flaw.error is not None:
+                raise ImageError(flaw.error)
             return outputs.features[0]
         rows = []
-        for outputs, errors in self._batches(x):
+        for outputs, flaws in self._batches(x):
             features = outputs.features.copy()
-            features[[error is not None for error in errors]] = np.nan
+            features[[flaw.error is not None for flaw in flaws]] = np.nan
             rows.append(features)
         return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
-    def _batches(self, pictures: Iterable) -> Iterator[tuple[Outputs, list[str | None]]]:
+    def _batches(self, pictures: Iterable) -> Iterator[tuple[Outputs, list[_Flaw]]]:
         """Decode and infer, overlapped: while the engine computes, the next batch is decoded."""
         pictures, waiting = iter(pictures), collections.deque()
         while batch := list(itertools.islice(pictures, self._engine.batch_size)):
-            views, errors = self._views(batch)
-            waiting.append((self._engine.submit(views), errors))
+            views, flaws = self._views(batch)
+            waiting.append((self._engine.submit(views), flaws))
             if len(waiting) > _IN_FLIGHT:
-                handle, errors = waiting.popleft()
-                yield handle.result(), errors
-        for handle, errors in waiting:
-            yield handle.result(), errors
+                handle, flaws = waiting.popleft()
+                yield handle.result(), flaws
+        for handle, flaws in waiting:
+            yield handle.result(), flaws
 
-    def _infer(self, batch: list) -> tuple[Outputs, list[str | None]]:
-        views, errors = self._views(batch)
-        return self._engine.submit(views).result(), errors
+    def _infer(self, batch: list) -> tuple[Outputs, list[_Flaw]]:
+        views, flaws = self._views(batch)
+        return self._engine.submit(views).result(), flaws
 
-    def _views(self, batch: list) -> tuple[np.ndarray, list[str | None]]:
-        """Evaluation views uint8 [n, S, S, 3], and the reasons of those that are missing, which are black."""
+    def _views(self, batch: list) -> tuple[np.ndarray, list[_Flaw]]:
+        """Evaluation views uint8 [n, S, S, 3], black where a picture could not be read, and what is wrong with each."""
         found = list(self._decoders.map(self._view, batch)) if len(batch) > 1 else [self._view(batch[0])]
-        views = np.zeros((len(batch), *[self.preprocessing.crop] * 2, 3), np.uint8)
-        errors: list[str | None] = [None] * len(batch)
-        for index, view in enumerate(found):
-            if isinstance(view, str):
-                errors[index] = view
-            else:
-                views[index] = view
-        return views, errors
+        black = np.zeros((*[self.preprocessing.crop] * 2, 3), np.uint8)
+        return np.stack([black if view is None else view for view, _ in found]), [flaw for _, flaw in found]
 
-    def _view(self, picture: Any) -> np.ndarray | str:
+    def _view(self, picture: Any) -> tuple[np.ndarray | None, _Flaw]:
         try:
             how = self.preprocessing
-            return how.view(as_rgb(picture, how.min_short_side, how.to_srgb))
+            image, damage = as_rgb(picture, how.min_short_side, how.to_srgb)
+            return how.view(image), _Flaw(damage=damage)
         except FlowersError as error:
-            return str(error)
+            return None, _Flaw(str(error))
 
-    def _predictions(self, outputs: Outputs, errors: list[str | None], topk: int) -> list[Prediction]:
+    def _predictions(self, outputs: Outputs, flaws: list[_Flaw], topk: int) -> list[Prediction]:
         best = best_classes(outputs.probs, topk)
-        found, unfamiliar = [], np.zeros(len(errors), bool)
+        found, unfamiliar = [], np.zeros(len(flaws), bool)
         if self._familiarity is not None:
             unfamiliar = self._familiarity.unfamiliar(outputs.probs, outputs.features)
-        for error, classes, probs, is_unfamiliar in zip(errors, best, outputs.probs, unfamiliar, strict=True):
+        for (error, damage), classes, probs, is_unfamiliar in zip(flaws, best, outputs.probs, unfamiliar, strict=True):
             if error is None and not np.isfinite(probs).all():
                 error = "the model gave no finite probabilities"
-            guesses = (Guess(self.labels[index], self.classes[index], float(probs[index])) for index in classes)
-            topk_guesses = tuple(guesses) if error is None else ()
-            found.append(Prediction(topk_guesses, error, bool(is_unfamiliar) and error is None))
+            guesses = tuple(Guess(self.labels[index], self.classes[index], float(probs[index])) for index in classes)
+            answer = Prediction(guesses, None, bool(is_unfamiliar), damage)
+            found.append(answer if error is None else Prediction((), error))
         return found
 
 

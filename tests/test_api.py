@@ -21,6 +21,7 @@ from PIL import Image
 
 import flowers
 from flowers.errors import FlowersError, ImageError, ModelError, UsageError
+from flowers.machine import cpu_has_bf16
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +59,7 @@ def test_answers_are_those_of_the_table(bundle: Path, model, tmp_path: Path) -> 
     assert len(answers) == len(rows) == sum(result.counts.values())
     assert result.counts["ok"] > 3
     assert result.counts["error"] > 3
+    assert result.counts["damaged"] >= 1
     for row, answer in zip(rows, answers, strict=True):
         if row["status"] == "error":
             assert answer.error == row["error"]
@@ -66,6 +68,7 @@ def test_answers_are_those_of_the_table(bundle: Path, model, tmp_path: Path) -> 
         else:
             cells = [cell for guess in answer.topk for cell in (guess.label, guess.class_name, f"{guess.prob:.6f}")]
             assert cells == list(row.values())[2:-1]
+            assert (answer.error, answer.damage or "") == (None, row["error"])
 
 
 def test_one_picture_in_every_form_gives_the_same_answer(model, photo: Path) -> None:
@@ -171,7 +174,7 @@ def test_what_a_model_says_of_itself(model, bundle: Path) -> None:
 
 
 def test_training_from_python_twice(sample_set: Path, tmp_path: Path) -> None:
-    for precision in ("no", "bf16"):
+    for precision in ("no", "bf16") if cpu_has_bf16() else ("no",):
         config = flowers.TrainConfig(
             data_dir=sample_set, output_dir=tmp_path / precision, model="timm/test_vit", weights="none", epochs=1,
             mixed_precision=precision, report=False,

@@ -1,6 +1,7 @@
 """What the demo's page is made of; tests/browser opens the page itself."""
 
 import csv
+import html
 import json
 import socket
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_every_odd_file_has_the_answer_of_bulk_prediction(bundle: Path, tmp_path
             assert row["error"] in page, row
         else:
             assert f'data-prob="{row["prob"]}"' in page, row
+            assert ('class="damaged"' in page) == (row["status"] == "damaged")
+            assert html.escape(row["error"]) in page
             assert page.index(f'data-prob="{row["prob"]}"') <= page.index(f'data-prob="{row["prob_4"]}"')
     assert {row["status"] for row in rows} == {"ok", "damaged", "error"}
     assert len(rows) > 30

@@ -406,6 +406,8 @@ def test_the_printed_evaluate_leaves_out_what_training_left_out(sample_set: Path
     for split in ("valid", "test"):
         min((data / split).rglob("*.jpg")).write_bytes(b"no photo")
     victim = min((data / "test").rglob("*.jpg")).relative_to(data)
+    damaged = max((data / "test").rglob("*.jpg"))
+    damaged.write_bytes(half_jpeg())
     job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip", "--no-report")
     assert job.codes == [0], job.output
     words = next_command(job, "evaluate")
@@ -413,6 +415,8 @@ def test_the_printed_evaluate_leaves_out_what_training_left_out(sample_set: Path
     assert again.wait() == [0], again.output
     figures = json.loads((tmp_path / "run" / "best" / "metrics-test.json").read_text())
     assert figures["left_out"] == [str(victim)]
+    assert figures["damaged"] == [str(damaged.relative_to(data))]
+    assert "warning: 1 images are damaged" in again.output
     assert figures["top1"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["top1"]
     page = (tmp_path / "run" / "best" / "report-test.html").read_text()
     assert victim.name in page

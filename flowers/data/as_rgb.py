@@ -10,7 +10,7 @@ from flowers.data import pixels
 from flowers.data.formats import icc
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.limits import allowed_pixels, check_size
-from flowers.data.images import read_image
+from flowers.data.images import Decoded, decode_image
 from flowers.errors import ImageError
 
 _EXPECTED = "[H, W], [H, W, 3] or [H, W, 4] of uint8, uint16 or float from 0 to 1"
@@ -28,35 +28,35 @@ def is_one(source: object) -> bool:
     )
 
 
-def as_rgb(source: Any, min_short_side: int | None = None, to_srgb: bool = False) -> np.ndarray:
+def as_rgb(source: Any, min_short_side: int | None = None, to_srgb: bool = False) -> Decoded:
     """Decode or convert one picture.
 
     Args:
         source: a path, the bytes of an image file, a file open in binary mode, a Pillow image, or an array: grey
             [H, W], RGB [H, W, 3] or RGBA [H, W, 4], uint8 from 0 to 255, uint16 from 0 to 65535 or float from 0 to 1.
-        min_short_side: as in ``read_image``; concerns files only.
-        to_srgb: as in ``read_image``; concerns files and Pillow images, which keep the profile of their file.
+        min_short_side: as in ``decode_image``; concerns files only.
+        to_srgb: as in ``decode_image``; concerns files and Pillow images, which keep the profile of their file.
 
     Returns:
-        uint8 [H, W, 3], RGB, upright, transparency laid on white.
+        uint8 [H, W, 3], RGB, upright, transparency laid on white; and what is wrong with a file that decodes.
 
     Raises:
         ImageError: the short reason why there is no picture.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return Decoded(_from_array(source), None)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, to_srgb)
+        return Decoded(_from_pillow(source, to_srgb), None)
     if isinstance(source, memoryview):
         source = bytes(source)
     if isinstance(source, str | os.PathLike | bytes | bytearray):
-        return read_image(source, min_short_side=min_short_side, to_srgb=to_srgb)
+        return decode_image(source, min_short_side=min_short_side, to_srgb=to_srgb)
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes | bytearray):
             raise ImageError(f"a file that gives {type(data).__name__}: open it in binary mode, 'rb'")
         check_size(len(data))
-        return read_image(data, min_short_side=min_short_side, to_srgb=to_srgb)
+        return decode_image(data, min_short_side=min_short_side, to_srgb=to_srgb)
     raise ImageError(
         f"got {type(source).__name__}, expected a path, bytes, a binary file, a Pillow image or a numpy array"
     )

@@ -231,7 +231,7 @@ class EvalLoader:
         pin_memory: bool = False,
     ):
         self._batches = _EvalBatches(len(samples), batch_size, rank, world_size)
-        views = EvalViews(samples, preprocessing)
+        self._views = views = EvalViews(samples, preprocessing)
         batch_bytes = batch_size * views.bytes_each
         self._loader = make_loader(views, self._batches, workers, batch_bytes=batch_bytes, pin_memory=pin_memory)
 
@@ -247,6 +247,11 @@ class EvalLoader:
     def __len__(self) -> int:
         """Batches that each rank gets."""
         return len(self._batches)
+
+    @property
+    def damaged(self) -> list[int]:
+        """Places in the sample list of images that were damaged, of those loaded so far."""
+        return np.flatnonzero(self._views.damaged).tolist()
 
 
 class ViewLoader:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers.data.classes import display_names
-from flowers.data.images import read_image
+from flowers.data.images import decode_image
 from flowers.demo.occlusion import occlusion_map
 from flowers.engines.engine import Engine
 from flowers.engines.exported import open_model
@@ -34,12 +34,14 @@ class Answer(NamedTuple):
         view: uint8 [S, S, 3], what the network saw.
         evidence: float32 [n, n], of the best guess; see ``occlusion_map``.
         size: width and height of the photo as decoded, upright.
+        damage: what is missing or wrong in the file, or None.
     """
 
     guesses: list[Guess]
     view: np.ndarray
     evidence: np.ndarray
     size: tuple[int, int]
+    damage: str | None = None
 
 
 class Oracle:
@@ -79,14 +81,14 @@ class Oracle:
         """
         preprocessing = self._preprocessing
         how = {"min_short_side": preprocessing.min_short_side, "to_srgb": preprocessing.to_srgb}
-        image = read_image(source, **how)
+        image, damage = decode_image(source, **how)
         view = preprocessing.view(image)
         probs = self._engine.submit(view[None]).result().probs
         best = best_classes(probs, min(TOPK, len(self.folders)))[0]
         guesses = [Guess(self.labels[index], self.folders[index], float(probs[0, index])) for index in best]
         fill = tuple(round(255 * min(max(value, 0), 1)) for value in preprocessing.mean)
         evidence = occlusion_map(self._engine, view, int(best[0]), guesses[0].prob, fill)
-        return Answer(guesses, view, evidence, (image.shape[1], image.shape[0]))
+        return Answer(guesses, view, evidence, (image.shape[1], image.shape[0]), damage)
 
     def close(self) -> None:
         """Free the network."""

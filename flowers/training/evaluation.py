@@ -34,7 +34,7 @@ from flowers.reports.calibration import calibration_error, fit_temperature, out_
 from flowers.reports.metrics import FeatureTable, LogitTable, Metrics, Tally
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
-from flowers.training.bad_images import find_bad, leave_out, listing_bad_images
+from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
 from flowers.training.batches import AUTOCAST, eval_loader, to_device
 from flowers.training.checkpoint import CORRECTIONS_FILE
 from flowers.training.stage import Stage
@@ -118,7 +118,8 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     reports = config.report and can_report(len(samples), len(bundle.classes))
     keep_logits = config.calibrate or can_gather(len(samples), len(bundle.classes))
     with listing_bad_images({config.split: samples}, config.workers):
-        metrics, answers, computed_by = measure(config, accelerator, bundle, samples, keep_logits)
+        metrics, answers, computed_by, damaged = measure(config, accelerator, bundle, samples, keep_logits)
+    warn_of_damaged(len(damaged))
     images_per_s = len(samples) / (time.monotonic() - start_s)
     if config.calibrate:
         bundle, answers = calibrate(bundle, answers)
@@ -129,6 +130,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
     figures |= dataclasses.asdict(metrics) | (answers.details() if answers is not None else {})
     figures |= {"computed_by": computed_by, "left_out": [path for found in bad.values() for path, _ in found]}
+    figures["damaged"] = damaged
     if corrections is not None:
         figures["corrections"] = corrections.digest
     if config.max_images is not None:
@@ -252,13 +254,14 @@ def _claim(output: Path, config: EvaluateConfig) -> None:
 
 def measure(
     config: EvaluateConfig, accelerator: Accelerator, bundle: Bundle, samples: Samples, keep_logits: bool
-) -> tuple[Metrics, Answers | None, str]:
+) -> tuple[Metrics, Answers | None, str, list[str]]:
     """Run the model over the split, every image once; all ranks get the same result.
 
     A head that was trained on cached features is measured on features of the same engine, as in training.
 
     Returns:
-        The figures; the answers, unless the logits are too many; what computed them, for the user.
+        The figures; the answers, unless the logits are too many; what computed them, for the user; the images that are
+        damaged, but were measured as they decode.
     """
     trained = as_trained(bundle)
     classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
@@ -289,10 +292,12 @@ def measure(
         metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
     if engine is not None:
         engine.close()
+    of_ranks = distributed.from_all(lambda: loader.damaged)
+    damaged = [samples.paths[index] for index in sorted({place for found in of_ranks for place in found})]
     if table is None:
-        return metrics, None, computed_by
+        return metrics, None, computed_by, damaged
     logits, features = (found and found.result(accelerator.reduce, accelerator.device) for found in (table, seen))
-    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by
+    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by, damaged
 
 
 def _with_features(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
