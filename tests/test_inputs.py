@@ -18,9 +18,9 @@ import pytest
 from odd_files import encode, quarters
 
 from flowers.config.predict import PredictConfig
+from flowers.data.archives import Archive
 from flowers.data.choice import Choice
 from flowers.errors import DataError, ImageError, UsageError
-from flowers.prediction.archives import Archive
 from flowers.prediction.inputs import input_root, list_inputs, look_at, read_input
 
 PHOTO = encode(quarters(), "JPEG")

@@ -23,6 +23,7 @@ from trees import as_nobody
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
+from flowers.data.archives import Entry
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex
 from flowers.data.formats import limits
@@ -32,7 +33,6 @@ from flowers.errors import DataError, FlowersError, OutputError, StoppedError, U
 from flowers.models.bundle import load_bundle
 from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
-from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
 from flowers.prediction.work import Work, key_of

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from flowers.config.status import StatusConfig
+from flowers.data.archives import Entry
 from flowers.files import file_digest
 from flowers.locks import share
 from flowers.prediction import parts
-from flowers.prediction.file_list import Entry
 from flowers.prediction.status import describe, status
 from flowers.prediction.work import Work, lock_of
 from flowers.prediction.work_folder import WorkFolder

@@ -20,11 +20,11 @@ import tiny_job
 
 from flowers.config.predict import PredictConfig
 from flowers.data import retries as retries_module
+from flowers.data.archives import Entry
 from flowers.errors import DataError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
 from flowers.prediction import kept, table
 from flowers.prediction import predict as predict_module
-from flowers.prediction.file_list import Entry
 from flowers.prediction.kept import StampingReader, stamp_of
 from flowers.prediction.predict import predict
 from flowers.prediction.table import finished_facts, read_rows

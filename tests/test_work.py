@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from flowers.data.archives import Entry
 from flowers.distributed import Place, take_place
 from flowers.errors import DataError, InUseError, OutputError
 from flowers.locks import share
 from flowers.prediction import file_list, parts
-from flowers.prediction.file_list import Entry, FileList, write_list
+from flowers.prediction.file_list import FileList, write_list
 from flowers.prediction.shard_loop import shards_for
 from flowers.prediction.work import LIST_ONLY, Work, combined_digest, key_of, lock_of, write_sealed
 from flowers.prediction.work_folder import WorkFolder, default_shard_size, remove_left_over

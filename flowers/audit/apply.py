@@ -11,6 +11,7 @@ from flowers.config.audit import ApplyConfig
 from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import load_image_folders
 from flowers.data.paths import readable
+from flowers.data.shards import lies_in_shard
 from flowers.errors import DataError, FlowersError, OutputError
 from flowers.files import explain_os_error, remove, replace_folder, write_atomically
 from flowers.parsing import read_json
@@ -36,6 +37,8 @@ def apply(config: ApplyConfig) -> int:
         return undo(config.data_dir)
     corrections = read_corrections(config.corrections)
     before, after = (_classes_of(config.data_dir, own) for own in (None, corrections))
+    if any(map(lies_in_shard, (str(config.data_dir / path) for path in before))):
+        raise DataError(f"{readable(config.data_dir)}: photos in tar shards cannot be moved; train with --corrections")
     outside = next((path for path in corrections.classes if not _class_place(path, before[path])), None)
     if outside is not None:
         raise DataError(f"{readable(outside)}: lies in no class folder of {readable(config.data_dir)}, cannot be moved")

@@ -22,7 +22,7 @@ class AuditConfig:
 
     data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
     """Folder with train/ and, if you like, valid/ and test/, each with one folder per class; or photos directly in
-    class folders; or a list (.csv or .txt)."""
+    class folders; or tar shards of either, such as WebDataset's; or a list (.csv or .txt)."""
     output_dir: Path
     """Folder for labels.csv, audit.json, audit.html and the cached features."""
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None

@@ -27,7 +27,7 @@ class EvaluateConfig:
     checkpoint: Annotated[Path | None, Flag(takes="a model folder or run folder")] = None
     """Model folder, or a run folder (its best model)."""
     data_dir: Annotated[Path | None, Flag("--data", takes="a folder or list of images")] = None
-    """Image folder with the split below it, or a list of images."""
+    """Image folder with the split below it, tar shards, or a list of images."""
     split: str | None = None
     """Split to measure; val and valid mean the same. Default: test; where the data has none, valid, as the run drew it
     if it did."""

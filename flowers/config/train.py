@@ -32,7 +32,7 @@ class TrainConfig:
 
     data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
     """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class; or photos
-    directly in class folders; or a list (.csv or .txt)."""
+    directly in class folders; or tar shards of either, such as WebDataset's; or a list (.csv or .txt)."""
     output_dir: Path | None = None
     """Run folder for config, history, checkpoints, the best and the last model. Default: runs/DATA-MODEL."""
     config: Path | None = None

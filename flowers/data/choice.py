@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from flowers.data.formats.names import identify
-from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.formats.names import IMAGE_EXTENSIONS, identify
 
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "__macosx"}

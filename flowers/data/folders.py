@@ -1,4 +1,4 @@
-"""Find the images of a data set and their classes: split folders with class folders, one tree, or list files.
+"""Find the images of a data set and their classes: split folders with class folders, one tree, tar shards, lists.
 
 The class index is that of train/: its folder names sorted as strings ("1", "10", "100", "101", "11", ...), and every
 other split is mapped through it by name. Layouts that are understood:
@@ -6,6 +6,7 @@ other split is mapped through it by name. Layouts that are understood:
 - ``D/train/CLASS/...``, ``D/valid/CLASS/...`` (or ``val``, ``validation``, ``eval``, ``dev``), ``D/test/CLASS/...`` (or
   ``testing``); only train/ must be there. Any of them may instead be a list, ``D/train.csv`` and so on;
 - ``D/CLASS/IMAGE``: one tree without splits, taken as train/;
+- tar shards: a tar, a folder of tars, or ``D/train/*.tar`` and so on (see ``flowers.data.shards``);
 - ``D.csv``: a list with the columns path,class and perhaps split, or ``D.txt``, one path a line (see
   ``flowers.data.lists``).
 """
@@ -20,14 +21,16 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers import console
+from flowers.data.archives import COMPRESSED
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import ClassIndex, alike, display_names
 from flowers.data.corrections import Corrections
+from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.grouping import warn_of_leaks
-from flowers.data.images import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import PathList, readable, some
 from flowers.data.scan import scan_images
+from flowers.data.shards import is_shard, list_shards, shards_in
 from flowers.data.splits import choose_some, read_split, split_train
 from flowers.errors import DataError, NoSplitError, UsageError
 
@@ -36,7 +39,7 @@ NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The images of one split, sorted by the bytes of their paths.
+    """The images of one split, sorted by the bytes of their paths, less the names of tar shards.
 
     Attributes:
         root: folder that the paths start from.
@@ -341,7 +344,11 @@ def find_splits(
 
 
 def _find_splits(data_dir: Path, choice: Choice) -> tuple[Path, dict[str, Split]]:
+    if os.path.isfile(data_dir) and is_shard(data_dir):
+        return data_dir.parent, _in_shards(data_dir, data_dir.parent, [data_dir.name], choice)
     if os.path.isfile(data_dir):
+        if data_dir.name.lower().endswith((".zip", *COMPRESSED)):
+            raise DataError(f"{readable(data_dir)}: cannot be read by offset; make a plain .tar of it")
         images = with_splits(data_dir, _chosen(read_labelled(data_dir), choice))
         names = sorted({image.split for image in images})
         return data_dir.parent, {name: _listed(data_dir, images, name) for name in names}
@@ -363,7 +370,11 @@ def _find_splits(data_dir: Path, choice: Choice) -> tuple[Path, dict[str, Split]
         if found == [folder]:
             below = f"{name}/"
             folders = _subfolders(folder, choice, below)
-            splits[split] = Split(readable(folder), folders, _in_folders(folder, choice, below))
+            if not folders and (shards := shards_in(folder)):
+                images = list_shards(data_dir, [below + shard for shard in shards], choice)
+                splits[split] = _listed(folder, images)
+            else:
+                splits[split] = Split(readable(folder), folders, _in_folders(folder, choice, below))
         else:
             splits[split] = _listed(list_file, _chosen(read_labelled(list_file), choice))
     if not splits:
@@ -371,7 +382,15 @@ def _find_splits(data_dir: Path, choice: Choice) -> tuple[Path, dict[str, Split]
         folders = _subfolders(data_dir, choice)
         if any(_has_images(data_dir / folder) for folder in folders):
             splits["train"] = Split(readable(data_dir), folders, _in_folders(data_dir, choice, ""))
+        elif shards := shards_in(data_dir):
+            splits = _in_shards(data_dir, data_dir, shards, choice)
     return data_dir, splits
+
+
+def _in_shards(where: Path, root: Path, shards: list[str], choice: Choice) -> dict[str, Split]:
+    """The splits of one tar or a folder of them, by the names of folders inside and of the tars."""
+    images = with_splits(where, list_shards(root, shards, choice))
+    return {name: _listed(where, images, name) for name in sorted({image.split for image in images})}
 
 
 def _chosen(images: list[ListedImage], choice: Choice) -> list[ListedImage]:

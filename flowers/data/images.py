@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flowers.data import pixels
+from flowers.data import pixels, shards
 from flowers.data.formats import bitmap, gif, icc, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
@@ -36,13 +36,6 @@ from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_
 from flowers.data.formats.names import identify, refusal
 from flowers.data.retries import retries
 from flowers.errors import ImageError
-
-IMAGE_EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif"}
-    | {".jp2", ".ppm", ".pgm", ".pnm", ".heic", ".heif", ".jxl"}
-)
-"""What makes a file an input of a scan, in any case. Without their extras HEIC and JPEG XL get an error that says what
-to do."""
 
 Image.init()
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own check comes with warnings on stderr; ours takes its place
@@ -115,7 +108,9 @@ def decode_image(
 
 
 def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
-    """All bytes of a regular file; anything else is refused without waiting for it. A disk's hiccup is waited for.
+    """All bytes of a regular file, or of a photo in a tar shard (``flowers.data.shards``); anything else is refused.
+
+    Nothing waits for a FIFO; a disk's hiccup is waited for.
 
     Raises:
         ImageError: the short reason: "file not found", "no permission", "a folder, not a file", ...
@@ -129,8 +124,13 @@ def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
 
 
 def _read_bytes(path: str | bytes | os.PathLike) -> bytearray:
-    # Opening a FIFO that nobody writes to would wait for ever, without O_NONBLOCK.
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Opening a FIFO that nobody writes to would wait for ever, without O_NONBLOCK.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except NotADirectoryError:
+        if (data := shards.read_photo(os.fsdecode(path))) is None:
+            raise
+        return data
     try:
         status = os.fstat(file)
         if stat.S_ISDIR(status.st_mode):

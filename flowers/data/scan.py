@@ -15,6 +15,7 @@ from flowers import console
 from flowers.data.choice import Choice
 from flowers.data.paths import readable
 from flowers.data.retries import retries
+from flowers.data.shards import stamp_of
 from flowers.errors import DataError
 
 _CHUNK = 16384  # names of one folder sorted at a time
@@ -161,7 +162,7 @@ def _reason(error: OSError) -> str:
 
 
 def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:
-    """Size in bytes and time of change in ns of files, [count, 2] int64; -1 for one that cannot be seen.
+    """Size in bytes and time of change in ns of files or photos in shards, [count, 2] int64; -1 for what is not seen.
 
     Args:
         path_of: gives the path of a file by its index.
@@ -170,6 +171,8 @@ def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:
     def stamp(index: int) -> tuple[int, int]:
         try:
             status = os.stat(path_of(index))
+        except NotADirectoryError:
+            return stamp_of(path_of(index))
         except OSError:
             return -1, -1
         return status.st_size, status.st_mtime_ns

@@ -13,6 +13,7 @@ import numpy as np
 from flowers import console
 from flowers.data.grouping import group_images
 from flowers.data.paths import readable
+from flowers.data.shards import without_shards
 from flowers.errors import DataError
 from flowers.files import write_atomically
 from flowers.parsing import read_json
@@ -123,7 +124,7 @@ def choose_some(paths: Sequence[str], targets: np.ndarray, most: int, seed: int)
 
 
 def _lot(path: str, seed: int) -> bytes:
-    return hashlib.blake2b(b"%d/%s" % (seed, os.fsencode(path)), digest_size=16).digest()
+    return hashlib.blake2b(b"%d/%s" % (seed, os.fsencode(without_shards(path))), digest_size=16).digest()
 
 
 def read_split(split_file: Path) -> dict[str, bool]:

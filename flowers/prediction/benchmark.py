@@ -18,6 +18,7 @@ import torch
 
 from flowers import console
 from flowers.config.benchmark import BenchmarkConfig
+from flowers.data.archives import Entry
 from flowers.data.augment import Preprocessing
 from flowers.data.choice import Choice
 from flowers.data.images import read_image
@@ -27,7 +28,6 @@ from flowers.errors import DataError, ImageError, ModelError, UsageError
 from flowers.files import make_folder, write_atomically
 from flowers.machine import available_cpus
 from flowers.models.bundle import Bundle, how_made, load_bundle
-from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, list_inputs, read_input
 from flowers.prediction.pipeline import Pipeline
 from flowers.prediction.rows import RowFormat

@@ -17,23 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers.data.archives import Entry
 from flowers.files import explain_os_error, sync_file
 
 _RUN = 200_000  # entries sorted in memory at a time
 _CHUNK = 1 << 24
-
-
-class Entry(NamedTuple):
-    """One input file.
-
-    Attributes:
-        path: as ``os.fsencode`` gives it; relative to the input's root, or as a list file wrote it.
-        place: empty for the file at that path; ``tar:ARCHIVE:OFFSET:SIZE`` for a tar's member, where ARCHIVE is the
-            length of the archive's own path; ``!REASON`` for what is known to be unreadable.
-    """
-
-    path: bytes
-    place: bytes = b""
 
 
 class ListInfo(NamedTuple):

@@ -2,7 +2,7 @@
 
 - A folder: every image file below it (``flowers.data.scan`` says which), and the members of every ``.tar`` and ``.zip``
   in it.
-- An archive (``flowers.prediction.archives``): its members; their path is ``archive.tar/member``.
+- An archive (``flowers.data.archives``): its members; their path is ``archive.tar/member``.
 - A picture, by its ending or by its first bytes: itself.
 - Any other file: a list, one path a line, or a predictions file, relative to the folder the list is in
   (``flowers.data.lists``); lines that name an archive stand for its members, ``archive.tar/member`` for one of them.
@@ -24,24 +24,25 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flowers.data.choice import HEAD_BYTES, Choice, begins_like_picture, said_left_out
-from flowers.data.images import IMAGE_EXTENSIONS, read_bytes
-from flowers.data.lists import STDIN, read_paths, why_missing
-from flowers.data.paths import readable
-from flowers.data.retries import retries
-from flowers.data.scan import scan_images
-from flowers.errors import DataError, ImageError
-from flowers.prediction.archives import (
+from flowers.data.archives import (
     ARCHIVES,
     COMPRESSED,
     Archive,
+    Entry,
     first_bytes,
     members,
     place_of,
     read_member,
     read_range,
 )
-from flowers.prediction.file_list import Entry
+from flowers.data.choice import HEAD_BYTES, Choice, begins_like_picture, said_left_out
+from flowers.data.formats.names import IMAGE_EXTENSIONS
+from flowers.data.images import read_bytes
+from flowers.data.lists import STDIN, read_paths, why_missing
+from flowers.data.paths import readable
+from flowers.data.retries import retries
+from flowers.data.scan import scan_images
+from flowers.errors import DataError, ImageError
 
 _LOOK_BYTES = 1 << 16
 _UNKNOWN_ARCHIVES = (".tar.zst", ".tzst", ".7z", ".rar")

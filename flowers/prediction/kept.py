@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers import console
+from flowers.data.archives import Entry
 from flowers.data.paths import decode_path, readable
 from flowers.data.threads import in_order
 from flowers.errors import ImageError, OutputError
 from flowers.files import file_digest
 from flowers.prediction import parts
-from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import file_of, look_at, read_input
 from flowers.prediction.table import read_lines, stamps_path
 from flowers.prediction.work import Work

@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers.data.archives import Entry
 from flowers.data.augment import Preprocessing
 from flowers.data.images import decode_image
 from flowers.errors import ImageError
 from flowers.models.familiarity import Familiarity
-from flowers.prediction.file_list import Entry
 from flowers.prediction.parts import STAGES
 from flowers.prediction.rows import RowFormat, best_classes
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.data.archives import Entry
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import renamed
 from flowers.data.formats import limits
-from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.paths import PathList, decode_path, readable
 from flowers.distributed import Place, from_main, take_place
 from flowers.engines.exported import ExportedModel, open_model
@@ -25,7 +26,6 @@ from flowers.files import file_digest
 from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
-from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
 from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from flowers import console
 from flowers.config.predict import PredictConfig
+from flowers.data.archives import Archive
 from flowers.data.paths import decode_path
 from flowers.errors import DataError
-from flowers.prediction.archives import Archive
 from flowers.prediction.inputs import input_root
 from flowers.prediction.table import read_rows
 from flowers.reports.predictions_report import write_predictions_report

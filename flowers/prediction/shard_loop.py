@@ -10,6 +10,7 @@ import torch
 
 from flowers import console
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.distributed import Place
@@ -22,7 +23,6 @@ from flowers.models.bundle import Bundle
 from flowers.models.familiarity import Familiarity
 from flowers.prediction import parts
 from flowers.prediction.embeddings import EmbeddingsFile
-from flowers.prediction.file_list import Entry
 from flowers.prediction.inputs import input_root
 from flowers.prediction.kept import Kept, StampingReader, read_kept
 from flowers.prediction.pipeline import Pipeline, ShardResult

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from flowers import console
 from flowers.config.predict import PredictConfig
+from flowers.data.archives import Archive
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.files import MAX_NAME_BYTES, explain_os_error
-from flowers.prediction.archives import Archive
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.table import read_rows
 

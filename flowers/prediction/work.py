@@ -27,12 +27,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowers import console
+from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.errors import OutputError
 from flowers.files import explain_os_error, sync_file
 from flowers.parsing import read_json
 from flowers.prediction import parts
-from flowers.prediction.file_list import Entry, FileList
+from flowers.prediction.file_list import FileList
 from flowers.prediction.inputs import look_at
 
 LIST_ONLY = "--list-only"

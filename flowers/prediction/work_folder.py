@@ -10,12 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from flowers import console
+from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.errors import DataError, InUseError, OutputError
 from flowers.files import explain_os_error, sync_folder
 from flowers.locks import refuse_others, share, take_turns
 from flowers.prediction import parts
-from flowers.prediction.file_list import Entry, FileList, write_list
+from flowers.prediction.file_list import FileList, write_list
 from flowers.prediction.work import (
     DAMAGE,
     LIST_ONLY,

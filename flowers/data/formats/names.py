@@ -7,6 +7,13 @@ with the extras ``heif`` and ``jxl``, HEIC and JPEG XL. All other formats are re
 
 import re
 
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif"}
+    | {".jp2", ".ppm", ".pgm", ".pnm", ".heic", ".heif", ".jxl"}
+)
+"""What makes a file an input of a scan, in any case. Without their extras HEIC and JPEG XL get an error that says what
+to do."""
+
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",

@@ -21,7 +21,7 @@ import numpy as np
 
 from flowers import console
 from flowers.config.export import ExportConfig
-from flowers.data.images import IMAGE_EXTENSIONS
+from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.paths import encode_path, readable
 from flowers.engines.exported import load_exported
 from flowers.engines.exported_engine import build_exported_engine

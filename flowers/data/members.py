@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from flowers.data.choice import Choice
-from flowers.prediction.file_list import Entry
 
 TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError)
 ZIP_ERRORS = (zipfile.BadZipFile, ValueError, ArithmeticError, RuntimeError, struct.error, EOFError)
@@ -27,6 +26,19 @@ _CIRCLE = b"!links that lead in a circle"
 _MOST_LINKS = 40
 _LONGEST_BYTES = 4096
 """Of a path on disk, which is enough for one in an archive; what follows takes the square of it in time."""
+
+
+class Entry(NamedTuple):
+    """One input file.
+
+    Attributes:
+        path: as ``os.fsencode`` gives it; relative to the input's root, or as a list file wrote it.
+        place: empty for the file at that path; ``tar:ARCHIVE:OFFSET:SIZE`` for a tar's member, where ARCHIVE is the
+            length of the archive's own path; ``!REASON`` for what is known to be unreadable.
+    """
+
+    path: bytes
+    place: bytes = b""
 
 
 def read_range(file: int, offset: int, size: int) -> bytes:

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flowers.data.choice import Choice
-from flowers.data.images import check_size
+from flowers.data.formats.limits import check_size
+from flowers.data.members import TAR_ERRORS, ZIP_ERRORS, Entry, read_range, tar_members, zip_members
 from flowers.data.retries import retries
 from flowers.errors import ImageError
-from flowers.prediction.file_list import Entry
-from flowers.prediction.members import TAR_ERRORS, ZIP_ERRORS, read_range, tar_members, zip_members
 
 ARCHIVES = (".tar", ".zip")
 """Endings of archives that are looked into wherever they are found."""
