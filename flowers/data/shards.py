@@ -183,7 +183,7 @@ def _index(shard: str, size: int, changed_ns: int) -> Index:
     place = Path(caches, "flowers", "shards", f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npz")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, FlowersError):  # a folder that cannot be written
-            stack.enter_context(take_turns(place.with_suffix(".lock")))  # the others find what the first has made
+            stack.enter_context(take_turns(place.parent / "lock"))  # the others find what the first has made
         if (kept := _load(place)) is not None:
             return kept
         index = _make(Path(shard))
