@@ -29,6 +29,7 @@ from flowers.data.paths import PathList, readable
 from flowers.errors import DataError, FlowersError, ImageError
 from flowers.files import NPZ_DAMAGE, write_atomically
 from flowers.locks import take_turns
+from flowers.parsing import parse_json
 
 ENDING = ".tar"
 FORMAT = 1
@@ -204,7 +205,7 @@ def _load(place: Path) -> Index | None:
         with np.load(place, allow_pickle=False) as file:
             places = file["places"]
             names, labels = (_parted(file[name], len(places)) for name in ("names", "labels"))
-            return Index(names, labels, places, json.loads(str(file["left_out"])))
+            return Index(names, labels, places, parse_json(str(file["left_out"])))
     except (OSError, *NPZ_DAMAGE):
         return None
 
@@ -273,9 +274,9 @@ def _class_in(data: bytes, ending: str) -> str:
     text = data.decode("utf-8", "replace").strip()
     if ending == ".json":
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             text = next((fields[name] for name in _FIELDS if isinstance(fields.get(name), int | str)), "")
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             return ""
     text = str(text)
     return text if text.isprintable() and "/" not in text and len(text.encode()) <= _LONGEST_CLASS else ""
