@@ -186,6 +186,11 @@ def _explain(error: RuntimeError) -> str | None:
             "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
             "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
         )
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if found:
+        return (
+            f"--deterministic: {operation.split()[-1]} has no deterministic kernel on this device: leave the flag out"
+        )
     return None
 
 

@@ -1,9 +1,10 @@
 """The processes of one job: started as one group on any machine, and what they tell one another."""
 
+import contextlib
 import datetime
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from flowers import console
@@ -98,6 +99,23 @@ def start(
         raise UsageError(f"cannot start on this machine: {error}") from error
     check_world_size(accelerator.num_processes)
     return accelerator
+
+
+@contextlib.contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Inside the block, torch uses only kernels that give the same bits every time; CPUs have no others.
+
+    To be entered before a GPU is used: cuBLAS reads its variable at the first product. An operation without such a
+    kernel raises RuntimeError.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def join_step() -> None:

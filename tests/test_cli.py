@@ -154,16 +154,26 @@ def test_outcomes_become_exit_codes_and_one_line(
     assert capsys.readouterr().err.count("\n") == (outcome is not None)
 
 
-def test_a_full_gpu_is_told_in_one_line(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee"), "a smaller --batch-size"),
+        (
+            RuntimeError("pool_cuda does not have a deterministic implementation, but you set '...'.\nYou"),
+            "pool_cuda has",
+        ),
+    ],
+)
+def test_errors_of_a_gpu_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture) -> None:
     def main(config: Small) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation ...")
+        raise error
 
     with pytest.raises(SystemExit) as caught:
         cli.run(main, Small, ["--folder", "x"])
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "give a smaller --batch-size" in said
+    assert line in said
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")))

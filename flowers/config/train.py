@@ -215,6 +215,9 @@ class TrainConfig:
     device supports it, no for a head."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits every time, so that a resumed run is bit-identical to one that
+    was never stopped; some networks become slower. On a CPU this holds without the flag."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep decoded images, slightly larger than the training size, in memory or on disk; shared by the processes of a
     machine."""

@@ -138,6 +138,8 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             )
         data = data.at_most(config.max_images, config.max_train_images, config.seed)
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
+        if config.deterministic:
+            stack.enter_context(distributed.deterministic_kernels())
         accelerator = distributed.start(
             config.mixed_precision,
             timeout_s=WAIT_S,

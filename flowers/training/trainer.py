@@ -56,7 +56,8 @@ class Trainer:
         module = stage.trained.to(accelerator.device)
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = not config.deterministic  # it takes whatever is fastest at the moment
             if accelerator.num_processes > 1 and config.finetune != "head" and not config.freeze_bn:
                 module = synchronize_batch_norm(module)
         module = module.to(memory_format=torch.channels_last)

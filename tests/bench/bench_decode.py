@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
     if options.size:
-        photos = [_draw(*options.size, seed) for seed in range(10)]
+        photos = [draw_photo(*options.size, seed) for seed in range(10)]
     else:
         photos = [path.read_bytes() for path in photos_in(options.photos)]
     torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def _tagged(jpeg_bytes: bytes, profile: bytes) -> bytes:
     return jpeg_bytes[:2] + b"\xff\xe2" + (len(body) + 2).to_bytes(2) + body + jpeg_bytes[2:]
 
 
-def _draw(width: int, height: int, seed: int) -> bytes:
+def draw_photo(width: int, height: int, seed: int) -> bytes:
     """A JPEG with about as much detail as a photo."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8)).resize((width, height))

@@ -105,6 +105,18 @@ def plain_step(model: str, size: int, batch_size: int, steps: int) -> Callable[[
 
 def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: int) -> Callable[[], None]:
     """A step of a run that jobs/train.py would do, on a batch that is there already."""
+    trainer, batch = resident_trainer([*flags, "--model", model, "--train-size", size, "-b", batch_size])
+
+    def turn() -> None:
+        for _ in range(steps):
+            trainer.step([batch], batch_size)
+        trainer.read_losses()  # waits for the device, as training does each --log-interval steps
+
+    return turn
+
+
+def resident_trainer(flags: list[object]) -> tuple["Trainer", "Batch"]:  # noqa: F821
+    """A trainer of the whole network as jobs/train.py sets it up, and a random batch that lies on its device."""
     import torch
 
     from flowers import cli, distributed
@@ -118,8 +130,7 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
 
     with tempfile.TemporaryDirectory() as temporary:
         data_dir, run_dir = draw_data(Path(temporary, "data")), Path(temporary, "run")
-        flags = [*flags, "--data-dir", data_dir, "--output-dir", run_dir, "--model", model, "--finetune", "full",
-                 "--train-size", size, "-b", batch_size, "-j", 0]  # fmt: skip
+        flags = [*flags, "--data-dir", data_dir, "--output-dir", run_dir, "--finetune", "full", "-j", 0]
         config = cli.parse(TrainConfig, list(map(str, flags)))
         check_flags(config)
         accelerator = distributed.start(config.mixed_precision)
@@ -128,20 +139,14 @@ def our_step(flags: list[str], model: str, size: int, batch_size: int, steps: in
             session = Session(accelerator, data, StopRequest(run_dir / "stop"))
             stage = prepare_stage(config, session, resumed=None)
             trainer = Trainer(stage, build_batches(stage))
+    size, count = trainer.config.train_size, config.batch_size
     batch = Batch(
-        torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8),
-        torch.randint(0, len(data.classes.folders), (batch_size,)),
-        torch.ones(batch_size),
-        torch.zeros(batch_size, dtype=torch.int64),
+        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8),
+        torch.randint(0, len(data.classes.folders), (count,)),
+        torch.ones(count),
+        torch.zeros(count, dtype=torch.int64),
     )
-    batch = Batch(*(tensor.to(accelerator.device) for tensor in batch))
-
-    def turn() -> None:
-        for _ in range(steps):
-            trainer.step([batch], batch_size)
-            trainer.read_losses()
-
-    return turn
+    return trainer, Batch(*(tensor.to(accelerator.device) for tensor in batch))
 
 
 def our_step_with_onednn_gradients(*args) -> Callable[[], None]:
