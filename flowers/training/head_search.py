@@ -113,5 +113,5 @@ def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
             float(np.std(means, ddof=1) / count**0.5),
         )
 
-    with console.progress("tuning the head", len(WEIGHT_DECAYS) * count) as meter:
+    with console.progress("tuning the head", len(WEIGHT_DECAYS) * count, "fits") as meter:
         return [attempt(weight_decay) for weight_decay in WEIGHT_DECAYS]

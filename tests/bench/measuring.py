@@ -41,7 +41,7 @@ def take_turns(
     ways: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
-    warm_up: bool = True,
+    warm_up: bool | None = None,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time all ways once a round.
@@ -51,13 +51,15 @@ def take_turns(
     Args:
         ways: by name, what to do.
         rounds: how often each way's turn comes.
-        warm_up: begin with a round that does not count.
+        warm_up: begin with a round that does not count; by default unless there is one round only, which is for seeing
+            that a measurement still runs.
         clock_s: what time is read from.
 
     Returns:
         Seconds by name and round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    warm_up = rounds > 1 if warm_up is None else warm_up
     for number in range(rounds + warm_up):
         for name, way in ways.items():
             start_s = clock_s()
