@@ -1,6 +1,7 @@
 """Heads as described; a frozen backbone that nothing moves."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -34,6 +35,16 @@ def test_head_of_the_2018_blog() -> None:
     assert head.dropout.p == 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_of_features_have_length_1(dtype: torch.dtype) -> None:
+    head = build_head(HeadSpec(num_classes=5, in_features=8, unit_blocks=(6, 2)))
+    assert list(head.state_dict()) == ["output.weight", "output.bias"]
+    features = torch.randn(3, 8) * torch.tensor([1e-3] * 6 + [6e4 / 3] * 2)
+    features[2] = 0
+    lengths = [block.norm(dim=1) for block in head.unit_blocks(features.to(dtype)).float().split([6, 2], 1)]
+    torch.testing.assert_close(torch.stack(lengths), torch.tensor([[1.0, 1.0, 0.0]] * 2), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -45,6 +56,10 @@ def test_head_of_the_2018_blog() -> None:
         ({"dropout": "much"}, "dropout is 'much'"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"colour": 1}, "expected exactly the fields"),
+        ({"unit_blocks": [3, 4]}, r"\[3, 4\], expected widths of together 8"),
+        ({"unit_blocks": [9, -1]}, r"\[9, -1\], expected widths"),
+        ({"unit_blocks": 8}, "unit_blocks is 8"),
+        ({"unit_blocks": [4.0, 4]}, "expected whole numbers"),
     ],
 )
 def test_a_spec_that_cannot_be(values: dict, message: str) -> None:
@@ -56,6 +71,9 @@ def test_a_spec_that_cannot_be(values: dict, message: str) -> None:
 def test_a_spec_goes_through_json_values() -> None:
     spec = HeadSpec(num_classes=5, in_features=8, hidden=3, dropout=0.25)
     assert HeadSpec.from_dict(spec.to_dict()) == spec
+    assert "unit_blocks" not in spec.to_dict(), "earlier versions read it"
+    spec = HeadSpec(num_classes=5, in_features=8, unit_blocks=(6, 2))
+    assert HeadSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(ModelError, match="got list"):
         HeadSpec.from_dict([5, 8])
 

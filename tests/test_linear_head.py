@@ -1,6 +1,7 @@
 """A linear head fitted at once: the right minimum, whatever the scale of the features, and folds for judging it."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from flowers.config.train import TrainConfig
 from flowers.errors import UsageError
 from flowers.training import linear_head
 from flowers.training.flags import check_flags, fits_at_once, with_default_model
-from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
+from flowers.training.linear_head import (
+    HeadProblem,
+    LinearHead,
+    fit_linear_head,
+    fit_sharpened,
+    folds,
+    out_of_fold,
+)
 
 FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "-j", "0")
 
@@ -69,6 +77,55 @@ def test_pieces_that_are_scaled_again_each_time_give_the_same_head(monkeypatch: 
     monkeypatch.setattr(linear_head, "ROWS", 7)
     again = fit_linear_head(problem, weight_decay=0.01)
     torch.testing.assert_close(again.logits(problem.features), kept.logits(problem.features), rtol=1e-2, atol=1e-2)
+
+
+def test_a_head_of_smoothed_targets_is_made_as_sure_as_it_is_right() -> None:
+    problem = make_problem()
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 3, 120)
+    unseen = np.empty((120, 8))
+    for index in range(3):  # photos of a class lie where those of training do
+        own = problem.features[problem.targets == index]
+        unseen[targets == index] = own.mean(0) + rng.normal(size=((targets == index).sum(), 8)) * own.std(0)
+    fit = functools.partial(fit_linear_head, weight_decay=0.001, label_smoothing=0.3)
+    plain, sharp = fit(problem), fit_sharpened(problem, folds(problem.targets, 5, seed=0), fit)
+
+    def loss(head: LinearHead) -> float:
+        return float(F.cross_entropy(head.logits(unseen), torch.from_numpy(targets)))
+
+    assert loss(sharp) < 0.95 * loss(plain)
+    assert torch.equal(sharp.logits(unseen).argmax(1), plain.logits(unseen).argmax(1))
+
+
+def test_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images with all their views, until there are enough; none of a class that nothing else shows."""
+    problem = make_problem()
+    views = problem._replace(
+        features=problem.features.repeat(2, 0), targets=problem.targets.repeat(2), views=2, unit_blocks=True
+    )
+    parts, fitted = folds(problem.targets, 5, seed=0), []
+
+    def fit(some: HeadProblem) -> LinearHead:
+        fitted.append(len(some.targets))
+        return LinearHead(torch.eye(3, 8), torch.zeros(3), 0.0, 1.0)
+
+    fit_sharpened(views, parts, fit)
+    assert fitted == [240, *[192] * 5]
+    monkeypatch.setattr(linear_head, "HELD_OUT", 30)
+    fitted.clear()
+    fit_sharpened(views, parts, fit)
+    assert fitted == [240, 192, 192]
+    logits = dict(zip(("left", "logits"), next(out_of_fold(views, parts, fit)), strict=True))
+    assert np.array_equal(logits["left"], np.flatnonzero(parts == 0))
+    lengths = [np.linalg.norm(block, axis=1) for block in np.split(views.seen(slice(0, 9)), [6], axis=1)]
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    assert np.all(np.abs(logits["logits"]) <= 1)
+    fitted.clear()
+    fit_sharpened(problem._replace(features=problem.features[:3], targets=np.arange(3)), np.zeros(3, np.int64), fit)
+    assert fitted == [3]
+    singles = problem._replace(features=problem.features[:4], targets=np.array([0, 0, 1, 2]))
+    sharp = fit_sharpened(singles, np.array([0, 1, 0, 1]), fit)
+    assert torch.isfinite(sharp.weight).all()
 
 
 def test_folds_spread_each_class() -> None:

@@ -10,6 +10,11 @@ from flowers.flags import Flag
 
 DEFAULT_MODEL = "efficientnet_lite0"
 DEFAULT_OF_A_HEAD = "efficientnet_lite0+2"
+OF_STEPS = (
+    "epochs", "lr", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "model_ema_decay", "eval_every", "patience",
+    "hidden", "dropout", "continue_from",
+)  # fmt: skip
+"""Flags with a meaning only for a head that is trained step by step; ``lbfgs`` fits one at once."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ class TrainConfig:
     max_grad_norm: float | None = None
     """Clip gradients to this norm. Default: no clipping."""
     label_smoothing: float | None = None
-    """Share of the target that is spread evenly over all classes. Default: 0.1; with lbfgs 0."""
+    """Share of the target that is spread evenly over all classes. Default: 0.1; with lbfgs
+    0.05, whose head is then made as sure as it is right on training images held out."""
     model_ema_decay: float | None = None
     """Evaluate and save an exponential moving average (EMA) of the weights with this decay; 0 disables it. Default:
     0.995 for a whole network, 0 for a head."""
@@ -253,3 +259,11 @@ class TrainConfig:
     def uses_features(self) -> bool:
         """True if the frozen backbone runs once per view and the head trains on the cached features."""
         return self.finetune == "head" and self.feature_cache
+
+    @property
+    def fits_at_once(self) -> bool:
+        """True if a linear head on cached features is fitted by L-BFGS: no flag asks for small steps."""
+        if self.optimizer is not None or not self.uses_features:
+            return self.optimizer == "lbfgs"
+        stepwise = (*OF_STEPS, "weight_decay", "label_smoothing")
+        return all(getattr(self, name) == getattr(TrainConfig, name) for name in stepwise)

@@ -1,9 +1,11 @@
 """The head that is trained, and the classifier that a backbone and a head make together."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from flowers.errors import ModelError
@@ -17,16 +19,23 @@ BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 class HeadSpec:
     """Shape of a head: one linear layer, or one hidden layer before it.
 
+    Attributes:
+        unit_blocks: widths of the blocks of features that are scaled to length 1 each, the features of one stage of the
+            network say; empty if features are taken as they are.
+
     Raises:
-        ModelError: a size below 1 or above ``MAX_WIDTH``, or a dropout outside [0, 1).
+        ModelError: a size below 1 or above ``MAX_WIDTH``, a dropout outside [0, 1), or blocks that are not all of the
+            features.
     """
 
     num_classes: int
     in_features: int
     hidden: int | None = None
     dropout: float = 0.0
+    unit_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "unit_blocks", _as_tuple(self.unit_blocks))
         for name in ("num_classes", "in_features", "hidden"):
             value = getattr(self, name)
             if name == "hidden" and value is None:
@@ -35,10 +44,15 @@ class HeadSpec:
                 raise ModelError(f"head: {name} is {value!r}, expected a whole number from 1 to {MAX_WIDTH}")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ModelError(f"head: dropout is {self.dropout!r}, expected a share from 0 to below 1")
+        blocks = self.unit_blocks
+        if blocks and (min(blocks) < 1 or sum(blocks) != self.in_features):
+            raise ModelError(f"head: unit_blocks is {list(blocks)}, expected widths of together {self.in_features}")
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; without blocks they are those of earlier versions."""
+        values = asdict(self)
+        blocks = values.pop("unit_blocks")
+        return {**values, "unit_blocks": list(blocks)} if blocks else values
 
     @classmethod
     def from_dict(cls, values: object) -> "HeadSpec":
@@ -47,11 +61,22 @@ class HeadSpec:
         Raises:
             ModelError: no mapping, a field too many or too few, or a value that cannot be.
         """
-        fields = set(cls.__dataclass_fields__)
-        if not isinstance(values, dict) or set(values) != fields:
+        fields = set(cls.__dataclass_fields__) - {"unit_blocks"}
+        if not isinstance(values, dict) or set(values) - {"unit_blocks"} != fields:
             got = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
             raise ModelError(f"head: got {got}, expected exactly the fields {sorted(fields)}")
         return cls(**values)
+
+
+def _as_tuple(blocks: object) -> tuple[int, ...]:
+    """Widths as JSON has them.
+
+    Raises:
+        ModelError: anything but whole numbers.
+    """
+    if not isinstance(blocks, list | tuple) or not all(type(width) is int for width in blocks):
+        raise ModelError(f"head: unit_blocks is {blocks!r}, expected whole numbers")
+    return tuple(blocks)
 
 
 def build_head(spec: HeadSpec) -> nn.Sequential:
@@ -61,6 +86,8 @@ def build_head(spec: HeadSpec) -> nn.Sequential:
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     width = spec.in_features
+    if spec.unit_blocks:
+        layers["unit_blocks"] = UnitBlocks(spec.unit_blocks)
     if spec.hidden is not None:
         layers["hidden"] = nn.Linear(width, spec.hidden)
         layers["activation"] = nn.ReLU()
@@ -69,6 +96,19 @@ def build_head(spec: HeadSpec) -> nn.Sequential:
         layers["dropout"] = nn.Dropout(spec.dropout)
     layers["output"] = nn.Linear(width, spec.num_classes)
     return nn.Sequential(layers)
+
+
+class UnitBlocks(nn.Module):
+    """Features [B, D] with each block scaled to length 1, so that no stage of the network drowns another."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.widths = list(widths)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """In two steps, since squares of large features are beyond float16."""
+        blocks = [block / block.abs().amax(1, keepdim=True).clamp_min(1e-6) for block in features.split(self.widths, 1)]
+        return torch.cat([F.normalize(block, dim=1, eps=1e-6) for block in blocks], dim=1)
 
 
 class Classifier(nn.Module):

@@ -73,14 +73,16 @@ class FeatureBatches:
 
     def problem(self, stage: Stage) -> HeadProblem:
         """All training features [images * views, D], view by view of an image, as L-BFGS fits a head to them."""
-        features, backbone = self._features["train"], stage.model.classifier.backbone
+        features, model = self._features["train"], stage.model
         count, views, width = features.shape
         return HeadProblem(
             features.reshape(count * views, width),
             np.repeat(self._targets["train"], views),
-            stage.model.head.num_classes,
-            getattr(backbone, "widths", (width,)),
+            model.head.num_classes,
+            getattr(model.classifier.backbone, "widths", (width,)),
             None if stage.order.sample_weights is None else np.repeat(stage.order.sample_weights, views),
+            views,
+            bool(model.head.unit_blocks),
         )
 
     def _batch(self, split: str, draws: list[Draw], epoch: int | None = None) -> Batch:

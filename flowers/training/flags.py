@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from flowers.config.presets import check_model
-from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, TrainConfig
+from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, OF_STEPS, TrainConfig
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
@@ -31,7 +31,7 @@ HEAD_DEFAULTS = {
     "scale": (0.5, 1.0), "auto_augment": "none",
 }  # fmt: skip
 FIT_DEFAULTS = HEAD_DEFAULTS | {
-    "epochs": 1, "optimizer": "lbfgs", "lr": 1.0, "weight_decay": 0.001, "label_smoothing": 0.0,
+    "epochs": 1, "optimizer": "lbfgs", "lr": 1.0, "weight_decay": 0.001, "label_smoothing": 0.05,
 }  # fmt: skip
 WHOLE_DEFAULTS = {
     "epochs": 20, "optimizer": "sgd", "weight_decay": 1e-4, "label_smoothing": 0.1, "model_ema_decay": 0.995,
@@ -45,11 +45,6 @@ OF_DRAWN_VIEWS = {
     "scale": (None, HEAD_DEFAULTS["scale"], (1.0, 1.0)),
 }  # fmt: skip
 """Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
-OF_STEPS = (
-    "epochs", "lr", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "model_ema_decay", "eval_every", "patience",
-    "hidden", "dropout", "continue_from",
-)  # fmt: skip
-"""Flags with a meaning only for a head that is trained step by step; ``lbfgs`` fits one at once."""
 PEAK_LR = {"head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03}, "whole": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.03}}
 
 
@@ -163,16 +158,10 @@ def with_default_model(config: TrainConfig, resumed: Checkpoint | None) -> Train
 
 
 def fits_at_once(config: TrainConfig, resumed: Checkpoint | None) -> bool:
-    """True if a linear head on cached features is fitted by L-BFGS: no flag asks for small steps.
-
-    A run of an earlier version that was begun with small steps goes on with them.
-    """
-    if config.optimizer is not None or not config.uses_features:
-        return config.optimizer == "lbfgs"
-    if resumed is not None and resumed.fingerprint["--optimizer"] != "lbfgs":
+    """True if a linear head is fitted by L-BFGS; a run that an earlier version began with small steps goes on so."""
+    if config.optimizer is None and resumed is not None and resumed.fingerprint["--optimizer"] != "lbfgs":
         return False
-    stepwise = (*OF_STEPS, "weight_decay", "label_smoothing")
-    return all(getattr(config, name) == getattr(TrainConfig, name) for name in stepwise)
+    return config.fits_at_once
 
 
 def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpoint | None) -> TrainConfig:

@@ -7,6 +7,7 @@ largest is taken: the simplest model that the data does not speak against.
 Source: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
 """
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 
@@ -15,12 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from flowers import console
+from flowers.data.grouping import group_images
 from flowers.data.order import class_balance
 from flowers.distributed import from_main
 from flowers.errors import DataError, StoppedError
 from flowers.files import write_atomically
+from flowers.reports.calibration import fit_temperature
 from flowers.training.features import FeatureBatches
-from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
+from flowers.training.linear_head import HeadProblem, fit_linear_head, folds, out_of_fold
 from flowers.training.stage import Stage
 
 WEIGHT_DECAYS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -62,6 +65,16 @@ def tune_head(stage: Stage, batches: FeatureBatches) -> Stage:
     return stage.with_settings(weight_decay=chosen.weight_decay)
 
 
+def folds_of(stage: Stage) -> np.ndarray:
+    """The fold of each training image: int64 [N]; a class of few images is in fewer folds, a group in one alone.
+
+    All are 0 if no class has two images.
+    """
+    train, config = stage.data.train, stage.config
+    parts = folds(train.targets, min(FOLDS, int(np.bincount(train.targets).max())), config.seed)
+    return parts[group_images(train.paths, config.group)] if config.group else parts
+
+
 def choose(trials: list[Trial]) -> Trial:
     """The largest weight decay whose loss is within one standard error of the lowest."""
     best = min(trials, key=lambda trial: trial.loss)
@@ -76,13 +89,10 @@ def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
         DataError: no class has two images.
         StoppedError: on request.
     """
-    targets = np.asarray(stage.data.train.targets)
-    views = len(problem.targets) // len(targets)
-    count = min(FOLDS, int(np.bincount(targets).max()))
+    targets, parts = np.asarray(stage.data.train.targets), folds_of(stage)
+    count = len(np.unique(parts))
     if count < 2:
         raise DataError("--tune-head holds training images back, but no class has two of them: leave it out")
-    parts = folds(targets, count, stage.config.seed)
-    parts_of_rows = np.repeat(parts, views)
     judged = class_balance(targets, problem.num_classes) if problem.weights is not None else np.ones(len(targets))
 
     def check_stop() -> None:
@@ -91,21 +101,20 @@ def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
 
     def attempt(weight_decay: float) -> Trial:
         loss, hits = np.zeros(len(targets)), np.zeros(len(targets))
-        for part in range(count):
-            fitted = fit_linear_head(
-                problem.rows(parts_of_rows != part),
-                weight_decay=weight_decay,
-                label_smoothing=stage.config.label_smoothing,
-                device=stage.accelerator.device,
-                check_stop=check_stop,
-            )
-            left = np.flatnonzero(parts == part)
-            logits = fitted.logits(problem.features[left * views])
+        fit = functools.partial(
+            fit_linear_head,
+            weight_decay=weight_decay,
+            label_smoothing=stage.config.label_smoothing,
+            device=stage.accelerator.device,
+            check_stop=check_stop,
+        )
+        for left, logits in out_of_fold(problem, parts, fit):
             right = torch.from_numpy(targets[left])
+            logits = torch.from_numpy(logits / (fit_temperature(logits, targets[left]) or 1.0))
             loss[left] = F.cross_entropy(logits, right, reduction="none").numpy()
             hits[left] = (logits.argmax(1) == right).numpy()
             meter.advance(1)
-        means = [np.average(loss[parts == part], weights=judged[parts == part]) for part in range(count)]
+        means = [np.average(loss[parts == part], weights=judged[parts == part]) for part in np.unique(parts)]
         return Trial(
             weight_decay,
             float(np.average(hits, weights=judged)),

@@ -11,7 +11,7 @@ from flowers.config.train import TrainConfig
 from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.errors import UsageError
-from flowers.models.backbones import build_backbone
+from flowers.models.backbones import Backbone, build_backbone
 from flowers.models.bundle import load_bundle
 from flowers.models.grad_checkpointing import set_grad_checkpointing
 from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
@@ -49,7 +49,7 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
         backbone = build_backbone(config.model, config.weights, config.image_size)
         if Path(config.weights).is_dir():
             console.say(f"a new head is trained; --continue-from {console.plain(config.weights)} would keep its own")
-        head, module = new_head(config, len(classes), backbone.num_features)
+        head, module = new_head(config, len(classes), backbone)
         classifier, preprocessing = Classifier(backbone.network, module), backbone.preprocessing
     if resumed is None and config.continue_from is None:
         preprocessing = dataclasses.replace(preprocessing, resize=evaluation_resize(config, preprocessing))
@@ -72,10 +72,15 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
     return Model(classifier, head, preprocessing)
 
 
-def new_head(config: TrainConfig, num_classes: int, in_features: int) -> tuple[HeadSpec, nn.Module]:
-    """The head that the flags describe, initialised from the seed."""
+def new_head(config: TrainConfig, num_classes: int, backbone: Backbone) -> tuple[HeadSpec, nn.Module]:
+    """The head that the flags describe, initialised from the seed.
+
+    One that is fitted at once to the features of several stages sees each stage at length 1: top1 0.949 in place of
+    0.934 on Oxford 102, see tests/bench/README.md.
+    """
     torch.manual_seed(config.seed)
-    spec = HeadSpec(num_classes, in_features, config.hidden, config.dropout)
+    stages = getattr(backbone.network, "widths", ()) if config.fits_at_once else ()
+    spec = HeadSpec(num_classes, backbone.num_features, config.hidden, config.dropout, tuple(stages))
     return spec, build_head(spec)
 
 

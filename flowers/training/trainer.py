@@ -5,6 +5,7 @@ step (read the loss, validate, save, stop) happens on all ranks at the same step
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -27,8 +28,9 @@ from flowers.training.checkpoint import Progress, save_checkpoint
 from flowers.training.evaluation import evaluate
 from flowers.training.finite import ADVICE, MicroStep, find_breakdown, last_good
 from flowers.training.flags import parse_save_every
+from flowers.training.head_search import folds_of
 from flowers.training.history import History
-from flowers.training.linear_head import LinearHead, fit_linear_head
+from flowers.training.linear_head import LinearHead, fit_linear_head, fit_sharpened
 from flowers.training.losses import mix, weighted_loss
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
 from flowers.training.schedule import build_schedule, mixes, step_seed, view_sizes
@@ -132,13 +134,15 @@ class Trainer:
                 raise StoppedError(f"stopped while fitting the head ({reason}); run the same command to fit it again")
 
         def fit() -> LinearHead:
-            return fit_linear_head(
-                self.batches.problem(stage),
+            fit = functools.partial(
+                fit_linear_head,
                 weight_decay=self.config.weight_decay,
                 label_smoothing=self.config.label_smoothing,
                 device=self.accelerator.device,
                 check_stop=check_stop,
             )
+            problem = self.batches.problem(stage)
+            return fit_sharpened(problem, folds_of(stage), fit) if self.config.label_smoothing else fit(problem)
 
         found = from_main(fit)
         output = stage.model.classifier.head.output
