@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.errors import UsageError
 from flowers.training import linear_head
-from flowers.training.flags import check_flags, fits_at_once, with_default_model
+from flowers.training.flags import check_flags, fits_at_once, resolve, with_default_model
 from flowers.training.linear_head import (
     HeadProblem,
     LinearHead,
@@ -189,5 +190,11 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_was_begun() -> None:
     assert not fits_at_once(config, begun)
     assert with_default_model(config, begun).model == "efficientnet_lite0"
     assert with_default_model(config, None).model == "efficientnet_lite0+2"
+    model = SimpleNamespace(
+        classifier=SimpleNamespace(backbone=torch.nn.Identity()), preprocessing=SimpleNamespace(crop=32)
+    )
+    assert resolve(config, model, 1, None).label_smoothing == 0.05
+    begun.fingerprint |= {"--optimizer": "lbfgs", "--label-smoothing": 0.0}
+    assert resolve(config, model, 1, begun).label_smoothing == 0.0
     staged = dataclasses.replace(config, finetune="staged")
     assert with_default_model(staged, None).model == "efficientnet_lite0"

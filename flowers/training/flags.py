@@ -200,6 +200,8 @@ def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpo
     if resumed is not None:
         searched = TUNED if config.tune_head and config.uses_features else ("lr",) if config.lr == "auto" else ()
         found |= {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
+        if config.label_smoothing is None:  # earlier versions had another default for a head fitted at once
+            found["label_smoothing"] = resumed.fingerprint["--label-smoothing"]
     return dataclasses.replace(config, **found)
 
 

@@ -75,8 +75,8 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
 def new_head(config: TrainConfig, num_classes: int, backbone: Backbone) -> tuple[HeadSpec, nn.Module]:
     """The head that the flags describe, initialised from the seed.
 
-    One that is fitted at once to the features of several stages sees each stage at length 1: top1 0.949 in place of
-    0.934 on Oxford 102, see tests/bench/README.md.
+    One that is fitted at once to the features of several stages sees each stage at length 1, so that none drowns
+    another; tests/bench/README.md says what it brings.
     """
     torch.manual_seed(config.seed)
     stages = getattr(backbone.network, "widths", ()) if config.fits_at_once else ()
