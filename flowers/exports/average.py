@@ -53,12 +53,14 @@ def export_average(config: ExportConfig) -> int:
     names = [*map(console.plain, config.average), "average"]
     rows = [(name, f"{row[0]:.4f}", f"{row[1]:.4f}") for name, row in zip(names, [*figures, (loss, top1)], strict=True)]
     console.table(f"on {valid.said}", ("model", "loss", "top1"), rows)
-    if top1 < min(share for _, share in figures):
+    losses, shares = zip(*figures, strict=True)
+    if top1 < min(shares) and loss > max(losses):  # top1 alone is chance where the photos are few
         raise ModelError(
-            f"--average: the average has top1 {top1:.4f}, less than each of the {len(bundles)} models: nothing was "
-            "written. Average models whose training began from the same weights, such as checkpoints of one run"
+            f"--average: the average has top1 {top1:.4f} and loss {loss:.4f}, worse than each of the {len(bundles)} "
+            "models: nothing was written. Average models whose training began from the same weights, such as "
+            "checkpoints of one run"
         )
-    if top1 < max(share for _, share in figures):
+    if top1 < max(shares):
         console.warn("one of the models alone is better than the average")
     made = how_made(to_plain(config))
     metrics = {"valid_loss": loss, "valid_top1": top1}
