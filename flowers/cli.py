@@ -225,7 +225,9 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, job: str
         if not argv or argv[0] not in commands:
             got = repr(argv[0]) if argv else "no command"
             raise UsageError(f"got {got}, expected {usage.either(list(commands))}; see {program} --help")
-        program, config_type, argv = f"{program} {argv[0]}", commands[argv[0]], argv[1:]
+        config_type, argv = commands[argv[0]], argv[1:]
+    if hasattr(config_type, "COMMAND"):
+        program = f"{program} {config_type.COMMAND}"
     known = {option.name: option for option in flags.options(config_type)}
     with _naming_help(program):
         words = flags.given(list(known.values()), argv)
@@ -286,7 +288,9 @@ def _show_help(job: str, config_type: type, argv: Sequence[str]) -> None:
         command = next((word for word in argv if word in commands), None)
         if command is None:
             return console.page(help_page.commands_page(commands, start, examples, console.width()))
-        config_type, start = commands[command], f"{start} {command}"
+        config_type = commands[command]
+    if hasattr(config_type, "COMMAND"):
+        start = f"{start} {config_type.COMMAND}"
         examples = [line for line in examples if start in line]
     return console.page(help_page.job_page(config_type, start, examples, console.width()))
 

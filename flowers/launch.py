@@ -223,14 +223,27 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
         UsageError: numbers that do not fit together, or no such script.
     """
     parser = _Parser("flowers-launch", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--num-processes", type=int, help="over all machines; default: one per GPU, without GPUs one")
-    parser.add_argument("--num-machines", type=int, default=1, help="each runs this launcher once (default: 1)")
-    parser.add_argument("--machine-rank", type=int, help="this machine's number from 0; default under srun: its own")
-    parser.add_argument("--main-process-ip", help="host or address of machine 0")
-    parser.add_argument("--main-process-port", type=int, default=0, help="on one machine default: any free port")
-    parser.add_argument("--stop-timeout", type=float, default=STOP_TIMEOUT_S, help="seconds to save in after a signal")
     parser.add_argument(
-        "--stopped-mark", type=Path, help="on 75 make this file and exit 0: srun then does not kill the other nodes"
+        "--num-processes", type=int, help="processes over all machines (default: one per GPU; one without GPUs)"
+    )
+    parser.add_argument(
+        "--num-machines", type=int, default=1, help="machines that each run this launcher once (default: 1)"
+    )
+    parser.add_argument("--machine-rank", type=int, help="number of this machine, from 0 (default under srun: its own)")
+    parser.add_argument("--main-process-ip", help="name or address of machine 0")
+    parser.add_argument(
+        "--main-process-port", type=int, default=0, help="port on machine 0 (default on one machine: any free one)"
+    )
+    parser.add_argument(
+        "--stop-timeout",
+        type=float,
+        default=STOP_TIMEOUT_S,
+        help="seconds that ranks have to save after a signal (default: 600)",
+    )
+    parser.add_argument(
+        "--stopped-mark",
+        type=Path,
+        help="make this file and exit with 0 instead of 75, so that srun does not kill the other nodes",
     )
     parser.add_argument("script", help="a job, such as jobs/train.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own flags")

@@ -20,6 +20,7 @@ from jobs_in_processes import Job
 from tiny_job import make_bundle, make_photos
 
 from flowers import cli, console, usage
+from flowers.config.audit import ApplyConfig, AuditConfig
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.config.compare import CompareConfig
 from flowers.config.demo import DemoConfig
@@ -29,18 +30,21 @@ from flowers.config.find_lr import FindLrConfig
 from flowers.config.info import InfoConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.prepare import PrepareConfig
+from flowers.config.status import StatusConfig
 from flowers.config.train import TrainConfig
+from flowers.data.folders import ClassIndex
 from flowers.errors import UsageError
 from flowers.flags import options
 from flowers.help_page import field_texts, job_page
 
 ROOT = Path(__file__).parents[1]
 JOBS = {
-    "benchmark": BenchmarkConfig, "compare": CompareConfig, "demo": DemoConfig, "evaluate": EvaluateConfig,
-    "export": ExportConfig, "find_lr": FindLrConfig, "info": InfoConfig, "predict": PredictConfig,
-    "prepare": PrepareConfig, "train": TrainConfig,
+    "audit": AuditConfig, "benchmark": BenchmarkConfig, "compare": CompareConfig, "demo": DemoConfig,
+    "evaluate": EvaluateConfig, "export": ExportConfig, "find_lr": FindLrConfig, "info": InfoConfig,
+    "predict": PredictConfig, "prepare": PrepareConfig, "status": StatusConfig, "train": TrainConfig,
 }  # fmt: skip
 CONFIGS = [one for config in JOBS.values() for one in (get_args(config) if isinstance(config, UnionType) else [config])]
+CONFIGS.append(ApplyConfig)
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
 TERMINALS = [
     (80, {"TERM": "xterm-256color"}),
@@ -100,7 +104,7 @@ def show(job: str, flags: list, folder: Path, columns: int = 80, **env: str) -> 
     assert "\\x1b" not in shown, "an escape sequence as text"
     assert "NoneType" not in shown
     if "NO_COLOR" in env or env.get("TERM") == "dumb":
-        assert not re.search(r"\x1b\[[\d;]*m", re.sub(r"\x1b\[[0147]?m", "", shown)), "colour"
+        assert not re.search(r"\x1b\[[\d;]*m", re.sub(r"\x1b\[(\d(;\d)*)?m", "", shown)), "colour"  # bold is none
     bare = ANSI.sub("", shown)
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", bare)
     return code, bare.replace("\r\n", "\n")
@@ -207,6 +211,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and photos to predict, some with names that would turn the screen around."""
     folder = tmp_path_factory.mktemp("terminal")
     make_bundle(folder / "model")
+    make_bundle(folder / "of-sample", ClassIndex(("1", "2", "3", "4"), ("daisy", "rose", "tulip", "été")))
     make_photos(folder / "photos", 6)
     (folder / "photos" / "a\u202egpj.exe.jpg").write_bytes(b"no picture")
     (folder / "photos" / "b\x1b[2J\u2066.jpg").write_bytes(b"no picture")
@@ -228,6 +233,33 @@ def test_predict_on_a_terminal(columns: int, env: dict, verbose: bool, place: Pa
     assert ("\x1b" in shown) == (env["TERM"] != "dumb")
     assert "predictions.csv" in shown
     assert ("of the ceiling of" in shown, "time: read " in shown) == (verbose, verbose)
+
+
+TINY = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-b", 8, "-j", 0]
+CHECKPOINT, PHOTOS = ["--checkpoint", "PLACE/of-sample"], ["--check-images", "SAMPLE/test"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("job", "flags", "said"),
+    [
+        ("evaluate", [*CHECKPOINT, "--data-dir", "SAMPLE", "-j", 0, "--output", "m.json"], "top1"),
+        ("prepare", ["check", "--data-dir", "SAMPLE"], "Training would start."),
+        ("find_lr", ["--data-dir", "SAMPLE", *TINY, "--steps", 10, "--output-dir", "run"], "next:"),
+        ("info", ["PLACE/model"], "été"),
+        ("export", [*CHECKPOINT, "--format", "torchvision", *PHOTOS, "--output", "model.pth"], "model.pth"),
+        ("status", ["nowhere.csv"], "not started"),
+    ],
+)
+def test_what_other_jobs_show_on_a_terminal(
+    job: str, flags: list, said: str, place: Path, sample_set: Path, tmp_path: Path
+) -> None:
+    """Tables, figures and progress; ``show`` looks for what no terminal without colour should get."""
+    places = {"PLACE": str(place), "SAMPLE": str(sample_set)}
+    words = [re.sub("PLACE|SAMPLE", lambda found: places[found[0]], str(word)) for word in flags]
+    code, shown = show(job, words, tmp_path, 80, NO_COLOR="1")
+    assert code == 0, shown
+    assert said in shown
 
 
 def close_stdout() -> None:

@@ -71,6 +71,8 @@ class AuditConfig:
 class ApplyConfig:
     """Move photos to the folders of their corrected classes, or copy the corrected data set; a move can be undone."""
 
+    COMMAND: ClassVar = "apply"
+    """First word of the command line."""
     GROUPS: ClassVar = {"data_dir": "data", "move": "what to do"}
     """First field of each group of flags in --help, and its title."""
 

@@ -61,8 +61,8 @@ class EvaluateConfig:
 
     output: Path | None = None
     """JSON file of metrics. Default: metrics-SPLIT.json beside the model, with the name of the data before SPLIT where
-    it is not what the model was trained on; NAME-score.json beside predictions, NAME-against-OTHER.json with
-    --against."""
+    it is not what the model was trained on, and the number of --max-images after it; NAME-score.json beside
+    predictions, NAME-against-OTHER.json with --against."""
     overwrite: bool = False
     """Replace figures of other data."""
     report: bool = True
