@@ -23,7 +23,7 @@ from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.images import read_image
 from flowers.engines.engine import build_engine
-from flowers.engines.exported import KEY, as_input, load_exported, open_model
+from flowers.engines.exported import KEY, as_input, files_of, load_exported, open_model
 from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import DataError, FlowersError, ModelError, UsageError
 from flowers.exports import graph, info
@@ -368,6 +368,52 @@ def test_files_that_are_none(exported: Callable, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "plain.onnx")
     with pytest.raises(ModelError, match="has no description of classes"):
         open_model(tmp_path / "plain.onnx")
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.xml"])
+def test_a_flipped_bit_of_an_export_is_noticed(name: str, exported: Callable, tmp_path: Path) -> None:
+    for file in exported(name).parent.glob("a.*"):
+        shutil.copy(file, tmp_path)
+    path = tmp_path / name
+    assert open_model(path).is_verified
+    weights = path if name == "a.onnx" else path.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{weights.name}: damaged or changed since it was exported"):
+        open_model(path)
+    (tmp_path / f"{name}.json").unlink()
+    facts = info.describe(path)
+    assert facts["hash"] != info.describe(exported(name))["hash"]
+    assert "would not be noticed" in dict(info.rows(facts))["damage"]
+    assert "damage" not in dict(info.rows(info.describe(exported(name))))
+
+
+def test_tensors_beside_an_onnx_file_are_part_of_its_hash(exported: Callable, tmp_path: Path) -> None:
+    path, name = tmp_path / "a.onnx", "d" * 200 + ".data"
+    onnx.save(onnx.load(exported("a.onnx")), path, save_as_external_data=True, location=name, size_threshold=100)
+    before = open_model(path).hash
+    with open(tmp_path / name, "r+b") as file:
+        file.write(b"\0" * 8)
+    assert open_model(path).hash != before
+    (tmp_path / "b.onnx").write_bytes(path.read_bytes().replace(name.encode(), b"../" + b"d" * 197 + b".data"))
+    assert files_of(tmp_path / "b.onnx") == [tmp_path / "b.onnx"]
+
+
+def test_a_graph_that_asks_for_160_gb_is_one_line(exported: Callable, tmp_path: Path) -> None:
+    model = onnx.load(exported("a.onnx"))
+    for node in model.graph.node:
+        node.output[:] = ["answers" if output == "probs" else output for output in node.output]
+    shape = onnx.numpy_helper.from_array(np.array([200_000, 200_000]), "shape")
+    model.graph.initializer.append(shape)
+    for kind, inputs, output in (("ConstantOfShape", ["shape"], "large"), ("ReduceMax", ["large"], "zero"),
+                                 ("Add", ["answers", "zero"], "probs")):  # fmt: skip
+        more = {"keepdims": 0} if kind == "ReduceMax" else {}
+        model.graph.node.append(onnx.helper.make_node(kind, inputs, [output], **more))
+    onnx.save(model, tmp_path / "large.onnx")
+    pixels = np.zeros((1, tiny_job.SIDE, tiny_job.SIDE, 3), np.uint8)
+    with pytest.raises(ModelError, match="ONNX Runtime cannot run it"):  # when it is built, or at the first image
+        build_exported_engine(load_exported(tmp_path / "large.onnx"), threads=1).submit(pixels).result()
 
 
 def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path) -> None:

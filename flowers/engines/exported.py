@@ -10,10 +10,14 @@ extra file flowers.json), is JSON in ASCII::
 Its input is ``images`` (pixels 0 to 255, RGB), its output ``probs``: normalisation and softmax are part of the graph.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import json
+import mmap
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +27,16 @@ from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable
 from flowers.errors import ModelError, UsageError
+from flowers.files import file_digest
 from flowers.models.bundle import Bundle, check_made, load_bundle, read_classes
-from flowers.parsing import parse_json
+from flowers.parsing import parse_json, read_json
 
 FORMAT_VERSION = 1
 KEY = "flowers"
 ENGINES = ("onnxruntime", "openvino")
 """What runs exported files, on the CPU."""
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff]\x01)")
+"""The key under which a tensor of an ONNX file says where its numbers are, as protobuf writes it; the value's size."""
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
 INPUT_TYPES = ("uint8", "float32")
 LAYOUTS = ("NHWC", "NCHW")
@@ -63,14 +70,36 @@ class ExportedModel:
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of its file, or files."""
-        digest = hashlib.sha256()
-        for path in files_of(self.path):
-            try:
-                with open(path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise ModelError(f"{readable(path)} cannot be read: {(error.strerror or '').lower()}") from None
-        return digest.hexdigest()
+        return hashlib.sha256(
+            b"".join(bytes.fromhex(digest["sha256"]) for digest in self._digests.values())
+        ).hexdigest()
+
+    @functools.cached_property
+    def is_verified(self) -> bool:
+        """True if the file is as it was exported, by the JSON beside it; False where there is none that says so.
+
+        Raises:
+            ModelError: it is another than the one that was exported.
+        """
+        beside = self.path.with_name(f"{self.path.name}.json")
+        try:
+            written = read_json(beside)["files"]
+            changed = [file for file, digest in self._digests.items() if written[file.suffix] != digest]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        if changed:
+            raise ModelError(
+                f"{readable(changed[0])}: damaged or changed since it was exported, by the SHA-256 in "
+                f"{readable(beside)}: copy or export it again, or remove that JSON"
+            )
+        return True
+
+    @functools.cached_property
+    def _digests(self) -> dict[Path, dict[str, int | str]]:
+        try:
+            return {file: file_digest(file) for file in files_of(self.path)}
+        except OSError as error:
+            raise ModelError(f"{readable(error.filename)} cannot be read: {(error.strerror or '').lower()}") from None
 
     def input_of(self, images: np.ndarray) -> np.ndarray:
         """Pictures as it takes them.
@@ -154,6 +183,7 @@ def load_exported(path: Path) -> ExportedModel:
             f"{where}: its input is {input_type} {list(input_shape)}, expected {found.input_type} "
             f"{list(wanted.shape[1:])} by what it says of itself"
         )
+    found.is_verified  # noqa: B018 -- costs nothing more: every job tells models apart by the same digests
     return found
 
 
@@ -178,8 +208,26 @@ def reader(kind: str, engine: str = "auto", precision: str = "float32") -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files of an exported model, the one that names it last."""
-    return [path.with_suffix(".bin"), path] if path.suffix.lower() == ".xml" else [path]
+    """Return the files of an exported model, the one that names it last.
+
+    An ONNX file that others have converted may keep its tensors in files beside it.
+    """
+    if path.suffix.lower() == ".xml":
+        return [path.with_suffix(".bin"), path]
+    beside = _named_in(path) if path.is_file() else []
+    return [*sorted(file for file in beside if file.is_file()), path]
+
+
+def _named_in(path: Path) -> set[Path]:
+    """The files below its folder that an ONNX file says it keeps tensors in."""
+    names = set()
+    with open(path, "rb") as file, contextlib.suppress(ValueError):  # an empty file
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for match in _LOCATION.finditer(content):
+            low, high = match[1][0] & 127, match[1][1] if len(match[1]) > 1 else 0
+            names.add(os.fsdecode(content[match.end() : match.end() + low + 128 * high]))
+    names = {os.path.normpath(name) for name in names if "\0" not in name and not os.path.isabs(name)}
+    return {path.parent / name for name in names if name.split("/")[0] != ".."}
 
 
 def as_input(images: np.ndarray, input_type: str, layout: str) -> np.ndarray:

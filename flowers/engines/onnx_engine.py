@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer
 from flowers.errors import ModelError
@@ -17,10 +19,13 @@ def onnx_worker(path: Path) -> Callable[[], Infer]:
     session = open_session(path)
     name = session.get_inputs()[0].name
 
-    def start() -> Infer:
-        return lambda images: session.run(None, {name: images})  # a session may be used by many threads
+    def infer(images: np.ndarray) -> list[np.ndarray]:  # a session may be used by many threads
+        try:
+            return session.run(None, {name: images})
+        except Exception as error:
+            raise _refusal(path, "run", error) from None
 
-    return start
+    return lambda: infer
 
 
 def open_session(path: Path, *, optimize: bool = True):
@@ -36,11 +41,15 @@ def open_session(path: Path, *, optimize: bool = True):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 4  # errors are raised
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # it has an exception class a kind of failure, without a base of their own
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{readable(path)}: ONNX Runtime cannot read it ({reason})") from None
+    except Exception as error:
+        raise _refusal(path, "read", error) from None
+
+
+def _refusal(path: Path, what: str, error: Exception) -> ModelError:
+    """The line for an exception of ONNX Runtime, which has a class a kind of failure, without a base of their own."""
+    return ModelError(f"{readable(path)}: ONNX Runtime cannot {what} it ({' '.join(str(error).split())[:300]})")

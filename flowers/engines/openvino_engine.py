@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import uuid
@@ -13,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowers import console
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
 from flowers.errors import ModelError
-from flowers.files import sync_file
+from flowers.files import file_digest, remove, sync_file
+from flowers.parsing import read_json
 
-RECIPE = 1  # part of the cache's key: count up whenever conversion changes
+RECIPE = 2  # part of the cache's key: count up whenever conversion changes
 _MODEL_FILE = "model.xml"
+_FILES = (_MODEL_FILE, "model.bin")
+_DIGESTS_FILE = "digests.json"
 _TOLERANCE = 1e-3  # of float32 against float32; seen: 2e-6 and less
 
 
@@ -53,7 +58,10 @@ def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int)
         request = compiled.create_infer_request()
 
         def infer(images: np.ndarray) -> list[np.ndarray]:
-            outputs = request.infer([images], share_inputs=True)
+            try:
+                outputs = request.infer([images], share_inputs=True)
+            except RuntimeError as error:
+                raise _refusal(error) from error
             return [np.array(outputs[output]) for output in compiled.outputs]
 
         return infer
@@ -158,12 +166,17 @@ def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], Pixel
     folders = list(folders)
     for folder in folders:
         try:
-            if (folder / name / _MODEL_FILE).exists():
+            if not (folder / name).exists():
+                continue
+            written = read_json(folder / name / _DIGESTS_FILE)
+            if all(file_digest(folder / name / file) == written[file] for file in _FILES):
                 return _core().read_model(folder / name / _MODEL_FILE)
-        except OSError:  # not for us to read
+        except PermissionError:  # not for us to read
             continue
-        except RuntimeError:  # damaged
-            shutil.rmtree(folder / name, ignore_errors=True)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError):
+            pass
+        console.warn(f"{readable(folder / name)} is damaged, and is made anew")
+        remove(folder / name)
     model = convert(build(), size)
     for folder in folders:
         if _keep(model, folder / name):
@@ -179,6 +192,8 @@ def _keep(model, target: Path) -> bool:
     try:
         temporary.mkdir(parents=True)
         openvino.save_model(model, temporary / _MODEL_FILE, compress_to_fp16=False)
+        digests = {name: file_digest(temporary / name) for name in _FILES}
+        (temporary / _DIGESTS_FILE).write_text(json.dumps(digests))
         for file in temporary.iterdir():
             sync_file(file)
         os.rename(temporary, target)

@@ -21,7 +21,7 @@ from flowers.exports import graph, quantize
 from flowers.exports.compare import Agreement, compare, compare_with
 from flowers.exports.example import example_program
 from flowers.exports.photos import Photos, photos_in, photos_of_run
-from flowers.files import explain_os_error, sync_file, sync_folder, write_atomically
+from flowers.files import explain_os_error, file_digest, sync_file, sync_folder, write_atomically
 from flowers.models.bundle import Bundle, how_made, load_bundle
 
 
@@ -56,6 +56,7 @@ def export(config: ExportConfig) -> int:
             "precision": config.precision,
             "input": {"type": config.input_type, "layout": config.layout},
             "bytes": size_bytes,
+            "files": {file.suffix: file_digest(file) for file in files_of(path)},
             "model_hash": bundle.hash,
             "agreement": asdict(agreement),
             "min_agreement": config.threshold(),

@@ -5,6 +5,7 @@ The JSON object::
     {"path": what was asked about, "kind": "bundle", "checkpoint" or "run", "folder": where the model lies,
      "model": ..., "head": {...}, "parameters": n, "preprocessing": {...},
      "classes": [{"folder": ..., "label": ...}, ...], "metrics": {...}, "made": {...}, "bytes": n, "hash": SHA-256,
+     "verified": true if it is as it was written, false if nothing stored tells,
      "unfamiliar": {"threshold": ..., "share": ..., "images": n} of a model that marks unfamiliar photos, else null,
      "state": {"step": ..., "epoch": ..., "finished": ...},         of a checkpoint, or a run's newest one
      "checkpoints": [name, ...], "final_metrics": {split: {...}}}   of a run
@@ -93,6 +94,7 @@ def describe_bundle(bundle: Bundle) -> dict:
         "unfamiliar": _unfamiliar(bundle.familiarity),
         "bytes": sum((bundle.folder / name).stat().st_size for name in (DESCRIPTION_FILE, WEIGHTS_FILE)),
         "hash": bundle.hash,
+        "verified": "hash" in _read(bundle.folder, DESCRIPTION_FILE).get("made", {}),
     }
 
 
@@ -115,6 +117,7 @@ def describe_export(model: ExportedModel) -> dict:
         "made": model.made,
         "bytes": sum(file.stat().st_size for file in files_of(model.path)),
         "hash": model.hash,
+        "verified": model.is_verified,
     }
 
 
@@ -148,6 +151,8 @@ def rows(facts: dict) -> list[tuple[str, object]]:
         ("size", f"{facts['bytes'] / 1e6:.1f} MB"),
         ("hash", facts["hash"]),
     ]
+    if not facts["verified"]:
+        found.append(("damage", "would not be noticed: no SHA-256 was stored with it; an earlier version wrote it"))
     temperature = facts["made"].get("temperature")
     if isinstance(temperature, float):
         found.insert(5, ("calibrated", f"logits divided by a temperature of {temperature:.4g}"))
