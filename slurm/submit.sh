@@ -4,10 +4,10 @@
 #   slurm/submit.sh [--dry-run] [--after JOB] KIND [sbatch flags] -- [--stage] [--processes N] [the job's flags]
 #
 # KIND is train, train_multinode, evaluate or predict (an array, then the job that joins its parts).
-# --after JOB   start once that job has ended well, be cancelled if it failed; the checkpoint may still be missing now
+# --after JOB   start once that job has succeeded; cancelled if it failed. The checkpoint need not exist yet.
 # --dry-run     check, and print the sbatch commands instead of running them
 #
-# What the job is for the next one to wait on is the only thing on stdout, so that jobs can be chained:
+# Only the number that a next job can wait for is printed to stdout, so that jobs can be chained:
 #
 #   train=$(slurm/submit.sh train --gpus-per-node=4 -- --data-dir data/flowers102 --output-dir runs/a)
 #   slurm/submit.sh --after "$train" evaluate -- --checkpoint runs/a --data-dir data/flowers102

@@ -24,8 +24,8 @@ class BenchmarkConfig:
 
     checkpoint: Annotated[Path, Flag(takes="a model folder or run folder")]
     """Model folder, or a run folder (its best model)."""
-    input: Annotated[Path, Flag(takes="a folder, list or .tar archive")]
-    """Photos like those to predict: folder, list file or .tar archive."""
+    input: Annotated[Path, Flag(takes="a folder, list or archive")]
+    """Photos like those to predict: folder, list file or archive."""
     images: int = 256
     """Photos to take from the input, the first ones; they are used repeatedly."""
     output: Path | None = None
