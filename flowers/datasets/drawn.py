@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from flowers import console
-from flowers.datasets.drawn_petals import GREENS, Canvas, outline, turn
+from flowers.datasets.drawn_petals import GREENS, Canvas, Petal, turn
 from flowers.datasets.drawn_species import COLOURS, SPECIES, UPRIGHT
 from flowers.errors import DataError, UsageError
 from flowers.files import replace_folder, restore_folder
@@ -159,7 +159,8 @@ def _leaves(canvas: Canvas, count: int, side: int) -> None:
     for _ in range(count):
         green = np.asarray(GREENS[rng.integers(len(GREENS))], dtype=float) * rng.uniform(0.6, 1.1)
         canvas.place(tuple(rng.uniform(0.1, 0.9, 2) * side), side * rng.uniform(0.35, 0.65), rng.uniform(0, 2 * np.pi))
-        rim = outline(rng, width=rng.uniform(0.12, 0.5), base=0.7, tip=rng.uniform(0.6, 1.0), bend=rng.normal(0, 0.2))
+        leaf = Petal(rng.uniform(0.12, 0.5), base=0.7, tip=rng.uniform(0.6, 1.0), bend=rng.normal(0, 0.2))
+        rim = leaf.outline(rng)
         canvas.polygon(rim, green)
         half = len(rim) // 2
         canvas.polygon(rim[:half], green * 1.18, 0.6)
@@ -173,7 +174,7 @@ def _blade(canvas: Canvas, side: int) -> None:
     canvas.place(
         (rng.uniform(0.2, 0.8) * side, side * 1.02), side * rng.uniform(0.7, 1.2), -np.pi / 2 + rng.normal(0, 0.35)
     )
-    rim = outline(rng, width=rng.uniform(0.05, 0.09), base=0.3, tip=0.8, bend=rng.normal(0, 0.25))
+    rim = Petal(rng.uniform(0.05, 0.09), base=0.3, tip=0.8, bend=rng.normal(0, 0.25)).outline(rng)
     canvas.polygon(rim, green)
     canvas.polygon(rim[: len(rim) // 2], green * 1.2)
 

@@ -5,6 +5,7 @@ All lengths are in units of the flower's radius; a ``Canvas`` turns them into pi
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -60,21 +61,11 @@ class Canvas:
             self._solid.ellipse((x - half, y - half, x + half, y + half), fill=_ink(colour))
 
 
-def outline(
-    rng: np.random.Generator,
-    *,
-    width: float,
-    base: float = 1.0,
-    tip: float = 0.5,
-    notch: float = 0.0,
-    fringe: float = 0.0,
-    wave: float = 0.0,
-    bend: float = 0.0,
-    steps: int = 16,
-) -> np.ndarray:
-    """The rim of one petal from its base at 0 to its tip at (1, 0).
+@dataclass(frozen=True)
+class Petal:
+    """The shape of a petal that lies from its base at 0 to its tip at (1, 0).
 
-    Args:
+    Attributes:
         width: full width as a share of the length.
         base: how slowly it widens from the base (0.3 wide at once, 2 a stalk).
         tip: how it ends (1 pointed, 0.5 round, 0.25 blunt).
@@ -83,25 +74,34 @@ def outline(
         wave: depth of irregular waves along the rim.
         bend: how far the tip leans to one side.
         steps: points along each side.
-
-    Returns:
-        [2 * steps, 2] float points, closed by the caller.
     """
-    x, y = _profile(width, base, tip, notch, steps)
-    if wave:
-        phase = rng.uniform(0, 2 * np.pi, 2)
-        turn = np.linspace(0, 2 * np.pi, len(x))
-        ripple = 1 + wave * (np.sin(5 * turn + phase[0]) + 0.6 * np.sin(11 * turn + phase[1])) * x
-        x, y = x * ripple, y * ripple
-    if fringe:
-        teeth = 1 + fringe * np.where(np.arange(len(x)) % 2, 1, -1) * (x > 0.45)
-        x, y = x * teeth, y * teeth
-    return np.stack([x, y + bend * x**2], axis=1)
+
+    width: float
+    base: float = 1.0
+    tip: float = 0.5
+    notch: float = 0.0
+    fringe: float = 0.0
+    wave: float = 0.0
+    bend: float = 0.0
+    steps: int = 16
+
+    def outline(self, rng: np.random.Generator) -> np.ndarray:
+        """The rim of one petal, float [2 * steps, 2], closed by the caller; its waves are drawn from ``rng``."""
+        x, y = _profile(self.width, self.base, self.tip, self.notch, self.steps)
+        if self.wave:
+            phase = rng.uniform(0, 2 * np.pi, 2)
+            turn = np.linspace(0, 2 * np.pi, len(x))
+            ripple = 1 + self.wave * (np.sin(5 * turn + phase[0]) + 0.6 * np.sin(11 * turn + phase[1])) * x
+            x, y = x * ripple, y * ripple
+        if self.fringe:
+            teeth = 1 + self.fringe * np.where(np.arange(len(x)) % 2, 1, -1) * (x > 0.45)
+            x, y = x * teeth, y * teeth
+        return np.stack([x, y + self.bend * x**2], axis=1)
 
 
 @functools.cache
 def _profile(width: float, base: float, tip: float, notch: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of ``outline`` that is the same for every petal of a kind."""
+    """The part of ``Petal.outline`` that is the same for every petal of a kind."""
     along = (1 - np.cos(np.linspace(0, np.pi, steps))) / 2
     half = along**base * (1 - along) ** tip
     half *= width / 2 / half.max()
@@ -110,11 +110,11 @@ def _profile(width: float, base: float, tip: float, notch: float, steps: int) ->
     return x - notch * np.exp(-((y / (0.22 * width)) ** 2)) * x**6, y
 
 
-def petal(canvas: Canvas, rim: np.ndarray, angle: float, at: Sequence[float], colours: np.ndarray) -> None:
+def draw_petal(canvas: Canvas, rim: np.ndarray, angle: float, at: Sequence[float], colours: np.ndarray) -> None:
     """Paint one petal: a shadow, a gradient from rim to base, a lit half, a midrib.
 
     Args:
-        rim: [N, 2] from ``outline``, scaled to its length.
+        rim: [N, 2] from ``Petal.outline``, scaled to its length.
         angle: where it points, in radians.
         at: where its base lies.
         colours: [2, 3] of the rim and the base.
@@ -135,31 +135,29 @@ def whorl(
     colours: np.ndarray,
     count: int,
     length: float,
+    petal: Petal,
     *,
     at: Sequence[float] = (0.0, 0.0),
     start: float = 0.0,
-    out: float = 0.0,
     jitter: float = 0.06,
-    **shape: float,
 ) -> None:
-    """``count`` petals around a point, each a little different; ``out`` moves their bases off the centre."""
+    """``count`` petals around a point, the first one at the angle ``start``, each a little different."""
     rng = canvas.rng
     for index in range(count):
         angle = 2 * np.pi * index / count + start + rng.normal(0, jitter)
-        rim = outline(rng, **shape) * (length * rng.uniform(1 - 2 * jitter, 1 + jitter))
-        shade = colours * rng.uniform(0.92, 1.04)
-        petal(canvas, rim, angle, np.asarray(at) + turn(np.array([out, 0.0]), angle), shade)
+        rim = petal.outline(rng) * (length * rng.uniform(1 - 2 * jitter, 1 + jitter))
+        draw_petal(canvas, rim, angle, at, colours * rng.uniform(0.92, 1.04))
 
 
-def disc(canvas: Canvas, radius: float, colour: Colour, grain: int = 40, at: Sequence[float] = (0, 0)) -> None:
+def disc(canvas: Canvas, radius: float, colour: Colour, grain: int = 40) -> None:
     """A seeded centre: a dark rim, then grains in the sunflower's spiral."""
     colour = np.asarray(colour, dtype=float)
     ring = turn(np.array([[1.0, 0.0]]), np.linspace(0, 2 * np.pi, 24, endpoint=False))[:, 0]
-    canvas.polygon(ring * radius * 1.06 + at, colour * 0.5)
-    canvas.polygon(ring * radius + at, colour * 0.8)
+    canvas.polygon(ring * radius * 1.06, colour * 0.5)
+    canvas.polygon(ring * radius, colour * 0.8)
     order = np.arange(grain)
     reach = radius * 0.95 * np.sqrt((order + 0.5) / grain)
-    points = np.stack([np.cos(order * 2.4), np.sin(order * 2.4)], axis=1) * reach[:, None] + at
+    points = np.stack([np.cos(order * 2.4), np.sin(order * 2.4)], axis=1) * reach[:, None]
     shades = colour * (0.75 + 0.5 * canvas.rng.random((grain, 1)))
     canvas.dots(points, shades.clip(0, 255), radius * 0.8 / np.sqrt(grain))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flowers.datasets.drawn_petals import GREENS, Canvas, Colour, disc, outline, petal, stamens, turn, whorl
+from flowers.datasets.drawn_petals import GREENS, Canvas, Colour, Petal, disc, draw_petal, stamens, turn, whorl
 
 COLOURS: tuple[tuple[Colour, Colour], ...] = (  # rim and base of a petal, 0 to 255
     ((250, 248, 240), (226, 222, 206)),
@@ -39,16 +39,16 @@ def _stem(canvas: Canvas, start: Sequence[float], end: Sequence[float], width: f
 def daisy(canvas: Canvas, colours: np.ndarray) -> None:
     """Many narrow petals around a seeded disc."""
     count = int(canvas.rng.integers(15, 22))
-    whorl(canvas, colours, count, 1.0, width=0.26, base=0.5, tip=0.3, jitter=0.04)
+    whorl(canvas, colours, count, 1.0, Petal(width=0.26, base=0.5, tip=0.3), jitter=0.04)
     disc(canvas, canvas.rng.uniform(0.28, 0.36), _heart(canvas))
 
 
 def poppy(canvas: Canvas, colours: np.ndarray) -> None:
     """Four broad, crinkled petals that overlap; a ring of dark stamens."""
     start = canvas.rng.uniform(0, 6)
-    shape = {"width": 1.5, "base": 0.55, "tip": 0.3, "wave": 0.035}
-    whorl(canvas, colours, 2, 1.0, start=start, **shape)
-    whorl(canvas, colours, 2, 0.92, start=start + np.pi / 2, **shape)
+    shape = Petal(width=1.5, base=0.55, tip=0.3, wave=0.035)
+    whorl(canvas, colours, 2, 1.0, shape, start=start)
+    whorl(canvas, colours, 2, 0.92, shape, start=start + np.pi / 2)
     stamens(canvas, 26, 0.34, (60, 40, 50), _heart(canvas))
     disc(canvas, 0.15, (120, 150, 90), 12)
 
@@ -58,18 +58,18 @@ def tulip(canvas: Canvas, colours: np.ndarray) -> None:
     _stem(canvas, (0, 0.5), (0, 3.0), 0.13)
     up, shape = -np.pi / 2, {"base": 0.5, "tip": 0.6}
     for lean in (-0.30, 0.30):
-        rim = outline(canvas.rng, width=0.5, **shape) * 1.75
-        petal(canvas, rim, up + lean * 0.6, (lean * 0.5, 0.85), colours * 0.82)
+        rim = Petal(width=0.5, **shape).outline(canvas.rng) * 1.75
+        draw_petal(canvas, rim, up + lean * 0.6, (lean * 0.5, 0.85), colours * 0.82)
     for lean, long in ((-0.42, 1.62), (0.42, 1.62), (0.0, 1.55)):
-        rim = outline(canvas.rng, width=0.62, bend=lean * 0.35, **shape) * long
-        petal(canvas, rim, up + lean * 0.45, (lean * 0.35, 0.9), colours * canvas.rng.uniform(0.94, 1.04))
+        rim = Petal(width=0.62, bend=lean * 0.35, **shape).outline(canvas.rng) * long
+        draw_petal(canvas, rim, up + lean * 0.45, (lean * 0.35, 0.9), colours * canvas.rng.uniform(0.94, 1.04))
 
 
 def lily(canvas: Canvas, colours: np.ndarray) -> None:
     """Six pointed, spotted petals; six long stamens."""
     start, rng = canvas.rng.uniform(0, 6), canvas.rng
     for shift in (0.0, np.pi / 3):
-        whorl(canvas, colours, 3, 1.05, start=start + shift, width=0.42, base=0.8, tip=0.8, bend=0.05)
+        whorl(canvas, colours, 3, 1.05, Petal(width=0.42, base=0.8, tip=0.8, bend=0.05), start=start + shift)
     spots = rng.uniform(0.25, 0.62, 36)[:, None] * turn(
         np.array([1.0, 0.0]), start + np.repeat(np.arange(6), 6) * np.pi / 3
     )
@@ -82,7 +82,7 @@ def dahlia(canvas: Canvas, colours: np.ndarray) -> None:
     for row, length in enumerate((1.0, 0.84, 0.68, 0.52, 0.36, 0.2)):
         count = (16, 15, 13, 11, 8, 5)[row]
         shade = colours * (0.86 + 0.04 * row)
-        whorl(canvas, shade, count, length, start=row * 0.5, width=0.36, base=0.7, tip=0.75, jitter=0.03)
+        whorl(canvas, shade, count, length, Petal(width=0.36, base=0.7, tip=0.75), start=row * 0.5, jitter=0.03)
 
 
 def pansy(canvas: Canvas, colours: np.ndarray) -> None:
@@ -91,10 +91,12 @@ def pansy(canvas: Canvas, colours: np.ndarray) -> None:
     round_petal = {"base": 0.45, "tip": 0.32, "wave": 0.015}
     down, face = np.pi / 2, np.array([50.0, 24.0, 62.0])
     for side in (-1, 1):
-        petal(canvas, outline(canvas.rng, width=1.05, **round_petal), -down + side * 0.42, (0, 0.05), second)
+        draw_petal(canvas, Petal(width=1.05, **round_petal).outline(canvas.rng), -down + side * 0.42, (0, 0.05), second)
     for angle, width in ((down - 1.42, 0.95), (down + 1.42, 0.95), (down, 1.3)):
-        petal(canvas, outline(canvas.rng, width=width, **round_petal) * 0.95, angle, (0, 0), colours)
-        canvas.polygon(turn(outline(canvas.rng, width=0.8, base=0.5, tip=0.4, wave=0.05) * 0.5, angle), face, 0.85)
+        draw_petal(canvas, Petal(width=width, **round_petal).outline(canvas.rng) * 0.95, angle, (0, 0), colours)
+        canvas.polygon(
+            turn(Petal(width=0.8, base=0.5, tip=0.4, wave=0.05).outline(canvas.rng) * 0.5, angle), face, 0.85
+        )
         rays = turn(np.array([[0.1, 0.0], [0.68, 0.0]]), angle + np.array([-0.22, 0.0, 0.22]))
         for ray in rays:
             canvas.line(ray, face, 0.018, 0.8)
@@ -109,7 +111,7 @@ def phlox(canvas: Canvas, colours: np.ndarray) -> None:
         at = np.array([np.cos(step * 2.4), np.sin(step * 2.4)]) * 0.72 * np.sqrt(step / 12) + rng.normal(0, 0.04, 2)
         shade = colours * rng.uniform(0.85, 1.05)
         start = rng.uniform(0, 6)
-        whorl(canvas, shade, 5, 0.34, at=at, start=start, width=0.85, base=0.8, tip=0.3, steps=8)
+        whorl(canvas, shade, 5, 0.34, Petal(width=0.85, base=0.8, tip=0.3, steps=8), at=at, start=start)
         canvas.dots(at[None], np.asarray(heart, dtype=float)[None], 0.05)
 
 
@@ -122,8 +124,8 @@ def bluebell(canvas: Canvas, colours: np.ndarray) -> None:
         at, lean = np.array([side * 0.16, height]), -side * rng.uniform(0.35, 0.7)
         canvas.line(np.stack([[0.0, height + 0.05], at]), (92, 128, 70), 0.04)
         for spread in (-0.5, 0.5, 0.0):
-            rim = outline(rng, width=0.62, base=0.35, tip=0.55, bend=spread * 0.9, steps=10) * size
-            petal(canvas, rim, down + lean, at, colours * (0.86 if spread else 1.0))
+            rim = Petal(width=0.62, base=0.35, tip=0.55, bend=spread * 0.9, steps=10).outline(rng) * size
+            draw_petal(canvas, rim, down + lean, at, colours * (0.86 if spread else 1.0))
 
 
 def daffodil(canvas: Canvas, colours: np.ndarray) -> None:
@@ -131,7 +133,7 @@ def daffodil(canvas: Canvas, colours: np.ndarray) -> None:
     cup = np.asarray(COLOURS[canvas.rng.integers(len(COLOURS))], dtype=float)
     start = canvas.rng.uniform(0, 6)
     for shift in (0.0, np.pi / 3):
-        whorl(canvas, colours, 3, 1.0, start=start + shift, width=0.62, base=0.6, tip=0.55)
+        whorl(canvas, colours, 3, 1.0, Petal(width=0.62, base=0.6, tip=0.55), start=start + shift)
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     frill = 1 + 0.07 * np.sin(12 * angles)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * frill[:, None]
@@ -162,19 +164,19 @@ def rose(canvas: Canvas, colours: np.ndarray) -> None:
     start = canvas.rng.uniform(0, 6)
     for row, length in enumerate((1.0, 0.86, 0.72, 0.57, 0.43, 0.3, 0.18)):
         shade = colours * (0.98 - 0.05 * row)
-        shape = {"width": 1.35, "base": 0.4, "tip": 0.22, "wave": 0.012}
-        whorl(canvas, shade, 5 if row < 4 else 3, length, start=start + row * 0.83, jitter=0.05, **shape)
+        shape = Petal(width=1.35, base=0.4, tip=0.22, wave=0.012)
+        whorl(canvas, shade, 5 if row < 4 else 3, length, shape, start=start + row * 0.83, jitter=0.05)
 
 
 def cherry(canvas: Canvas, colours: np.ndarray) -> None:
     """Five notched petals, apart from each other, and loose stamens."""
-    whorl(canvas, colours, 5, 1.0, width=0.78, base=1.15, tip=0.36, notch=0.14)
+    whorl(canvas, colours, 5, 1.0, Petal(width=0.78, base=1.15, tip=0.36, notch=0.14))
     stamens(canvas, 14, 0.44, colours[1], _heart(canvas))
 
 
 def periwinkle(canvas: Canvas, colours: np.ndarray) -> None:
     """Five skewed petals, as of a propeller, around a pale star."""
-    whorl(canvas, colours, 5, 0.98, width=0.62, base=1.3, tip=0.25, bend=0.42, jitter=0.03)
+    whorl(canvas, colours, 5, 0.98, Petal(width=0.62, base=1.3, tip=0.25, bend=0.42), jitter=0.03)
     star = turn(np.array([[0.24, 0.0], [0.11, 0.0]]), np.arange(5) * 2 * np.pi / 5)
     star[:, 1] = turn(star[:, 1], np.pi / 5)
     canvas.polygon(star.reshape(-1, 2), (250, 248, 236))
@@ -185,8 +187,8 @@ def carnation(canvas: Canvas, colours: np.ndarray) -> None:
     """Rows of fringed petals."""
     for row, length in enumerate((1.0, 0.8, 0.6, 0.4)):
         shade = colours * (0.84 + 0.06 * row)
-        shape = {"width": 0.95, "base": 0.9, "tip": 0.18, "fringe": 0.07}
-        whorl(canvas, shade, (9, 8, 6, 4)[row], length, start=row * 0.4, **shape)
+        shape = Petal(width=0.95, base=0.9, tip=0.18, fringe=0.07)
+        whorl(canvas, shade, (9, 8, 6, 4)[row], length, shape, start=row * 0.4)
 
 
 def bindweed(canvas: Canvas, colours: np.ndarray) -> None:
@@ -198,7 +200,7 @@ def bindweed(canvas: Canvas, colours: np.ndarray) -> None:
         canvas.polygon(rim * scale, colours[0] + (colours[1] - colours[0]) * share)
     pale = np.array([252.0, 250.0, 240.0]) if colours[0].min() < 200 else colours[1] * 0.8
     for index in range(5):
-        ray = turn(outline(canvas.rng, width=0.26, base=0.3, tip=0.9) * 0.97, 2 * np.pi * index / 5)
+        ray = turn(Petal(width=0.26, base=0.3, tip=0.9).outline(canvas.rng) * 0.97, 2 * np.pi * index / 5)
         canvas.polygon(ray, pale, 0.8)
     for scale, tone in ((0.3, 0.97), (0.2, 0.85), (0.11, 0.6)):
         canvas.polygon(rim * scale, np.array([248.0, 240.0, 176.0]) * tone)
@@ -207,7 +209,7 @@ def bindweed(canvas: Canvas, colours: np.ndarray) -> None:
 def sunflower(canvas: Canvas, colours: np.ndarray) -> None:
     """Two rows of pointed petals around a disc that fills half of the flower."""
     for row, length in enumerate((1.0, 0.92)):
-        whorl(canvas, colours * (0.85 + 0.15 * row), 17, length, start=row * 0.19, width=0.24, base=0.8, tip=0.9)
+        whorl(canvas, colours * (0.85 + 0.15 * row), 17, length, Petal(width=0.24, base=0.8, tip=0.9), start=row * 0.19)
     disc(canvas, canvas.rng.uniform(0.5, 0.58), _heart(canvas), 150)
 
 
