@@ -102,7 +102,7 @@ def test_decoding_alone_goes_through_the_pipeline(run: Callable, bundle: Path, t
     loaded = load_bundle(bundle)
     sample = Sample(BenchmarkConfig(bundle, tmp_path / "photos"), loaded.preprocessing)
     known = KnownAnswers(len(loaded.classes.folders), batch_size=4)
-    assert 0 < pipeline_rate(known, loaded, sample, 2, 0.03, on_cpu=False) < float("inf")
+    assert 0 < pipeline_rate(known, loaded, sample, 2, 0.03) < float("inf")
 
 
 @pytest.mark.parametrize(

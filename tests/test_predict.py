@@ -291,7 +291,7 @@ def test_probabilities_that_are_no_numbers_are_an_error(
     from flowers.engines.engine import Outputs
 
     class Broken:
-        name, precision, description, batch_size = "torch", "float32", "broken", 4
+        name, precision, description, batch_size, on_cpu = "torch", "float32", "broken", 4, True
 
         def submit(self, images: np.ndarray) -> types.SimpleNamespace:
             probs = np.full((len(images), 4), 0.25, np.float32)

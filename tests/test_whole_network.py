@@ -19,6 +19,7 @@ from flowers.data.augment import Augmentation
 from flowers.data.folders import load_image_folders
 from flowers.data.loaders import Batch, TrainLoader
 from flowers.data.order import Order
+from flowers.data.splits import ValidationDraw
 from flowers.errors import CheckpointError, ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
@@ -109,7 +110,7 @@ def test_views_do_not_shrink() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_gives_each_epoch_its_size(sample_set: Path, workers: int) -> None:
-    data = load_image_folders(sample_set, class_names=None, val_fraction=0.2, seed=0)
+    data = load_image_folders(sample_set, draw=ValidationDraw(0.2, seed=0))
     order = Order(len(data.train), 0, 8, 1)
     loader = TrainLoader(data.train, Augmentation(48), order, rank=0, workers=workers, sizes=[32, 48])
     for epoch, size in enumerate((32, 48)):

@@ -1,6 +1,7 @@
 """Trees of files for tests of scans, classes and splits."""
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowers.data.folders import ImageFolders, load_image_folders
+from flowers.data.splits import ValidationDraw
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -25,8 +27,10 @@ def images(*counts: tuple[str, int]) -> list[str]:
 
 
 def load(data_dir: Path, **options: object) -> ImageFolders:
-    """``load_image_folders`` with the defaults of training."""
-    return load_image_folders(data_dir, **({"class_names": None, "val_fraction": 0.2, "seed": 0} | options))
+    """``load_image_folders`` with the defaults of training; options of the draw may stand among its own."""
+    of_draw = {field.name for field in dataclasses.fields(ValidationDraw)} & options.keys()
+    draw = ValidationDraw(**({"val_fraction": 0.2, "seed": 0} | {name: options.pop(name) for name in of_draw}))
+    return load_image_folders(data_dir, draw=draw, **options)
 
 
 @contextlib.contextmanager

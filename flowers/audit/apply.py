@@ -113,7 +113,7 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
 
 def _classes_of(data_dir: Path, corrections: Corrections | None) -> dict[str, str]:
     """Class folders by path, of all splits."""
-    data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0, corrections=corrections)
+    data = load_image_folders(data_dir, corrections=corrections)
     return {
         path: data.classes.folders[target]
         for samples in data.splits.values()

@@ -48,9 +48,7 @@ def audit(config: AuditConfig) -> int:
     with open_run(features_config, needs_valid=False) as session:
         labelled = session.data
         if corrections is not None:  # a second listing: wrong corrections are refused before hours of features
-            labelled = load_image_folders(
-                config.data_dir, class_names=config.class_names, val_fraction=0, seed=0, corrections=corrections
-            )
+            labelled = load_image_folders(config.data_dir, class_names=config.class_names, corrections=corrections)
         stage = prepare_stage(features_config, session, None)
         with listing_bad_images(stage.data.splits, stage.config.workers):
             features = features_of_splits(stage, config.checkpoint)

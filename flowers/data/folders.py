@@ -31,7 +31,7 @@ from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, 
 from flowers.data.paths import PathList, readable, some
 from flowers.data.scan import scan_images
 from flowers.data.shards import is_shard, list_shards, shards_in
-from flowers.data.splits import choose_some, read_split, split_train
+from flowers.data.splits import ValidationDraw, choose_some, read_split, split_train
 from flowers.errors import DataError, NoSplitError, UsageError
 
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
@@ -124,35 +124,28 @@ class Split(NamedTuple):
 def load_image_folders(
     data_dir: str | os.PathLike,
     *,
-    class_names: Path | None,
-    val_fraction: float,
-    seed: int,
-    split_file: Path | None = None,
-    anew: bool = False,
+    class_names: Path | None = None,
+    draw: ValidationDraw | None = None,
     choice: Choice | None = None,
     corrections: Corrections | None = None,
-    group: Sequence[str] = (),
 ) -> ImageFolders:
     """Find a data set's images and classes, and draw the validation split if there is none.
 
     Args:
         data_dir: a folder or a list, see above.
         class_names: JSON of folder name to display name; default: cat_to_name.json beside the images, if there.
-        val_fraction: share of train/ to hold out when there is no valid/; 0 for none. See ``splits.split_train``.
-        seed: of that draw.
-        split_file: where that split is kept; if it exists, it is used.
-        anew: draw it even so.
+        draw: of the validation split when there is no valid/; default: none is drawn. See ``splits.split_train``.
         choice: which images are taken; it counts what is left out.
         corrections: of labels, before anything is drawn.
-        group: which images belong together, see ``flowers.data.grouping``; the draw cuts no group.
 
     Raises:
         DataError: no such folder, no train/, no classes, an empty class, a class in valid/ or test/ that train/
             lacks, broken names or lists, a split file that belongs to other data, or corrections that do.
-        UsageError: ``val_fraction`` is not a share.
+        UsageError: the draw's ``val_fraction`` is not a share.
     """
-    if not 0 <= val_fraction < 1:
-        raise UsageError(f"--val-fraction: got {val_fraction}, expected a share from 0 to below 1, such as 0.2")
+    draw = draw or ValidationDraw(val_fraction=0, seed=0)
+    if not 0 <= draw.val_fraction < 1:
+        raise UsageError(f"--val-fraction: got {draw.val_fraction}, expected a share from 0 to below 1, such as 0.2")
     choice = choice or Choice()
     root, splits = find_splits(Path(data_dir), choice, corrections)
     if "train" not in splits:
@@ -198,20 +191,18 @@ def load_image_folders(
     for name, samples in (("valid", valid), ("test", test)):
         if samples is not None:
             warn_of_missing_classes(splits[name].where, samples, classes)
-    if valid is None and val_fraction > 0:
-        drawing = {"val_fraction": val_fraction, "seed": seed, "split_file": split_file, "anew": anew, "group": group}
-        held_out = split_train(train.paths, train.targets, **drawing)
+    if valid is None and draw.val_fraction > 0:
+        held_out = split_train(train.paths, train.targets, draw)
         if not any(held_out):
             none = "one group of images a class, none to hold out without cutting it; add valid/ or leave --group out"
-            raise DataError(f"{where}: {none if group else NONE_TO_HOLD_OUT}")
+            raise DataError(f"{where}: {none if draw.group else NONE_TO_HOLD_OUT}")
         valid = train.take(np.flatnonzero(held_out))
         train = train.take(np.flatnonzero(~np.array(held_out)))
-        console.say(
-            f"validation split: {len(valid)} images drawn from train (--val-fraction {val_fraction}, --seed {seed})"
-        )
+        flags = f"--val-fraction {draw.val_fraction}, --seed {draw.seed}"
+        console.say(f"validation split: {len(valid)} images drawn from train ({flags})")
     found = ImageFolders(classes, train, valid, test, corrections)
-    if group and len(found.splits) > 1:
-        warn_of_leaks({name: samples.paths for name, samples in found.splits.items()}, group)
+    if draw.group and len(found.splits) > 1:
+        warn_of_leaks({name: samples.paths for name, samples in found.splits.items()}, draw.group)
     return found
 
 

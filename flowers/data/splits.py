@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,33 @@ from flowers.parsing import read_json
 FORMAT_VERSION = 1
 
 
-def split_train(
-    paths: Sequence[str],
-    targets: Sequence[int],
-    *,
-    val_fraction: float,
-    seed: int,
-    split_file: Path | None,
-    anew: bool = False,
-    group: Sequence[str] = (),
-) -> list[bool]:
+@dataclass(frozen=True)
+class ValidationDraw:
+    """How a validation split is drawn from the training images.
+
+    Attributes:
+        val_fraction: share of train/ to hold out, from 0 (none) to below 1.
+        seed: of the draw.
+        split_file: where the split is kept; if it exists, it is used.
+        anew: draw and write it even so: nobody has trained on the one that is there.
+        group: what ``--group`` was given, see ``flowers.data.grouping``; the draw cuts no group.
+    """
+
+    val_fraction: float
+    seed: int
+    split_file: Path | None = None
+    anew: bool = False
+    group: Sequence[str] = ()
+
+    def flags(self) -> dict[str, object]:
+        """What decides which images are drawn, by the names of the flags."""
+        return {"val_fraction": self.val_fraction, "seed": self.seed, "group": list(self.group)}
+
+
+def split_train(paths: Sequence[str], targets: Sequence[int], draw: ValidationDraw) -> list[bool]:
     """Choose the training images that are held out for validation.
 
-    Stratified: of each class the share ``val_fraction``, rounded; but every class keeps an image for training, and
+    Stratified: of each class the share to hold out, rounded; but every class keeps an image for training, and
     has one for validation if it has at least two. Which ones depends on the seed and each image's own path
     only: not on the order of the files, nor on a library's random numbers. A group of images is held out whole or not
     at all, so that with groups the shares are as near as these allow.
@@ -41,28 +56,23 @@ def split_train(
     Args:
         paths: N paths relative to the data folder, each once.
         targets: their N class indices.
-        val_fraction: above 0, below 1.
-        split_file: the split is read from here if this file exists, else the main process writes it here.
-        anew: draw and write it even so: nobody has trained on the one that is there.
-        group: what ``--group`` was given, see ``flowers.data.grouping``.
+        draw: with a share above 0; the main process writes its file.
 
     Returns:
         N flags, True for validation.
 
     Raises:
-        DataError: ``split_file`` is broken, was drawn with another fraction, seed or groups, or of other images.
+        DataError: the split file is broken, was drawn with another fraction, seed or groups, or of other images.
         UsageError: groups that fit none of the images.
     """
-    if split_file is not None and not anew and os.path.exists(split_file):
-        return _read(split_file, paths, {"val_fraction": val_fraction, "seed": seed, "group": list(group)})
-    drawn = _draw(paths, targets, val_fraction, seed, group_images(paths, group))
-    if split_file is not None and console.is_main_process():
-        with write_atomically(split_file) as file:
+    if draw.split_file is not None and not draw.anew and os.path.exists(draw.split_file):
+        return _read(draw.split_file, paths, draw.flags())
+    drawn = _draw(paths, targets, draw.val_fraction, draw.seed, group_images(paths, draw.group))
+    if draw.split_file is not None and console.is_main_process():
+        with write_atomically(draw.split_file) as file:
             split = {
                 "format_version": FORMAT_VERSION,
-                "seed": seed,
-                "val_fraction": val_fraction,
-                "group": list(group),
+                **draw.flags(),
                 "train": [path for path, held_out in zip(paths, drawn, strict=True) if not held_out],
                 "valid": [path for path, held_out in zip(paths, drawn, strict=True) if held_out],
             }

@@ -232,9 +232,7 @@ def _find(data_dir: Path, choice: Choice, corrections: Corrections | None) -> _F
     found, refusal = [], None
     try:
         # Without a drawn split: what has no valid/ is all train here.
-        data = load_image_folders(
-            data_dir, class_names=None, val_fraction=0, seed=0, choice=choice, corrections=corrections
-        )
+        data = load_image_folders(data_dir, choice=choice, corrections=corrections)
         root, folders = data.train.root, data.classes.folders
         names = dict(zip(folders, data.classes.labels, strict=True))
         if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:

@@ -78,20 +78,21 @@ class Engine:
         precision: of the backbone: "float32", "bf16" or "fp16".
         batch_size: the most images that a ``submit`` takes.
         description: what it is and why, for the user.
+        on_cpu: it computes on this machine's CPUs, beside the threads that decode.
         doubt: two classes whose log-probabilities are closer than this are told apart in float32; 0 never.
         settled: images computed again in float32 so far.
     """
 
     def __init__(
         self, name: str, precision: str, batch_size: int, description: str, fast: Pool, precise: Pool | None, *,
-        features: bool, size: int,
+        features: bool, on_cpu: bool,
     ):  # fmt: skip
         self.name, self.precision, self.batch_size, self.description = name, precision, batch_size, description
-        self.fast, self.precise, self.gives_features = fast, precise, features
+        self.fast, self.precise, self.gives_features, self.on_cpu = fast, precise, features, on_cpu
         self.settled = 0
         self.doubt = 0.0
         if precise is not None:
-            self.doubt = DOUBT * self._measure_noise(size)
+            self.doubt = DOUBT * self._measure_noise()
             self.description += f"; scores closer than {self.doubt:.2g} settled in float32"
 
     def submit(self, images: np.ndarray) -> Handle:
@@ -121,9 +122,9 @@ class Engine:
             features[row], probs[row] = image_features, image_probs
         self.settled += len(rows)
 
-    def _measure_noise(self, size: int) -> float:
+    def _measure_noise(self) -> float:
         """Standard deviation of the difference of two classes' scores, between this precision and float32."""
-        images = drawn_pictures(_PROBE_IMAGES, size)
+        images = drawn_pictures(_PROBE_IMAGES, self.fast.size)
         error = _log(run_all(self.fast, images)[1]) - _log(run_all(self.precise, images)[1])
         error = error[np.isfinite(error).all(axis=1)]
         num_classes = error.shape[1]
@@ -146,7 +147,6 @@ def build_engine(
     threads: int | None = None,
     device: str | torch.device | None = None,
     features: bool = False,
-    cache_dir: Path | None = None,
 ) -> Engine:
     """Build an engine for a trained network.
 
@@ -163,7 +163,6 @@ def build_engine(
         threads: CPU threads; default: this process's share.
         device: where PyTorch computes; default: the best one.
         features: also give the features before the head.
-        cache_dir: where converted models of a bundle are kept; default: beside it, or in the user's cache folder.
 
     Raises:
         UsageError: an engine or precision that this machine does not have.
@@ -174,16 +173,17 @@ def build_engine(
     threads = threads or cpus_per_process()
     try:
         build_pools = _openvino_pools if choice.engine == "openvino" else _torch_pools
-        fast, precise = build_pools(source, choice, batch_size, threads, cache_dir)
+        fast, precise = build_pools(source, choice, batch_size, threads)
     except ModelError as error:
         if engine != "auto" or choice.engine != "openvino":
             raise
         choice = choice._replace(engine="torch", reason=str(error))
-        fast, precise = _torch_pools(source, choice, batch_size, threads, cache_dir)
-    where = f"{threads} CPU threads" if choice.device.type == "cpu" else str(choice.device)
+        fast, precise = _torch_pools(source, choice, batch_size, threads)
+    on_cpu = choice.device.type == "cpu"
+    where = f"{threads} CPU threads" if on_cpu else str(choice.device)
     return Engine(
         choice.engine, choice.precision, batch_size, f"{choice.engine} {choice.precision} on {where} ({choice.reason})",
-        fast, precise, features=features or not source.has_head, size=source.size,
+        fast, precise, features=features or not source.has_head, on_cpu=on_cpu,
     )  # fmt: skip
 
 
@@ -253,17 +253,15 @@ class _Source:
         """Return a key of everything that a bundle's network depends on; None for a module, which is not cached."""
         return f"{self._model.hash} {self._preprocessing}" if isinstance(self._model, Bundle) else None
 
-    def cache_folders(self, cache_dir: Path | None) -> list[Path]:
+    def cache_folders(self) -> list[Path]:
         """Return the folders that may hold converted models, the preferred one first."""
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         user = Path(caches) / "flowers" if os.path.isabs(caches) else None  # not everyone in a container has a home
         beside = self._model.folder / "converted" if self._model.folder is not None else None
-        return [folder for folder in (cache_dir, beside, user) if folder is not None]
+        return [folder for folder in (beside, user) if folder is not None]
 
 
-def _torch_pools(
-    source: _Source, choice: _Choice, batch_size: int, threads: int, cache_dir: Path | None
-) -> tuple[Pool, Pool | None]:
+def _torch_pools(source: _Source, choice: _Choice, batch_size: int, threads: int) -> tuple[Pool, Pool | None]:
     on_cpu = choice.device.type == "cpu"
     if not on_cpu:
         threads = _CUDA_THREADS if choice.device.type == "cuda" else 1
@@ -282,14 +280,12 @@ def _torch_pools(
     return fast, Pool(worker, 1 if on_cpu else _GPU_PRECISE_CHUNK, threads, source.size)
 
 
-def _openvino_pools(
-    source: _Source, choice: _Choice, batch_size: int, threads: int, cache_dir: Path | None
-) -> tuple[Pool, Pool | None]:
+def _openvino_pools(source: _Source, choice: _Choice, batch_size: int, threads: int) -> tuple[Pool, Pool | None]:
     key = source.key()
     if key is None:
         model = openvino_engine.convert(source.network("float32"), source.size)
     else:
-        folders = source.cache_folders(cache_dir)
+        folders = source.cache_folders()
         model = openvino_engine.load_or_convert(key, folders, lambda: source.network("float32"), source.size)
 
     def pool(chunk: int, precision: str) -> Pool:

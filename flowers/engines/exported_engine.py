@@ -48,7 +48,7 @@ def build_exported_engine(
         fast = pool(CPU_CHUNK, "bf16" if chosen == "bf16" else "float32")
         precise = pool(1, "float32") if chosen == "bf16" else None
     description = f"{name} {chosen} on {threads} CPU threads (an exported {model.format} file)"
-    return Engine(name, chosen, batch_size, description, fast, precise, features=False, size=model.preprocessing.crop)
+    return Engine(name, chosen, batch_size, description, fast, precise, features=False, on_cpu=True)
 
 
 def open_engine(

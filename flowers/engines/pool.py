@@ -21,7 +21,7 @@ class Pool:
     """
 
     def __init__(self, start: Callable[[], Infer], chunk: int, threads: int, size: int):
-        self.chunk = chunk
+        self.chunk, self.size = chunk, size
         self._start, self._own = start, local()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="engine")
         torch_threads = torch.get_num_threads()

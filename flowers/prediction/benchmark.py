@@ -29,7 +29,7 @@ from flowers.files import make_folder, write_atomically
 from flowers.machine import available_cpus
 from flowers.models.bundle import Bundle, how_made, load_bundle
 from flowers.prediction.inputs import input_root, list_inputs, read_input
-from flowers.prediction.pipeline import Pipeline
+from flowers.prediction.pipeline import PhotoReader, Pipeline
 from flowers.prediction.rows import RowFormat
 
 FINALISTS = 2  # engines that are tried in the whole pipeline
@@ -257,15 +257,14 @@ def try_pipelines(
         decode_per_s = {}
         for count in workers:
             known = KnownAnswers(len(bundle.classes.folders), chosen[0].batch_size)
-            decode_per_s[count] = pipeline_rate(known, bundle, sample, count, config.seconds, on_cpu=False)
+            decode_per_s[count] = pipeline_rate(known, bundle, sample, count, config.seconds)
             meter.advance(1)
         for speed in chosen:
             engine = build_engine(bundle, engine=speed.engine, precision=speed.precision, batch_size=speed.batch_size)
-            on_cpu = speed.engine not in ("torch", "compile") or not torch.cuda.is_available()
             for count in workers:
-                per_s = pipeline_rate(engine, bundle, sample, count, config.seconds, on_cpu=on_cpu)
+                per_s = pipeline_rate(engine, bundle, sample, count, config.seconds)
                 rates = decode_per_s[count], speed.images_per_s
-                ceiling = 1 / sum(1 / rate for rate in rates) if on_cpu else min(rates)
+                ceiling = 1 / sum(1 / rate for rate in rates) if engine.on_cpu else min(rates)
                 found.append(
                     PipelineSpeed(speed.engine, speed.precision, speed.batch_size, count, per_s, *rates, ceiling)
                 )
@@ -274,7 +273,7 @@ def try_pipelines(
     return sorted(found, key=lambda speed: -speed.images_per_s)
 
 
-def pipeline_rate(engine, bundle: Bundle, sample: Sample, workers: int, seconds: float, *, on_cpu: bool) -> float:
+def pipeline_rate(engine, bundle: Bundle, sample: Sample, workers: int, seconds: float) -> float:
     """Images per second from files to rows, after the pipeline has filled."""
     classes = bundle.classes
     rows = RowFormat(classes.labels, classes.folders, min(5, len(classes.folders)), 0.0, "csv")
@@ -292,9 +291,8 @@ def pipeline_rate(engine, bundle: Bundle, sample: Sample, workers: int, seconds:
                 return
             yield index, list(itertools.islice(files, engine.batch_size))
 
-    pipeline = Pipeline(
-        sample.read, bundle.preprocessing, engine, rows, workers=workers, on_cpu=on_cpu, on_batch=on_batch
-    )
+    photos = PhotoReader(sample.read, bundle.preprocessing)
+    pipeline = Pipeline(photos, engine, rows, workers=workers, on_batch=on_batch)
     try:
         deque(pipeline.run(shards()), maxlen=0)
     finally:
@@ -305,6 +303,8 @@ def pipeline_rate(engine, bundle: Bundle, sample: Sample, workers: int, seconds:
 
 class KnownAnswers:
     """An engine that costs nothing: every picture is anything."""
+
+    on_cpu = False
 
     def __init__(self, num_classes: int, batch_size: int):
         self.batch_size = batch_size

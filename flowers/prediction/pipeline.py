@@ -79,41 +79,61 @@ class _Batch:
                 self.decoded.set()
 
 
+@dataclass(frozen=True)
+class PhotoReader:
+    """How a file becomes a picture for the network.
+
+    Attributes:
+        read: from an entry to the bytes of the file; raises ImageError.
+        preprocessing: the model's view of a picture.
+        on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
+    """
+
+    read: Callable[[Entry], bytes | bytearray]
+    preprocessing: Preprocessing
+    on_damaged: str = "mark"
+
+    def view(self, data: bytes | bytearray) -> tuple[np.ndarray, str | None]:
+        """The picture in a file's bytes, uint8 [S, S, 3], and what is wrong with the file if that is to be marked.
+
+        Raises:
+            ImageError: no picture can be had from them.
+        """
+        view = self.preprocessing
+        image, damage = decode_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
+        if damage and self.on_damaged == "error":
+            raise ImageError(damage)
+        return view.view(image), damage if self.on_damaged == "mark" else None
+
+
 class Pipeline:
     """Classifies shards of files.
 
     Args:
-        read: from an entry to the bytes of the file; raises ImageError.
-        preprocessing: the model's view of a picture.
+        photos: reads and decodes each file.
         engine: see ``flowers.engines.engine``.
         rows: how lines are written.
         workers: threads that read and decode.
-        on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
         flip: also look at the mirrored picture, and take the mean of both.
         features: also collect the features of every file, [files, D] of this D.
         familiarity: marks photos like none of the classes; the engine gives features then.
-        on_cpu: the engine computes on this machine's CPUs, beside the decoding threads.
         on_batch: called after every batch with the files done and how many of them failed; it may raise to stop.
     """
 
     def __init__(
         self,
-        read: Callable[[Entry], bytes | bytearray],
-        preprocessing: Preprocessing,
+        photos: PhotoReader,
         engine,
         rows: RowFormat,
         *,
         workers: int,
-        on_damaged: str = "mark",
         flip: bool = False,
         features: int | None = None,
         familiarity: Familiarity | None = None,
-        on_cpu: bool = True,
         on_batch: Callable[[int, int], None] = lambda done, failed: None,
     ):
-        self._read, self._view, self._engine, self._rows = read, preprocessing, engine, rows
-        self._on_damaged, self._familiarity = on_damaged, familiarity
-        self._flip, self._features, self._on_cpu, self._on_batch = flip, features, on_cpu, on_batch
+        self._photos, self._engine, self._rows = photos, engine, rows
+        self._flip, self._features, self._familiarity, self._on_batch = flip, features, familiarity, on_batch
         self._needs_features = features is not None or familiarity is not None
         self._batch_size = engine.batch_size
         self._depth = 2 + -(-2 * workers // self._batch_size)
@@ -186,7 +206,7 @@ class Pipeline:
         """
         read_s, decode_s, threads_s = (sum(clock[stage] for clock in self._clocks) for stage in (0, 1, 2))
         infer_s = self._infer_s
-        if self._on_cpu:
+        if self._engine.on_cpu:
             infer_s = max(0.0, time.process_time() - self._start_cpu_s - threads_s - self._write_cpu_s)
         return dict(zip(STAGES, (read_s, decode_s, infer_s, self._write_s), strict=True))
 
@@ -196,7 +216,7 @@ class Pipeline:
             for start in range(0, len(entries), self._batch_size):
                 images = self._buffers.pop() if self._buffers else None
                 if images is None:
-                    side = self._view.crop
+                    side = self._photos.preprocessing.crop
                     images = np.empty((self._batch_size, side, side, 3), np.uint8)
                 yield _Batch(shard, start, images)
 
@@ -207,15 +227,11 @@ class Pipeline:
             begin_s = time.thread_time()
             try:
                 start_s = time.perf_counter()
-                data = self._read(batch.entries[slot])
+                data = self._photos.read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
                 start_s = time.thread_time()
-                view = self._view
-                image, damage = decode_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
-                if damage and self._on_damaged == "error":
-                    raise ImageError(damage)
-                batch.images[slot] = view.view(image)
-                if damage and self._on_damaged == "mark":
+                batch.images[slot], damage = self._photos.view(data)
+                if damage:
                     batch.damage[slot] = damage
                 clock[1] += time.thread_time() - start_s
             except ImageError as error:

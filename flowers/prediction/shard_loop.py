@@ -15,7 +15,7 @@ from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.distributed import Place
 from flowers.engines.engine import Engine
-from flowers.engines.exported import ENGINES, ExportedModel
+from flowers.engines.exported import ExportedModel
 from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
@@ -25,7 +25,7 @@ from flowers.prediction import parts
 from flowers.prediction.embeddings import EmbeddingsFile
 from flowers.prediction.inputs import input_root
 from flowers.prediction.kept import Kept, StampingReader, read_kept
-from flowers.prediction.pipeline import Pipeline, ShardResult
+from flowers.prediction.pipeline import PhotoReader, Pipeline, ShardResult
 from flowers.prediction.rows import RowFormat
 from flowers.prediction.work import Work
 from flowers.stopping import StopRequest
@@ -80,22 +80,18 @@ def _classify(
 ) -> None:
     missing = set(own) - parts.finished(work.parts)
     engine = _build_engine(config, bundle, work, place)
-    on_cpu = engine.name in ENGINES or not torch.cuda.is_available()
     with console.progress("classify", sum(map(work.size, missing))) as meter:
         progress = _Progress(meter, work, missing, stop, alone=place.world_size == 1)
         reader = StampingReader(os.fsencode(input_root(config.input)))
         kept: dict[int, Kept] = {}
         pipeline = Pipeline(
-            reader,
-            bundle.preprocessing,
+            PhotoReader(reader, bundle.preprocessing, config.on_damaged),
             engine,
             row_format(config, bundle),
             workers=config.workers or cpus_per_process(),
-            on_damaged=config.on_damaged,
             flip=config.tta == "flip",
             features=bundle.head.in_features if config.embeddings else None,
             familiarity=familiarity(config, bundle),
-            on_cpu=on_cpu,
             on_batch=progress.advance,
         )
         about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
@@ -118,7 +114,7 @@ def _classify(
         finally:
             pipeline.close()
             engine.close()
-    progress.tell(pipeline.seconds(), cpus_per_process(), on_cpu)
+    progress.tell(pipeline.seconds(), cpus_per_process(), engine.on_cpu)
 
 
 def _unknown(

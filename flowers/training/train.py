@@ -16,6 +16,7 @@ from flowers.data.choice import Choice
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
+from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
@@ -123,17 +124,15 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
                 remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
         corrections = read_corrections(config.corrections) if config.corrections else None
+        # A start that failed before its first checkpoint, on a broken image say, may have left a split.
+        anew = not _has_checkpoints(run_dir)
+        draw = ValidationDraw(config.val_fraction, config.seed, run_dir / "split.json", anew, config.group)
         with listing_all_faults(config):
             data = load_image_folders(
                 config.data_dir,
                 class_names=config.class_names,
-                val_fraction=config.val_fraction,
-                seed=config.seed,
-                split_file=run_dir / "split.json",
+                draw=draw,
                 choice=Choice(exclude=config.exclude),
-                group=config.group,
-                # A start that failed before its first checkpoint, on a broken image say, may have left a split.
-                anew=not _has_checkpoints(run_dir),
                 corrections=corrections,
             )
         data = data.at_most(config.max_images, config.max_train_images, config.seed)

@@ -36,7 +36,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     from flowers.data.folders import load_image_folders
     from flowers.datasets.near_duplicates import groups
 
-    data = load_image_folders(options.data_dir, class_names=None, val_fraction=0, seed=0)
+    data = load_image_folders(options.data_dir)
     targets, num_classes = data.train.targets, len(data.classes)
     with tempfile.TemporaryDirectory() as temporary:
         flags = ["--data-dir", options.data_dir, "--output-dir", temporary]

@@ -145,7 +145,7 @@ def alone(checkpoint: Path, photos: Path, engine_name: str, seconds: float) -> F
     bundle = load_bundle(checkpoint)
     sample = Sample(BenchmarkConfig(checkpoint, photos, images=300), bundle.preprocessing)
     known = KnownAnswers(len(bundle.classes.folders), 32)
-    decode_per_s = pipeline_rate(known, bundle, sample, cpus_per_process(), seconds, on_cpu=False)
+    decode_per_s = pipeline_rate(known, bundle, sample, cpus_per_process(), seconds)
     engine = build_engine(bundle, engine=engine_name, batch_size=32)
     infer_per_s = infer_rate(engine, sample, seconds)
     engine.close()

@@ -134,7 +134,7 @@ def resident_trainer(flags: list[object]) -> tuple["Trainer", "Batch"]:  # noqa:
         config = cli.parse(TrainConfig, list(map(str, flags)))
         check_flags(config)
         accelerator = distributed.start(config.mixed_precision)
-        data = load_image_folders(data_dir, class_names=None, val_fraction=0, seed=0)
+        data = load_image_folders(data_dir)
         with contextlib.redirect_stdout(None):
             session = Session(accelerator, data, StopRequest(run_dir / "stop"))
             stage = prepare_stage(config, session, resumed=None)

@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         with flowers.load(run) as model:
             far = {kind: model.embed(found) for kind, found in paths.items()}
     far = {kind: features[np.isfinite(features).all(1)] for kind, features in far.items()}
-    data = load_image_folders(options.data_dir, class_names=None, val_fraction=0, seed=0)
+    data = load_image_folders(options.data_dir)
     targets = {"train": np.asarray(data.train.targets), "valid": np.asarray(data.valid.targets)}
     rounds = [one_round(splits, targets, far, options.left_out, seed) for seed in options.seeds]
     return rows_of(rounds, [*far], options, len(data.classes))

@@ -28,7 +28,7 @@ def page_of(sample_set: Path, tmp_path: Path) -> tuple[str, Path, list[Suspicion
     data = Path(shutil.copytree(sample_set, tmp_path / "data"))
     first = sorted((data / "train").rglob("*.jpg"))[0]
     first.rename(first.with_name('00 a, "b" <img src=x onerror=alert(1)>.jpg'))
-    found = load_image_folders(data, class_names=None, val_fraction=0, seed=0)
+    found = load_image_folders(data)
     targets = found.train.targets
     audited = Audited(
         data, found.classes, found.train.paths, ("train",), np.zeros(32), targets, np.zeros((32, 1)), None
