@@ -24,6 +24,7 @@ from flowers.config.evaluate import EvaluateConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.console import error, show_as, warn
+from flowers.data.remote import address_of
 from flowers.errors import EXIT_USAGE, DataError, FlowersError, ModelError, ProcessError, UsageError
 
 CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
@@ -77,7 +78,8 @@ def input_of(config: PredictConfig) -> Path:
     given = [config.input] if isinstance(config.input, Path) else list(config.input)
     if Path("-") in given:
         raise UsageError("--input -: a batch job has no standard input; write the names into a list file and give that")
-    missing = [path for path in given if not path.exists() and not glob.has_magic(str(path))]
+    here = [path for path in given if address_of(path) is None]
+    missing = [path for path in here if not path.exists() and not glob.has_magic(str(path))]
     if missing or (len(given) == 1 and given[0].exists()):
         return (missing or given)[0]
     return Path(os.devnull)  # is no folder: --stage refuses it

@@ -37,6 +37,7 @@ HOMES = {
     "nncf": {"exports"},
     "gradio": {"demo"},
     "pillow_heif": {"data"},
+    "fsspec": {"data"},
 }
 LAZY = {
     "timm",
@@ -50,6 +51,7 @@ LAZY = {
     "jinja2",
     "gradio",
     "pillow_heif",
+    "fsspec",
 }
 FILES = sorted((ROOT / "flowers").rglob("*.py"))
 

@@ -36,8 +36,9 @@ class PredictConfig:
     """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
     input: Annotated[tuple[Path, ...], Flag(takes="folders, lists, archives or images")]
     """Folder with all below it, list file (one path per line, or a CSV with a path column; - for the standard input),
-    .tar, .zip or .tgz archive, image, or pattern in quotes ('photos/*.jpg'); several may be given, and then the rows'
-    paths start from the current folder."""
+    .tar, .zip or .tgz archive, image, pattern in quotes ('photos/*.jpg'), or the address of a folder, list or image
+    (s3://BUCKET/FOLDER, https://HOST/LIST.txt; needs the extra remote), whose rows' paths are addresses; several may be
+    given, and then the rows' paths start from the current folder."""
     ext: tuple[str, ...] = ()
     """File extensions to treat as photos (--ext jpg png; --ext '' accepts every file). Default: the extensions of all
     image formats."""

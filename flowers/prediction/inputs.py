@@ -7,6 +7,8 @@
 - Any other file: a list, one path a line, or a predictions file, relative to the folder the list is in
   (``flowers.data.lists``); lines that name an archive stand for its members, ``archive.tar/member`` for one of them.
 - ``-``: such a list, read from the standard input, relative to the current folder.
+- An address (``s3://bucket/folder``, ``https://host/list.txt``; ``flowers.data.remote``): a picture, a list, or all
+  below it. Lists may name addresses, too. Their rows' paths are the addresses.
 - A pattern in quotes (``'photos/*.jpg'``, ``'**/*.png'``): all that fits it.
 
 Of one input, the rows' paths are relative to the folder, or to the folder that the list or archive is in. Of several
@@ -40,6 +42,7 @@ from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.images import read_bytes
 from flowers.data.lists import STDIN, read_paths, why_missing
 from flowers.data.paths import readable
+from flowers.data.remote import PLACE, address_of, check_protocol, list_address, read_address
 from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.errors import DataError, ImageError
@@ -94,12 +97,12 @@ def _given(inputs: Inputs) -> Sequence[Path]:
 
 
 def _is_pattern(source: Path) -> bool:
-    return glob.has_magic(str(source)) and not os.path.lexists(source)
+    return glob.has_magic(str(source)) and not os.path.lexists(source) and address_of(source) is None
 
 
 def _folder_of(source: Path) -> Path:
     """The folder that the paths of one input start from."""
-    if str(source) == STDIN:
+    if str(source) == STDIN or address_of(source) is not None:
         return Path()
     try:
         if stat.S_ISDIR(os.stat(source).st_mode):
@@ -117,6 +120,13 @@ def _folder_of(source: Path) -> Path:
 
 def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
     """The files of one input."""
+    if (address := address_of(source)) is not None:
+        found = False
+        for found, entry in enumerate(list_address(address, choice), start=1):  # noqa: B007
+            yield entry
+        if not found:
+            raise DataError(f"--input {address}: no images there; {said_left_out(choice.left_out) or 'it is empty'}")
+        return
     base = _folder_of(source)
     shown = Path() if base == root else base
     what, is_list = "a list with a path on each line", False
@@ -131,6 +141,12 @@ def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
     found = absent = 0
     example, archive = "", Archive(root)
     for path in paths:
+        if is_list and (address := address_of(path)) is not None:
+            if not found:
+                check_protocol(address)
+            found += 1
+            yield Entry(os.fsencode(address), PLACE + b"-1")
+            continue
         path = os.path.join(shown, path) if shown.parts else path
         if path.lower().endswith(ARCHIVES) or (base != source and path.lower().endswith(COMPRESSED)):
             entries = members(root, os.fsencode(path), choice)
@@ -161,6 +177,11 @@ def _is_picture(source: Path, choice: Choice) -> bool:
         return False
 
 
+def is_remote(entry: Entry) -> bool:
+    """True if a file is at an address."""
+    return entry.place.startswith(PLACE)
+
+
 def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
     """The bytes of one input file.
 
@@ -174,6 +195,8 @@ def read_input(root: bytes, entry: Entry) -> bytes | bytearray:
         return read_bytes(os.path.join(root, entry.path))
     if entry.place.startswith(b"!"):
         raise ImageError(os.fsdecode(entry.place[1:]))
+    if is_remote(entry):
+        return read_address(os.fsdecode(entry.path), int(entry.place.removeprefix(PLACE)))
     return read_member(root, entry)
 
 
@@ -184,7 +207,7 @@ def look_at(root: bytes, entry: Entry, most: int = _LOOK_BYTES) -> bytes:
         root: the folder that paths are relative to.
         most: first bytes to take.
     """
-    if entry.place.startswith(b"!"):
+    if entry.place.startswith(b"!") or is_remote(entry):  # not for a round trip to a server
         return b""
     try:
         if entry.place:
@@ -197,7 +220,7 @@ def look_at(root: bytes, entry: Entry, most: int = _LOOK_BYTES) -> bytes:
 
 def file_of(entry: Entry) -> bytes:
     """The file that an entry lies in: itself, or the archive of a member."""
-    return place_of(entry)[1] if entry.place and not entry.place.startswith(b"!") else entry.path
+    return place_of(entry)[1] if entry.place and not entry.place.startswith((b"!", PLACE)) else entry.path
 
 
 def _look_at(path: bytes, most: int) -> bytes:

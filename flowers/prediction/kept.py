@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,13 @@ from flowers.data.threads import in_order
 from flowers.errors import ImageError, OutputError
 from flowers.files import file_digest
 from flowers.prediction import parts
-from flowers.prediction.inputs import file_of, look_at, read_input
+from flowers.prediction.inputs import file_of, is_remote, look_at, read_input
 from flowers.prediction.table import read_lines, stamps_path
 from flowers.prediction.work import Work
 
 _HEAD_BYTES = 1 << 14
 _LOOKS_AT_ONCE = 16  # each is a few round trips on a network file system
+_READS_AHEAD = 32
 _ROWS_AT_A_TIME = 1 << 16
 UNKNOWN = (-1, -1, -1)
 
@@ -75,9 +77,25 @@ class StampingReader:
     def __init__(self, root: bytes):
         self._root = root
         self._stamps: dict[bytes, Stamp] = {}
+        self._coming: dict[bytes, Future] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def ahead(self, entry: Entry) -> None:
+        """Begin to read a file at an address, since many servers are slow to answer but answer many at a time."""
+        if is_remote(entry):
+            self._pool = self._pool or ThreadPoolExecutor(_READS_AHEAD, "ahead")
+            self._coming[entry.path] = self._pool.submit(read_input, self._root, entry)
+
+    def close(self) -> None:
+        """Drop what was begun and not asked for."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self, entry: Entry) -> bytes | bytearray:
         """The bytes of an input file; raises ImageError as ``read_input`` does."""
+        if is_remote(entry):
+            coming = self._coming.pop(entry.path, None)
+            return coming.result() if coming is not None else read_input(self._root, entry)
         if entry.place:  # of a zip, what is stored is not what is read
             self._stamps[entry.path] = stamp_of(self._root, entry)
             return read_input(self._root, entry)

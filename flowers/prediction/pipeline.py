@@ -87,11 +87,13 @@ class PhotoReader:
         read: from an entry to the bytes of the file; raises ImageError.
         preprocessing: the model's view of a picture.
         on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
+        ahead: told of each entry some time before it is read.
     """
 
     read: Callable[[Entry], bytes | bytearray]
     preprocessing: Preprocessing
     on_damaged: str = "mark"
+    ahead: Callable[[Entry], None] = lambda entry: None
 
     def view(self, data: bytes | bytearray) -> tuple[np.ndarray, str | None]:
         """The picture in a file's bytes, uint8 [S, S, 3], and what is wrong with the file if that is to be marked.
@@ -162,7 +164,8 @@ class Pipeline:
                     more = False
                 else:
                     decoding.append(batch)
-                    for slot in range(len(batch.entries)):
+                    for slot, entry in enumerate(batch.entries):
+                        self._photos.ahead(entry)
                         self._tasks.put((batch, slot))
             if decoding and len(inferring) < _IN_FLIGHT:
                 batch = decoding.popleft()

@@ -1,5 +1,6 @@
 """The page to look at, of a finished predictions file."""
 
+import contextlib
 import os
 import urllib.parse
 from pathlib import Path
@@ -8,7 +9,8 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.archives import Archive
 from flowers.data.paths import decode_path
-from flowers.errors import DataError
+from flowers.data.remote import address_of, read_address
+from flowers.errors import DataError, ImageError
 from flowers.prediction.inputs import input_root
 from flowers.prediction.table import read_rows
 from flowers.reports.predictions_report import write_predictions_report
@@ -37,6 +39,10 @@ def write_report(config: PredictConfig, facts: dict) -> None:
 
     def read(path: str) -> str | bytes | None:
         path = decode_path(path)
+        if address_of(path) is not None:
+            with contextlib.suppress(ImageError):
+                return read_address(path)
+            return None
         source = os.path.join(root, path)
         if os.path.lexists(source):
             return source

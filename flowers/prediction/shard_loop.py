@@ -85,7 +85,7 @@ def _classify(
         reader = StampingReader(os.fsencode(input_root(config.input)))
         kept: dict[int, Kept] = {}
         pipeline = Pipeline(
-            PhotoReader(reader, bundle.preprocessing, config.on_damaged),
+            PhotoReader(reader, bundle.preprocessing, config.on_damaged, reader.ahead),
             engine,
             row_format(config, bundle),
             workers=config.workers or cpus_per_process(),
@@ -113,6 +113,7 @@ def _classify(
             progress.complete()
         finally:
             pipeline.close()
+            reader.close()
             engine.close()
     progress.tell(pipeline.seconds(), cpus_per_process(), engine.on_cpu)
 

@@ -17,6 +17,7 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.archives import Archive
 from flowers.data.paths import decode_path, readable
+from flowers.data.remote import address_of
 from flowers.errors import DataError, UsageError
 from flowers.files import MAX_NAME_BYTES, explain_os_error
 from flowers.prediction.inputs import input_root, lies_in_input
@@ -34,6 +35,8 @@ def check_target(config: PredictConfig) -> None:
         UsageError: --copy-to or --link-to lies in the input folder.
     """
     target = config.copy_to or config.link_to
+    if target is not None and any(map(address_of, config.input)):
+        raise UsageError("--copy-to, --link-to: photos at addresses are not sorted into folders; download them first")
     if target is not None and lies_in_input(config.input, target):
         raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
 
