@@ -304,7 +304,7 @@ def test_a_predictions_file_is_a_list(tmp_path: Path) -> None:
         ('"1.jpg"', "quotes or blanks"),
         ("1.jpg ", "quotes or blanks"),
         ("1.jpg,rose", "name it .csv, with the header path,class"),
-        ("https://example.org/1.jpg", "addresses"),
+        ("file:///photos/1.jpg", "addresses"),
     ],
 )
 def test_a_list_of_which_nothing_is_there_says_why(line: str, said: str, here: Path) -> None:
