@@ -1,10 +1,11 @@
 """Tells photos of none of the classes: how far the best class stands out from the others, for where the features lie.
 
-The score of a photo is (max - mean of its logits) / hypot(deviation of its logits, squared distance of its features
-from the mean feature), each in units of its median over known photos. The deviation makes it fall for species that
-resemble several classes alike; the distance for people, text, screenshots or noise, whose logits may be as large as
-those of any flower. It needs one vector and a few numbers, works for any head, and does not depend on a temperature.
-What it was chosen from is in tests/bench/README.md.
+The score of a photo is (max - mean of its logits) / sqrt(1 + s^2 + d^2). Here s is the deviation of its logits, and d
+the squared distance of its features from the mean feature, each in units of its median over known photos. s makes the
+score fall for species that resemble several classes alike; d for people, text, screenshots or noise, whose logits may
+be as large as those of any flower. The 1 does so for small logits of features near the mean, which a network that was
+trained as a whole makes of what it does not know. The score needs one vector and a few numbers, works for any head, and
+does not depend on a temperature. What it was chosen from is in tests/bench/README.md.
 """
 
 import base64
@@ -125,7 +126,7 @@ def fit_familiarity(probs: np.ndarray, features: np.ndarray, share: float = SHAR
     if not (0 < spread < math.inf and 0 < distance < math.inf):
         return None
     scores = np.sort(_scores(probs, far, spread, distance))
-    threshold = float(scores[math.floor((1 - share) * (count + 1)) - 1])
+    threshold = float(scores[max(1, math.floor((1 - share) * (count + 1))) - 1])
     return Familiarity(center, spread, distance, threshold, share, count) if threshold > 0 else None
 
 
@@ -138,4 +139,4 @@ def _scores(probs: np.ndarray, far: np.ndarray, spread: float, distance: float) 
     """Scores from probs [N, num_classes] and squared distances from the center [N]."""
     logits = _logits(probs)
     stands_out = (logits.max(1) - logits.mean(1)) / spread
-    return stands_out / np.hypot(logits.std(1) / spread, far / distance**2)
+    return stands_out / np.sqrt(1 + np.square(logits.std(1) / spread) + np.square(far / distance**2))
