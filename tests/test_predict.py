@@ -897,6 +897,21 @@ def test_no_damage_to_any_file_of_the_work_changes_the_table(
             path.unlink()
 
 
+def test_a_complete_output_is_complete_where_nothing_can_be_written(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    before = sorted(tmp_path.iterdir())
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and allowed(path, mode))
+    capsys.readouterr()
+    assert run() == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    with pytest.raises(OutputError, match="topk: 3 then, 2 now"):
+        run(topk=2)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_planted_work_folder_removes_nothing_outside_it(run: Callable, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
     settings = {"embeddings": str(tmp_path / "precious.txt")}

@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -157,11 +158,14 @@ class WorkFolder:
             InUseError: a job of other settings is at work on this output.
             DataError: no files.
         """
+        listing = entries, root, shard_size, listed_by, left_out
+        if keep is None and not os.access(self.path.parent, os.W_OK) and (facts := self._finished()):
+            return self._facts_if_same(facts, listing)
         new = self.path / f"new-{uuid.uuid4().hex}"
         try:
             with share(new.with_suffix(".lock")):
                 try:
-                    work = self._list(new, entries, root, shard_size, listed_by, left_out)
+                    work = self._list(new, *listing)
                     all_kept = None if keep is None else keep(Work(work))
                     with take_turns(self.path / "turn.lock"):
                         return self._settle(work, check_free, overwrite, all_kept)
@@ -170,6 +174,14 @@ class WorkFolder:
                     unlink(new.with_suffix(".lock"))
         except OSError as error:
             raise explain_os_error(error, self.path) from error
+
+    def _facts_if_same(self, facts: dict, listing: tuple) -> dict:
+        """The facts about a finished output in a place that cannot be written, if it is what this job would make."""
+        with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
+            work = Work(self._list(Path(folder), *listing))
+            if not is_same(facts["settings"], facts.get("contents"), work.settings, work.contents):
+                raise OutputError(refusal(self._output, facts["settings"], work.settings))
+        return facts
 
     def _list(
         self,
