@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 from flowers.errors import ModelError
-from flowers.models import downloads, pretrained
+from flowers.models import pretrained
 from flowers.models.backbones import build_backbone, check_name, model_names, skip_random_init
 from flowers.models.translations import translator
 from flowers.models.weight_files import read_states
@@ -359,7 +359,7 @@ def test_no_connection_says_where_the_file_goes(
         raise urllib.error.URLError("no net here")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(downloads.urllib.request, "urlopen", no_net)
+    monkeypatch.setattr(pretrained.urllib.request, "urlopen", no_net)
     with pytest.raises(ModelError) as caught:
         build_backbone(name)
     for part in ("no net here", address, str(tmp_path / "hub" / "checkpoints"), "--weights PATH"):
@@ -377,7 +377,7 @@ def test_weights_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return str(tmp_path / "fetched.safetensors")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(downloads, "_require_connection", lambda url: None)
+    monkeypatch.setattr(pretrained, "_require_connection", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
     state = build_backbone("timm/test_resnet").network.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in state.items())
@@ -446,7 +446,7 @@ def test_only_one_of_many_downloads(server: tuple[str, list[str]], tmp_path: Pat
     address, requests = server
     got: list[Path] = []
     url = f"{address}/net-84d89877.pth"  # the beginning of the content's SHA-256
-    threads = [threading.Thread(target=lambda: got.append(downloads.fetch(url, tmp_path))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(pretrained.fetch(url, tmp_path))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -464,5 +464,5 @@ def test_another_file_than_expected_is_not_kept(
     name: str, message: str, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        downloads.fetch(f"{server[0]}/{name}", tmp_path)
+        pretrained.fetch(f"{server[0]}/{name}", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import count
 
+ROOT = Path(__file__).parents[1]
+
 SOURCE = '''"""A module."""
 
 import os
@@ -43,3 +45,9 @@ def test_only_code_counts(tmp_path: Path) -> None:
         "most callables in a parameter list": "2 (flowers/base.py:find)",
         "functions of more than 2 callables": 0,
     }
+
+
+def test_no_function_has_more_than_8_parameters() -> None:
+    figures = count.count(ROOT)
+    assert figures["functions of more than 8 parameters"] == 0, figures["longest parameter list"]
+    assert figures["functions of more than 2 callables"] == 0, figures["most callables in a parameter list"]

@@ -15,10 +15,8 @@ from odd_files import make_odd_files
 from flowers.config.demo import DemoConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.classes import ClassIndex
-from flowers.demo.answer import Oracle
-from flowers.demo.answer_html import WAITING, answer_html, error_html, heat
-from flowers.demo.occlusion import STEPS, occlusion_map
-from flowers.demo.page import ask, build_page
+from flowers.demo.answer import STEPS, Oracle, occlusion_map
+from flowers.demo.page import WAITING, answer_html, ask, build_page, error_html, heat
 from flowers.demo.serve import demo, find_examples, find_port
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.prediction.predict import predict

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowers.engines.folding import fold_batch_norms
+from flowers.engines.torch_engine import fold_batch_norms
 from flowers.models.backbones import build_backbone
 
 

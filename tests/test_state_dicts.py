@@ -13,8 +13,7 @@ from torchvision.models import get_model
 
 from flowers.errors import FlowersError
 from flowers.models.bundle import load_bundle, save_bundle
-from flowers.models.class_list import read_class_list
-from flowers.models.state_dicts import bundle_from_state_dict, import_state_dict
+from flowers.models.state_dicts import bundle_from_state_dict, import_state_dict, read_class_list
 from flowers.models.trained_view import TrainedView
 
 NAMES = ["rose", "tulip", "lily"]

@@ -10,8 +10,7 @@ from flowers.config.train import TrainConfig
 from flowers.data.folders import ClassIndex
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
-from flowers.models.stochastic_depth import set_stochastic_depth
-from flowers.training.model import build_model
+from flowers.training.model import build_model, set_stochastic_depth
 
 
 @pytest.mark.parametrize(

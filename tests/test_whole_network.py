@@ -23,10 +23,9 @@ from flowers.data.splits import ValidationDraw
 from flowers.errors import CheckpointError, ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import load_bundle
-from flowers.models.grad_checkpointing import set_grad_checkpointing
 from flowers.models.heads import Classifier
 from flowers.training.flags import check_flags
-from flowers.training.model import train_sizes
+from flowers.training.model import set_grad_checkpointing, train_sizes
 from flowers.training.schedule import mixes, view_sizes
 from jobs.train import main
 

@@ -1,21 +1,29 @@
-"""The classifier to train: built or loaded, with its head, its preprocessing and the sizes of its training views."""
+"""The classifier to train: built or loaded, with its head, its preprocessing and the sizes of its training views.
 
+Two flags change the network itself: ``--drop-path`` leaves residual branches out at random while it trains, and
+``--grad-checkpointing`` computes the activations of a block again in the backward pass instead of keeping them.
+"""
+
+import contextlib
 import dataclasses
+import functools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
-from flowers.errors import UsageError
+from flowers.errors import ModelError, UsageError
 from flowers.models.backbones import Backbone, build_backbone
 from flowers.models.bundle import load_bundle
-from flowers.models.grad_checkpointing import set_grad_checkpointing
-from flowers.models.heads import Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
-from flowers.models.stochastic_depth import set_stochastic_depth
+from flowers.models.depthwise import fast_depthwise
+from flowers.models.heads import BATCH_NORM, Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continue_model
 
@@ -145,3 +153,101 @@ def _accepts(backbone: nn.Module, size: int) -> bool:
     finally:
         backbone.train(was_training)
     return True
+
+
+DROP_PATHS = re.compile(r"drop_path\d*|stochastic_depth|stochastic_dropout")
+
+
+def set_stochastic_depth(network: nn.Module, rate: float) -> None:
+    """Give every residual branch that knows stochastic depth its rate, growing evenly from 0 to ``rate`` with depth.
+
+    timm marks these places with modules named ``drop_path``, its ResNets with None until one is asked for; torchvision
+    with ``stochastic_depth``, in MaxViT's attention ``stochastic_dropout``. torchvision's have a rate of their own from
+    the start, 0.2 in its EfficientNets, and 0 turns them off.
+
+    Raises:
+        ModelError: the network has no such branches, and the rate is above 0.
+
+    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382.
+    """
+    from torchvision.ops import StochasticDepth
+
+    places = _drop_paths(network)
+    if not places and rate > 0:
+        raise ModelError(f"--drop-path {rate}: {type(network).__name__} has no residual branches to leave out")
+    for depth, (block, name) in enumerate(places):
+        branch = StochasticDepth(rate * depth / max(1, len(places) - 1), "row")
+        setattr(block, name, branch.train(block.training))
+
+
+def _drop_paths(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the blocks with residual branches, from first to last, and the attribute that holds their drop path."""
+    return [
+        (block, name)
+        for block in network.modules()
+        for name in {**vars(block), **dict(block.named_children())}
+        if DROP_PATHS.fullmatch(name)
+        and isinstance(getattr(block, name), nn.Module | None)
+        and getattr(block, "residual", True)  # VovNet's others have no shortcut: all of the image would be left out
+    ]
+
+
+def set_grad_checkpointing(network: nn.Module) -> None:
+    """Make every block of the network's sequences of blocks forget its activations in training, in place.
+
+    A block is a member of a Sequential or ModuleList that is itself made of several modules: a residual block, an
+    encoder layer. Blocks inside of blocks belong to the outer one. Neither weights, names nor results change: random
+    numbers are drawn the same again, and batch norm's statistics are updated once.
+
+    Raises:
+        ModelError: the network has fewer than two blocks.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
+    """
+    found = list(_checkpointed_blocks(network))
+    if len(found) < 2:
+        raise ModelError(
+            f"--grad-checkpointing: {type(network).__name__} has no sequence of blocks to compute again; leave it out "
+            "and lower --batch-size, with more of --grad-accum-steps"
+        )
+    for block in found:
+        block.forward = functools.partial(_checkpointed_forward, block, block.forward)
+
+
+def _checkpointed_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        in_sequence = isinstance(module, nn.Sequential | nn.ModuleList)
+        if in_sequence and not isinstance(child, nn.Sequential | nn.ModuleList) and any(True for _ in child.children()):
+            yield child
+        else:
+            yield from _checkpointed_blocks(child)
+
+
+def _checkpointed_forward(block: nn.Module, forward, *args, **kwargs):
+    if not block.training:
+        return forward(*args, **kwargs)
+    contexts = functools.partial(_contexts, block)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """What the first pass through a block runs in, and the second."""
+    device = next(block.parameters()).device
+    return contextlib.nullcontext(), _second_pass(block, fast_depthwise(device))
+
+
+@contextlib.contextmanager
+def _second_pass(block: nn.Module, convolutions: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Keep batch norm's running statistics as the first pass left them, and compute ``convolutions`` as it did."""
+    layers = [module for module in block.modules() if isinstance(module, BATCH_NORM) and module.training]
+    momenta = [layer.momentum for layer in layers]
+    counts = [layer.num_batches_tracked for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None  # not counted
+    try:
+        with convolutions:
+            yield
+    finally:
+        for layer, momentum, count in zip(layers, momenta, counts, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
