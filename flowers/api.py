@@ -31,23 +31,9 @@ from flowers.engines.exported import ExportedModel, open_model
 from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ImageError, UsageError
 from flowers.machine import cpus_per_process
-from flowers.prediction.rows import best_classes
+from flowers.prediction.rows import Guess, best_classes
 
 _IN_FLIGHT = 2  # batches in the engine while the next one is decoded
-
-
-class Guess(NamedTuple):
-    """A class and its probability.
-
-    Attributes:
-        label: display name.
-        class_name: name of the class folder.
-        prob: from 0 to 1.
-    """
-
-    label: str
-    class_name: str
-    prob: float
 
 
 @dataclass(frozen=True)

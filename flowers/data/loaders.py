@@ -299,15 +299,12 @@ class ViewLoader:
         yield from _checked(run_loader(loader))
 
 
-def find_bad_images(
-    samples: Samples, threads: int, min_short_side: int | None = None
-) -> tuple[list[tuple[str, str]], int]:
+def find_bad_images(samples: Samples, threads: int) -> tuple[list[tuple[str, str]], int]:
     """Decode every image once, in full, since a header says nothing about the end of a file.
 
     Args:
         samples: the images.
         threads: how many decode at a time.
-        min_short_side: decode large JPEGs at reduced scale, as training will.
 
     Returns:
         (path relative to the root, reason) of each that gives no picture, in order; and how many others are damaged.
@@ -315,7 +312,7 @@ def find_bad_images(
 
     def look(index: int) -> tuple[str | None, bool]:
         try:
-            return None, decode_image(samples.full_path(index), min_short_side=min_short_side).damage is not None
+            return None, decode_image(samples.full_path(index)).damage is not None
         except ImageError as error:
             return str(error), False
 

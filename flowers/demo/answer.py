@@ -18,7 +18,7 @@ from flowers.data.images import decode_image
 from flowers.engines.engine import Engine
 from flowers.engines.exported import open_model
 from flowers.engines.exported_engine import open_engine
-from flowers.prediction.rows import best_classes
+from flowers.prediction.rows import Guess, best_classes
 
 STEPS = 8
 """Covers a row; each is twice as wide as the step between them, so that every inner cell is covered four times."""
@@ -65,14 +65,6 @@ def _log_odds(probs: np.ndarray) -> np.ndarray:
 
 TOPK = 5
 _BATCH_SIZE = 32
-
-
-class Guess(NamedTuple):
-    """A class and how probable it is: display name, folder's name, 0 to 1."""
-
-    label: str
-    class_name: str
-    prob: float
 
 
 class Answer(NamedTuple):

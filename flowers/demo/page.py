@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from flowers.data.formats.limits import allowed_pixels
 from flowers.data.images import read_image
-from flowers.demo.answer import Answer, Guess, Oracle
+from flowers.demo.answer import Answer, Oracle
 from flowers.errors import ImageError
+from flowers.prediction.rows import Guess
 from flowers.reports.photos import encode_jpeg
 
 _FOR, _AGAINST = (230, 159, 0), (0, 114, 178)

@@ -121,11 +121,6 @@ class Classifier(nn.Module):
         self._frozen = False
         self._still_batch_norm = False
 
-    @property
-    def is_frozen(self) -> bool:
-        """Return True if ``freeze_backbone`` has frozen the backbone."""
-        return self._frozen
-
     def train(self, mode: bool = True) -> "Classifier":
         """Switch to training mode, all but a frozen backbone and batch norm that is held still."""
         super().train(mode)
@@ -192,10 +187,3 @@ def synchronize_batch_norm(classifier: Classifier) -> Classifier:
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(classifier)
-
-
-def unfreeze_backbone(classifier: Classifier) -> None:
-    """Train the backbone (again); it takes the mode, training or evaluation, of the classifier."""
-    classifier._frozen = False
-    classifier.backbone.requires_grad_(True)
-    classifier.backbone.train(classifier.training)

@@ -12,9 +12,6 @@ from torch import nn
 
 from flowers.errors import ModelError
 
-PREFIX = "network."
-"""Prefix of the network's own tensors."""
-
 
 class Stages(nn.Module):
     """Images [B, 3, H, W] to features [B, D]: the network's own, then each stage's map averaged over its places.

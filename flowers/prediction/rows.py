@@ -12,7 +12,7 @@ Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_pa
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,20 @@ def best_classes(probs: np.ndarray, topk: int) -> np.ndarray:
     tied = (probs >= chosen.min(axis=1, keepdims=True)).sum(axis=1) > topk  # the partition took any of the last ones
     best[tied] = np.argsort(-probs[tied], axis=1, kind="stable")[:, :topk]
     return best
+
+
+class Guess(NamedTuple):
+    """A class and its probability.
+
+    Attributes:
+        label: display name.
+        class_name: name of the class folder.
+        prob: from 0 to 1.
+    """
+
+    label: str
+    class_name: str
+    prob: float
 
 
 class RowFormat:

@@ -5,6 +5,7 @@ are added (two with the same bytes share one copy). Unsure photos go to ``_unsur
 ``_unfamiliar``; failed ones stay out. Nothing that is there is ever overwritten.
 """
 
+import contextlib
 import filecmp
 import hashlib
 import os
@@ -112,13 +113,13 @@ def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) ->
         raise UsageError(f"--link-to: {readable(path)} lies in an archive; use --copy-to")
     for name in _names(path):
         final = folder / name
-        if from_archive:
-            if _extract(archive, path, final):
-                return
-        elif link:
-            if _link(os.path.abspath(source), final):
-                return
-        elif _copy(source, final):
+        if link:
+            is_there = _link(os.path.abspath(source), final)
+        elif from_archive:
+            is_there = _keep(final, archive.read(path))
+        else:
+            is_there = _copy(source, final)
+        if is_there:
             return
     raise DataError(f"{readable(path)}: all names for it are taken in {readable(folder)}")
 
@@ -145,29 +146,26 @@ def _copy(source: str, final: Path) -> bool:
     """Make ``final`` a copy of ``source``; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and filecmp.cmp(source, final, shallow=False)
-    temporary = _temporary(final)
-    try:
+    with _put_in_place(final) as temporary:
         shutil.copy2(source, temporary)
-        os.rename(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 
-def _extract(archive: Archive, path: str, final: Path) -> bool:
-    """Write that member of the archive to ``final``; False if the name is taken."""
-    data = archive.read(path)
+def _keep(final: Path, data: bytes) -> bool:
+    """Write an archive member's bytes to ``final``; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and final.read_bytes() == data
-    temporary = _temporary(final)
-    try:
+    with _put_in_place(final) as temporary:
         temporary.write_bytes(data)
-        os.rename(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 
-def _temporary(final: Path) -> Path:
-    """A name beside it that no other process takes, on whatever machine: tasks of an array may sort at a time."""
-    return final.with_name(f".{uuid.uuid4().hex}.tmp")
+@contextlib.contextmanager
+def _put_in_place(final: Path) -> Iterator[Path]:
+    """Rename what the block writes; no other process takes its name: tasks of an array may sort at a time."""
+    temporary = final.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.rename(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
