@@ -69,7 +69,7 @@ class Prediction:
 
 
 class _Flaw(NamedTuple):
-    """What is wrong with a picture: why it could not be read, or what is damaged in it."""
+    """A fault of a picture: the reason why it could not be read, or its damage."""
 
     error: str | None = None
     damage: str | None = None

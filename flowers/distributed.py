@@ -206,7 +206,7 @@ def _variables_of_arithmetic() -> dict[str, str]:
 
 
 def arithmetic(accelerator) -> dict[str, object]:
-    """What a job computes with beside its flags, as it holds now: for the log and the record of a model."""
+    """The settings beside the flags that a job computes with now: for the log and the record of a model."""
     import torch
 
     return {

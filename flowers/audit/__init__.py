@@ -1,1 +1,1 @@
-"""The audit of a data set: which labels are probably wrong, by what cached features of the other photos say."""
+"""The audit of a data set: labels that are probably wrong, judged by a head trained on the other photos."""

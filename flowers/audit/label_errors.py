@@ -8,7 +8,7 @@ import torch
 WEIGHT_DECAY = 0.003
 STEPS = 60
 BLOCK = 8192
-"""Photos at a time, so that memory is bounded whatever the number of photos."""
+"""Photos computed at a time, so that memory is bounded whatever their number."""
 TINY = 1e-6
 
 
@@ -98,7 +98,7 @@ def held_out_probs(
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What out-of-fold probabilities say about N labels of C classes.
+    """The verdict of out-of-fold probabilities on N labels of C classes.
 
     Attributes:
         own: [N] probability of the given class.

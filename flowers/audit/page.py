@@ -1,4 +1,4 @@
-"""``audit.html``: a page without a server to judge suspicious labels on, with keys or fingers."""
+"""``audit.html``: a self-contained page for reviewing suspicious labels with the keyboard or by touch."""
 
 from pathlib import Path
 

@@ -138,7 +138,7 @@ def _open(full: bytes) -> BinaryIO:
 
 
 def _damage(full: bytes) -> str | None:
-    """What went wrong when a compressed archive was unpacked."""
+    """The reason why a compressed archive could not be unpacked."""
     return _unpack(full)[1] if full.lower().endswith(tuple(map(os.fsencode, COMPRESSED))) else None
 
 

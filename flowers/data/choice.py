@@ -128,7 +128,7 @@ def begins_like_picture(head: bytes) -> bool:
 
 
 def said_left_out(left_out: Mapping[str, int]) -> str:
-    """What was left out in words: "6 files left out (3 .dng, 2 hidden, 1 .psd)"; empty if nothing was."""
+    """The number of files left out, in words: "6 files left out (3 .dng, 2 hidden, 1 .psd)"; empty if nothing was."""
     return f"{sum(left_out.values())} files left out ({kinds_left_out(left_out)})" if left_out else ""
 
 

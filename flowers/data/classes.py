@@ -39,7 +39,7 @@ class ClassIndex:
 
 
 def alike(name: str) -> str:
-    """What names of one class have in common: two with the same value are hardly two classes.
+    """A key under which spellings of one class name are equal: two names with one key are hardly two classes.
 
     Case, blanks, underscores, hyphens, leading zeros of a number and how letters with marks are composed do not count.
     """

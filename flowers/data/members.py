@@ -68,7 +68,7 @@ def tar_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _next_archive(file: BinaryIO, end: int) -> int | None:
-    """Where the next of several joined archives begins; None at the end of the file.
+    """The offset of the next of several joined archives; None at the end of the file.
 
     tarfile takes any block that is no header for the end; only zeros, or the end of the file, are one.
     """

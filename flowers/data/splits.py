@@ -41,7 +41,7 @@ class ValidationDraw:
     group: Sequence[str] = ()
 
     def flags(self) -> dict[str, object]:
-        """What decides which images are drawn, by the names of the flags."""
+        """The values that decide which images are drawn, by the names of the flags."""
         return {"val_fraction": self.val_fraction, "seed": self.seed, "group": list(self.group)}
 
 

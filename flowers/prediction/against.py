@@ -1,4 +1,4 @@
-"""Two predictions files of the same images: which rows differ, and whether one has more right than chance explains."""
+"""Compare two predictions files of the same images: the rows that differ, and a paired test of their accuracy."""
 
 import math
 import os
@@ -47,7 +47,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between two predictions files, matched by path.
+    """The differences between two predictions files, matched by path.
 
     Attributes:
         rows: paths that are in both.
@@ -165,7 +165,7 @@ class _Judge:
 
 
 def _is_known(table: Path, truth: dict[str, str] | None) -> bool:
-    """Whether true classes are given: by labels, or by folders that are called like a guess."""
+    """True if true classes are given, by labels or by folders named like a class that was guessed."""
     if truth is not None:
         return True
     folders: set[str | None] = set()
@@ -185,7 +185,7 @@ def _common_column(first: Path, second: Path) -> str:
 
 
 def _by_path(table: Path) -> dict[str, dict[str, str]]:
-    """What a comparison needs of every row, by the path that is meant."""
+    """The columns that a comparison needs of every row, keyed by normalised path."""
     found: dict[str, dict[str, str]] = {}
     for row in read_rows(table):
         path = os.path.normpath(decode_path(row["path"]))

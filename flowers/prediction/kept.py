@@ -59,7 +59,7 @@ class KeptRow(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What is kept of one shard: rows by their place in it, and the stamps of all its places."""
+    """The rows that are kept of one shard, by their place in it, and the stamps of all its places."""
 
     rows: dict[int, KeptRow]
     stamps: np.ndarray
@@ -203,7 +203,7 @@ def write_kept(work: Work, rows: Iterator[Row], keep: Callable[[Entry, Row], boo
 
 
 def read_kept(work: Work, index: int, embeddings: Path | None) -> Kept:
-    """What is kept of one shard: nothing if there is none, if it is damaged, or if its embeddings are gone."""
+    """Read the rows that are kept of one shard: none if its file is missing or damaged, or its embeddings are gone."""
     size, folder = work.size(index), work.folder / "known"
     with contextlib.suppress(FileNotFoundError, OutputError):
         facts = parts.read_facts(folder, index)

@@ -64,9 +64,9 @@ class _Batch:
         self.entries = shard.entries[start : start + len(images)]
         self.images = images
         self.reasons: dict[int, str] = {}
-        """Why a file gave no picture, by its place."""
+        """The reason why a file could not be decoded, by its place."""
         self.damage: dict[int, str] = {}
-        """What is wrong with a file that gave one."""
+        """The damage of a file that decoded only in part, by its place."""
         self.decoded = threading.Event()
         self.handles: list = []
         self._left = len(self.entries)

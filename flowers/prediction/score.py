@@ -139,7 +139,7 @@ def score_predictions(predictions: Path, labels: Path | None, *, match_labels: b
 
 
 def two_rows(predictions: Path, path: str) -> DataError:
-    """What is wrong with a table that has two rows for one file."""
+    """The error for a table that has two rows for one file."""
     return DataError(f"{readable(predictions)}: two rows for {readable(path)}; expected one a file")
 
 

@@ -158,7 +158,7 @@ def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowForm
 
 
 def familiarity(config: PredictConfig, bundle: Bundle | ExportedModel) -> Familiarity | None:
-    """What marks the unfamiliar photos of this job; None: nothing does."""
+    """The score that marks unfamiliar photos in this job; None if they are not marked."""
     return bundle.familiarity if config.unfamiliar == "mark" and isinstance(bundle, Bundle) else None
 
 

@@ -1,4 +1,4 @@
-"""How far a bulk prediction has come, by its files alone: nothing is written, removed or waited for.
+"""The progress of a bulk prediction, read from its files alone: nothing is written, removed or waited for.
 
 The JSON object::
 

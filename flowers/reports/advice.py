@@ -1,4 +1,4 @@
-"""What to do next about a model, in up to three sentences that follow from its figures, each with its command."""
+"""Advice on the next steps with a model: up to three sentences derived from its figures, each with a command."""
 
 import shlex
 from collections.abc import Mapping, Sequence

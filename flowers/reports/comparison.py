@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs in their flags, what they reached, how long they took, their curves."""
+"""Compare runs: flags that differ, figures, durations and training curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from flowers.reports.page import percent, write_page
 from flowers.reports.plots import Line, Plot, lay_out
 
 COLORS = ("blue", "vermillion", "green", "orange", "purple")
-"""More runs take them again, dashed."""
+"""The colours of the curves; further runs use them again, dashed."""
 OWN = {"output_dir", "resume", "log_with", "project", "run_name", "report"}
-"""Flags that say where and how a run is recorded, not what it does."""
+"""Flags that decide where and how a run is recorded, not its result."""
 
 
 @dataclass(frozen=True)

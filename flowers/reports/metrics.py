@@ -142,7 +142,7 @@ class LogitTable(_Table):
 
 
 class FeatureTable(LogitTable):
-    """What a head saw of the images of a split, or of every few of them, kept on the CPU.
+    """The features that a head saw of the images of a split, or of every few of them, kept on the CPU.
 
     Args:
         num_images: N, of the whole split.

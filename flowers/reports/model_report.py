@@ -280,7 +280,7 @@ def _run_folder(run_dir: Path | None) -> dict:
 
 
 def _trials(path: Path) -> list[dict]:
-    """What was tried for the head; nothing where the file is damaged or not there."""
+    """The trials of the search for a head; none if the file is damaged or missing."""
     with contextlib.suppress(OSError, ValueError):
         found = read_json(path)
         if isinstance(found, list) and all(isinstance(trial, dict) for trial in found):

@@ -242,7 +242,7 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
 
 
 def data_digests(data: ImageFolders) -> dict[str, str]:
-    """What a run was trained on: classes, and the images of train and valid, by names, classes and sizes in bytes.
+    """Digests of the data that a run was trained on: classes, and images of train and valid by name, class and size.
 
     The main process looks at the files. Sizes are left out where one cannot be seen, on a disk that is away for a
     moment say.

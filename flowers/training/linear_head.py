@@ -53,7 +53,7 @@ class LinearHead(NamedTuple):
 
 
 class HeadProblem(NamedTuple):
-    """What a head is fitted to.
+    """The data that a head is fitted to.
 
     Attributes:
         features: float32 [N, D]; may be memory-mapped.

@@ -231,7 +231,7 @@ def _checkpointed_forward(block: nn.Module, forward, *args, **kwargs):
 
 
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """What the first pass through a block runs in, and the second."""
+    """The context managers of the first and the second pass through a block."""
     device = next(block.parameters()).device
     return contextlib.nullcontext(), _second_pass(block, fast_depthwise(device))
 

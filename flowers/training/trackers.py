@@ -88,7 +88,7 @@ def _start(accelerator: Accelerator, flags: dict) -> None:
 
 
 def _run_id(run_dir: Path) -> str:
-    """What a tracker's server knows the run by: drawn at its first start, read at later ones."""
+    """The run's id on a tracker's server: drawn at its first start, read at later ones."""
     path = run_dir / ID_FILE
     if not path.exists():
         with write_atomically(path) as file:

@@ -291,7 +291,7 @@ def save_config(stage: Stage) -> None:
 
 
 def said_arithmetic(stage: Stage) -> str:
-    """What a stage computes with, in one line: "device cpu, precision no, ..."."""
+    """The device and arithmetic of a stage in one line: "device cpu, precision no, ..."."""
     found = {**distributed.arithmetic(stage.accelerator), "micro_steps": stage.config.grad_accum_steps}
     return ", ".join(f"{name} {' '.join(str(value).split())}" for name, value in found.items())
 

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     """Type of its values, as TIFF numbers them."""
     count: int
     at: int
-    """Where its values are, as an offset in the block."""
+    """Offset of its values in the block."""
 
     @property
     def size(self) -> int:
