@@ -98,6 +98,8 @@ class Choice:
 
     def excludes_listed(self, path: str) -> bool:
         """True if ``exclude`` names this path of a list or a folder in it; then it is counted."""
+        if self._excluded is None:
+            return False
         steps = os.fsencode(path).split(b"/")
         excluded = any(self.excludes(b"/".join(steps[:end])) for end in range(1, len(steps) + 1))
         self.left_out.update(["excluded"] * excluded)

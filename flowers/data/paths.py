@@ -68,7 +68,7 @@ def encode_path(path: str) -> str:
     Args:
         path: as ``os.fsdecode`` gives it, undecodable bytes as surrogates.
     """
-    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    text = path if path.isascii() else os.fsencode(path).decode("utf-8", "surrogateescape")
     if "\\" not in text and text.isprintable():
         return text
     return "".join(

@@ -11,6 +11,7 @@ Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_pa
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from flowers.data.paths import encode_path
 
 STATUSES = ("ok", "unsure", "unfamiliar", "damaged", "error")
 DECIMALS = 6
+_NEEDS_QUOTES = re.compile('[,"\r\n]')
 
 
 def columns(topk: int) -> list[str]:
@@ -130,7 +132,7 @@ def _one_line(text: str) -> str:
 
 def _cell(text: str) -> str:
     """One CSV cell, quoted where RFC 4180 asks for it, and where spaces at an end could get lost."""
-    if any(char in text for char in ',"\r\n') or text != text.strip():
+    if _NEEDS_QUOTES.search(text) or text != text.strip():
         return '"' + text.replace('"', '""') + '"'
     return text
 

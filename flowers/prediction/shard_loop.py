@@ -199,6 +199,7 @@ class _Progress:
     def __init__(self, meter: console.Meter, work: Work, missing: set[int], stop: StopRequest, alone: bool):
         self.mine: set[int] = set()
         self._meter, self._work, self._missing, self._stop, self._alone = meter, work, missing, stop, alone
+        self._total = sum(map(work.size, missing))
         self._done = self._errors = self._of_others = self._shown = 0
         self._looked_s = self._start_s = time.monotonic()
 
@@ -215,14 +216,14 @@ class _Progress:
             self._looked_s = time.monotonic()
             others = (self._missing & parts.finished(self._work.parts)) - self.mine
             self._of_others = sum(map(self._work.size, others))
-        self._show(min(self._done + self._of_others, self._total()))
+        self._show(min(self._done + self._of_others, self._total))
         self._stop.check()
 
     def complete(self) -> None:
         """All has its part, some of it by other processes; only now are their errors known."""
         for index in self._missing - self.mine:
             self._errors += parts.read_facts(self._work.parts, index)["counts"].get("error", 0)
-        self._show(self._total())
+        self._show(self._total)
 
     def tell(self, seconds: dict[str, float], cpus: int, on_cpu: bool) -> None:
         """Report where the time of this process went, and its speed against what its machine can do."""
@@ -243,9 +244,6 @@ class _Progress:
         console.say(f"{done} images in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s")
         console.verbose(f"{done / elapsed_s / ceiling:.0%} of the ceiling of {ceiling:.0f} images/s ({why})")
         console.verbose(f"time: {shares}")
-
-    def _total(self) -> int:
-        return sum(map(self._work.size, self._missing))
 
     def _show(self, done: int) -> None:
         self._meter.advance(max(0, done - self._shown), errors=self._errors)

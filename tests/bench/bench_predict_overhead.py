@@ -73,7 +73,7 @@ def _run(files: int) -> dict:
     probs = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), 32).astype(np.float32)
 
     class NullEngine:
-        name, precision, description, batch_size = "null", "none", "none", 32
+        name, precision, description, batch_size, on_cpu = "null", "none", "none", 32, True
 
         def submit(self, images: np.ndarray) -> types.SimpleNamespace:
             outputs = types.SimpleNamespace(probs=probs[: len(images)], features=None)
