@@ -2,6 +2,7 @@
 
     flowers-launch jobs/train.py --data-dir data/flowers102            # a process per GPU, or one
     flowers-launch --num-processes 4 jobs/train.py --data-dir ...      # on CPUs too
+    flowers-launch --num-processes 4 --check                           # what each process sees, a sum and a step
     srun --ntasks-per-node=1 flowers-launch --num-processes 8 --num-machines 2 --main-process-ip HOST \
         --main-process-port 15000 jobs/train.py ...                    # one launcher a node
 
@@ -33,6 +34,7 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
+CHECK = ["--check"]
 ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any rank ended with is the launcher's
 # What other launchers, MPI or a surrounding job may have left behind: each rank gets its own or none.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -222,7 +224,16 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     Raises:
         UsageError: numbers that do not fit together, or no such script.
     """
-    parser = _Parser("flowers-launch", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    argv = list(argv)
+    if CHECK in (argv[:1], argv[-1:]):
+        script = str(Path(__file__).with_name("launch_check.py"))
+        argv = [*(word for word in argv if word not in CHECK), script]
+    parser = _Parser(
+        "flowers-launch",
+        description=__doc__.split("\n\n")[0],
+        epilog="--check in the place of a script: show what each process sees, compute one sum and one step together",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--num-processes", type=int, help="processes over all machines (default: one per GPU; one without GPUs)"
     )

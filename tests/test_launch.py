@@ -464,3 +464,18 @@ def test_what_is_piped_in_reaches_the_first_process_only(tmp_path: Path) -> None
         timeout=120,
     )
     assert sorted(done.stdout.splitlines()) == ["0 'a.jpg\\n'", "1 ''"]
+
+
+def test_a_check_shows_every_process_and_computes_together(tmp_path: Path) -> None:
+    job = Job("flowers.launch_check:check", [], folder=tmp_path, processes=2)
+    assert job.wait() == [0, 0], job.output
+    assert "2 processes, connected after" in job.output
+    assert job.output.count("cpu") == 2
+    assert re.search(r"all-reduce of 16 MB: [\d.]+ ms; one step: [\d.]+ ms", job.output)
+
+
+@pytest.mark.parametrize("words", [["--check", "--num-processes", "3"], ["--num-processes", "3", "--check"]])
+def test_a_check_is_a_script_of_the_launcher(words: list[str]) -> None:
+    plan, flags = parse(words)
+    assert plan.num_processes == 3
+    assert Path(flags.script).name == "launch_check.py"
