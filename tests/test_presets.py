@@ -88,7 +88,7 @@ def test_original2018_trains_the_head_of_each_network(model: str, tmp_path: Path
     printed = r"epoch 1/1, step 3: train loss \d\.\d{4}; valid loss \d\.\d{4} top1 [01]\.\d{4} top5 1\.0000"
     assert len(re.findall(printed, job.output)) == 1
     assert len(re.findall(r"^epoch 1/1: train loss .* valid loss", job.output, re.M)) == 1
-    assert load_bundle(tmp_path / "run").preprocessing == Preprocessing(33, 32)
+    assert load_bundle(tmp_path / "run").preprocessing == Preprocessing(33, 32, to_srgb=True)
 
 
 @pytest.mark.processes
