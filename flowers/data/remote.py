@@ -69,8 +69,8 @@ def check_protocol(address: str) -> None:
     try:
         _file_system(address)
     except ImportError as error:
-        missing = "the extra remote: pip install flowers[remote]" if error.name == "fsspec" else str(error)
-        raise DataError(f"{address}: addresses need {missing}") from None
+        also = "" if error.name == "fsspec" else f" ({_said(error)})"  # hf:// and others have packages of their own
+        raise DataError(f"{address}: addresses need the extra remote: pip install flowers[remote]{also}") from None
     except ValueError as error:
         raise DataError(f"{address}: {error}") from None
 
