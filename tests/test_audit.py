@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.audit.label_errors import assign_folds, held_out_probs, judge
+from flowers.audit.label_errors import FeatureRows, assign_folds, held_out_probs, judge
 from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
 from flowers.config.audit import ApplyConfig, AuditConfig
@@ -96,11 +96,14 @@ def test_a_head_that_never_saw_a_photo_judges_it(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 90)
     features = (np.eye(3)[targets] * 4 + rng.normal(size=(90, 3))).astype(np.float32)
+    features = FeatureRows([features[:20], features[20:]], np.arange(90), (3,))
     held_out = np.arange(90) % 3 == 0
     whole = held_out_probs(features, targets, held_out, 3, "cpu")
     assert (whole.argmax(1) == targets[held_out]).mean() > 0.9
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    monkeypatch.setattr("flowers.audit.label_errors.BLOCK", 5)  # more than eight blocks: none is kept
+    monkeypatch.setattr("flowers.audit.label_errors.BLOCK", 5)
+    monkeypatch.setattr("flowers.training.linear_head.ROWS", 7)
+    monkeypatch.setattr("flowers.training.linear_head.KEPT_BYTES", 0)  # read again at each step
     np.testing.assert_allclose(held_out_probs(features, targets, held_out, 3, "cpu"), whole, atol=1e-3)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowers import console, distributed
 from flowers.audit.findings import Audited, Suspicion, facts_of, find_suspicions, summary_rows
-from flowers.audit.label_errors import assign_folds, held_out_probs, judge
+from flowers.audit.label_errors import FeatureRows, assign_folds, held_out_probs, judge
 from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
@@ -128,7 +128,9 @@ def _audited(config: AuditConfig, stage: Stage, features: dict[str, np.ndarray],
         first += len(samples)
     if len(kept) < 2 * config.folds:
         raise DataError(f"{console.plain(config.data_dir)}: {len(kept)} photos are too few for --folds {config.folds}")
-    rows = FeatureRows([part[:, 0] for part in features.values()], np.array(kept, np.int64))
+    parts = [part[:, 0] for part in features.values()]
+    widths = getattr(stage.model.classifier.backbone, "widths", (parts[0].shape[1],))
+    rows = FeatureRows(parts, np.array(kept, np.int64), widths)
     paths = PathList(path for path, _ in _named(stage.data, set(kept)))
     return Audited(
         stage.data.train.root, stage.data.classes, paths, tuple(stage.data.splits), np.array(splits, np.int8),
@@ -144,23 +146,6 @@ def _named(data: ImageFolders, kept: set[int]) -> Iterator[tuple[str, int]]:
             if number in kept:
                 yield path, number
             number += 1
-
-
-class FeatureRows:
-    """Some rows of several memory-mapped arrays, as if of one: float32 [N, D]."""
-
-    def __init__(self, parts: list[np.ndarray], kept: np.ndarray):
-        self._parts, self._kept = parts, kept
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        self.shape = (len(kept), parts[0].shape[1])
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        wanted = self._kept[rows]
-        found = np.empty((len(wanted), self.shape[1]), np.float32)
-        for part, start in zip(self._parts, self._starts, strict=False):
-            here = (wanted >= start) & (wanted < start + len(part))
-            found[here] = part[wanted[here] - start]
-        return found
 
 
 def _key(config: AuditConfig, stage: Stage, audited: Audited) -> str:

@@ -1,12 +1,14 @@
 """Out-of-fold probabilities of a linear head on cached features, and the labels that they contradict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-WEIGHT_DECAY = 0.003
-STEPS = 60
+from flowers.training.linear_head import HeadProblem, fit_linear_head
+
+WEIGHT_DECAY = 0.001
 BLOCK = 8192
 """Photos computed at a time, so that memory is bounded whatever their number."""
 TINY = 1e-6
@@ -34,23 +36,43 @@ def assign_folds(targets: np.ndarray, groups: list[list[int]], folds: int, seed:
     return fold[leader]
 
 
-def mean_and_spread(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature over some photos, float32 [D] each, in one pass of blocks."""
-    total, squares = 0.0, 0.0
-    for first in range(0, len(rows), BLOCK):
-        block = features[rows[first : first + BLOCK]].astype(np.float64)
-        total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
-    mean = total / len(rows)
-    spread = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0)) + TINY
-    return mean.astype(np.float32), spread.astype(np.float32)
+class FeatureRows:
+    """Some rows of several memory-mapped arrays, as if of one: float32 [N, D].
+
+    Attributes:
+        widths: of the blocks that the features consist of, see ``HeadProblem``.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], kept: np.ndarray, widths: Sequence[int]):
+        self._parts, self._kept = parts, kept
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.shape, self.widths = (len(kept), parts[0].shape[1]), widths
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all rows."""
+        return self.shape[0] * self.shape[1]
+
+    def only(self, rows: np.ndarray) -> "FeatureRows":
+        """The same without the other rows; nothing is read."""
+        return FeatureRows(self._parts, self._kept[rows], self.widths)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        wanted = self._kept[rows]
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        for part, start in zip(self._parts, self._starts, strict=False):
+            here = (wanted >= start) & (wanted < start + len(part))
+            found[here] = part[wanted[here] - start]
+        return found
 
 
 def held_out_probs(
-    features: np.ndarray, targets: np.ndarray, held_out: np.ndarray, num_classes: int, device: torch.device | str
+    features: FeatureRows, targets: np.ndarray, held_out: np.ndarray, num_classes: int, device: torch.device | str
 ) -> np.ndarray:
-    """Train a linear head on the photos that are not held out, and ask it about those that are.
-
-    Full-batch L-BFGS on standardised features, which needs neither a learning rate nor a seed.
+    """Fit the linear head of training to the photos that are not held out, and ask it about those that are.
 
     Args:
         features: float32 [N, D]; read in blocks.
@@ -60,40 +82,17 @@ def held_out_probs(
     Returns:
         float32 [held out, num_classes].
     """
-    rows = np.flatnonzero(~held_out)
-    mean, spread = mean_and_spread(features, rows)
 
-    def block_of(chosen: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy((features[chosen] - mean) / spread).to(device)
+    def problem(rows: np.ndarray) -> HeadProblem:
+        several = len(features.widths) > 1
+        return HeadProblem(features.only(rows), targets[rows], num_classes, features.widths, unit_blocks=several)
 
-    cuts = [rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)]
-    kept = [block_of(cut) for cut in cuts] if len(cuts) <= 8 else None
-    wanted = [torch.from_numpy(targets[cut]).to(device) for cut in cuts]
-    weight = torch.zeros(features.shape[1], num_classes, device=device, requires_grad=True)
-    bias = torch.zeros(num_classes, device=device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        total = WEIGHT_DECAY / 2 * weight.square().sum()
-        total.backward()
-        for number, cut in enumerate(cuts):
-            block = kept[number] if kept else block_of(cut)
-            part = torch.nn.functional.cross_entropy(block @ weight + bias, wanted[number], reduction="sum") / len(rows)
-            part.backward()
-            total = total.detach() + part.detach()
-        return total
-
-    optimizer.step(loss)
-    asked = np.flatnonzero(held_out)
-    with torch.no_grad():
-        return np.concatenate(
-            [
-                torch.softmax(block_of(asked[first : first + BLOCK]) @ weight + bias, dim=1).cpu().numpy()
-                for first in range(0, len(asked), BLOCK)
-            ]
-            or [np.empty((0, num_classes), np.float32)]
-        )
+    head = fit_linear_head(problem(~held_out), weight_decay=WEIGHT_DECAY, device=device)
+    asked, probs = problem(held_out), np.empty((int(held_out.sum()), num_classes), np.float32)
+    for first in range(0, len(probs), BLOCK):
+        here = slice(first, first + BLOCK)
+        probs[here] = torch.softmax(head.logits(asked.seen(here)), dim=1).numpy()
+    return probs
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
-    from flowers.audit.label_errors import assign_folds, held_out_probs, judge
+    from flowers.audit.label_errors import FeatureRows, assign_folds, held_out_probs, judge
     from flowers.audit.neighbours import find_neighbours
+    from flowers.config.audit import AuditConfig
     from flowers.data.folders import load_image_folders
     from flowers.datasets.near_duplicates import groups
+    from flowers.models.backbones import build_backbone
 
     data = load_image_folders(options.data_dir)
     targets, num_classes = data.train.targets, len(data.classes)
@@ -42,6 +44,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
         flags = ["--data-dir", options.data_dir, "--output-dir", temporary]
         subprocess.run([sys.executable, ROOT / "jobs" / "audit.py", *flags], check=True, capture_output=True)
         features = np.load(Path(temporary, "features", "train.npy"))[:, 0]
+    widths = build_backbone(AuditConfig.model).network.widths
+    rows = FeatureRows([features], np.arange(len(features)), widths)
     same = groups(len(targets), find_neighbours(features, "cpu").pairs)
     changed = round(options.share * len(targets))
     found: dict[str, list[tuple[float, float]]] = {}
@@ -55,7 +59,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         probs = np.empty((len(given), num_classes), np.float32)
         folds = assign_folds(given, same, options.folds, seed)
         for fold in range(options.folds):
-            probs[folds == fold] = held_out_probs(features, given, folds == fold, num_classes, "cpu")
+            probs[folds == fold] = held_out_probs(rows, given, folds == fold, num_classes, "cpu")
         verdicts = judge(probs, given)
         seconds.append(time.perf_counter() - start_s)
         accused.append((verdicts.wrong.sum(), wrong[verdicts.wrong].mean()))
