@@ -75,6 +75,27 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
         run(data, output, "--corrections", corrections)
 
 
+def test_a_group_is_judged_by_heads_that_saw_none_of_it(sample_set: Path, tmp_path: Path, monkeypatch) -> None:
+    """And what is excluded is not judged at all."""
+    judged: list[np.ndarray] = []
+
+    def keep(targets: np.ndarray, same: list[list[int]], folds: int, seed: int) -> np.ndarray:
+        judged.append(assign_folds(targets, same, folds, seed))
+        return judged[-1]
+
+    monkeypatch.setattr("flowers.audit.audit.assign_folds", keep)
+    photos = sorted(path.relative_to(sample_set).as_posix() for path in (sample_set / "train").rglob("*.jpg"))
+    excluded = Path(photos.pop()).name
+    number = len([path for path in sample_set.rglob("*.jpg") if path.name != excluded])
+    (tmp_path / "groups.csv").write_text("path,group\n" + "".join(f"{path},plant\n" for path in photos[::8]))
+    flags = ["--exclude", excluded, "--group", tmp_path / "groups.csv"]
+    assert run(sample_set, tmp_path / "audit", *flags) == 0
+    (folds,) = judged
+    assert len(folds) == number
+    assert len(set(folds[: len(photos) : 8])) == 1, "train comes first"
+    assert len(set(folds)) == 5
+
+
 def test_wrong_flags() -> None:
     with pytest.raises(UsageError, match="--folds: got 1, expected at least 2"):
         parse(AuditConfig, ["--data-dir", "d", "--output-dir", "o", "--folds", "1"])

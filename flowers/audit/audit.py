@@ -15,8 +15,10 @@ from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
 from flowers.config.train import TrainConfig
+from flowers.data.choice import Choice
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
+from flowers.data.grouping import group_images
 from flowers.data.paths import PathList, encode_path
 from flowers.datasets.near_duplicates import groups
 from flowers.errors import DataError
@@ -48,18 +50,26 @@ def audit(config: AuditConfig) -> int:
     with open_run(features_config, needs_valid=False) as session:
         labelled = session.data
         if corrections is not None:  # a second listing: wrong corrections are refused before hours of features
-            labelled = load_image_folders(config.data_dir, class_names=config.class_names, corrections=corrections)
+            labelled = load_image_folders(
+                config.data_dir,
+                class_names=config.class_names,
+                choice=Choice(exclude=config.exclude),
+                corrections=corrections,
+            )
         stage = prepare_stage(features_config, session, None)
         with listing_bad_images(stage.data.splits, stage.config.workers):
             features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)
-        key = _key(config, stage, audited)
+        together = group_images(audited.paths, config.group) if config.group else np.arange(len(audited.targets))
+        key = _key(config, stage, audited, together)
         if distributed.from_main(lambda: _is_finished(config.output_dir, key)):
             console.say(f"{console.plain(config.output_dir)} is finished already; open audit.html in it")
             return 0
         device = stage.accelerator.device
         neighbours = distributed.from_main(lambda: find_neighbours(audited.features, device))
-        same = groups(len(audited.targets), neighbours.pairs)
+        later = np.flatnonzero(together != np.arange(len(together)))
+        links = np.stack([together[later], later], axis=1)
+        same = groups(len(audited.targets), np.concatenate([neighbours.pairs, links]))
         folds = assign_folds(audited.targets, same, config.folds, config.seed)
         folder = config.output_dir / "folds"
         distributed.from_main(lambda: make_folder(folder))
@@ -94,6 +104,7 @@ def _features_config(config: AuditConfig) -> TrainConfig:
         data_dir=config.data_dir,
         output_dir=config.output_dir,
         class_names=config.class_names,
+        exclude=config.exclude,
         on_bad_image=config.on_bad_image,
         val_fraction=0.0,
         batch_size=config.batch_size,
@@ -148,15 +159,19 @@ def _named(data: ImageFolders, kept: set[int]) -> Iterator[tuple[str, int]]:
             number += 1
 
 
-def _key(config: AuditConfig, stage: Stage, audited: Audited) -> str:
-    """Hash of all that the result depends on."""
+def _key(config: AuditConfig, stage: Stage, audited: Audited, together: np.ndarray) -> str:
+    """Hash of all that the result depends on.
+
+    Args:
+        together: [N] int64, the first photo of the group of each.
+    """
     digest = hashlib.sha256()
     for name, samples in stage.data.splits.items():
         digest.update(f"{name} {images_digest(samples)}".encode())
         for folder in (config.output_dir, config.checkpoint):
             file = folder and folder / "features" / f"{name}.json"
             digest.update(file.read_bytes() if file and file.exists() else b"")
-    digest.update(audited.targets.tobytes())
+    digest.update(audited.targets.tobytes() + together.tobytes())
     digest.update(str((len(audited.paths), config.folds, config.seed, config.photos)).encode())
     digest.update((audited.corrections.digest if audited.corrections else "").encode())
     return distributed.from_main(digest.hexdigest)

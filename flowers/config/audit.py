@@ -30,6 +30,13 @@ class AuditConfig:
     class_names: Path | None = None
     """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
     exists."""
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
+    --exclude '*_small.jpg' thumbs."""
+    group: tuple[str, ...] = ()
+    """Images that belong together (a plant, a camera, a burst): none is judged by a head that was trained on others of
+    its group. Given as in jobs/train.py: regular expressions, tables (.csv) or the findings of prepare.py check
+    (.json)."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable images: fail lists all of them and stops; skip leaves them out."""
     photos: int = 300
