@@ -31,8 +31,10 @@ _ARITHMETIC = re.compile(
     r"|NVIDIA_TF32_OVERRIDE"
 )
 """Variables by which torch and its libraries compute otherwise, or use memory; left as they are, and shown."""
-_NO_ARITHMETIC = re.compile(r"OMP_NUM_THREADS|TORCH_(NCCL_\w+|HOME|LOGS\w*|CPP_LOG_LEVEL)|\w+_DIR")
-"""Set by launchers, or of places and messages; the number of threads is shown in any case."""
+_NO_ARITHMETIC = re.compile(
+    r"OMP_NUM_THREADS|TORCH_(NCCL_\w+|HOME|LOGS\w*|CPP_LOG_LEVEL)|\w+_DIR|KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)"
+)
+"""Set by launchers and by scikit-learn, or of places and messages; the number of threads is shown in any case."""
 _BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNTASKS", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 """Where MPI's launchers say how many processes they started; none of them says where the processes can meet."""
 _UNSET = ("", "1", "no", "none", "false", "default")

@@ -62,10 +62,10 @@ class Job:
         for process in self.processes:
             os.kill(process.pid, number)
 
-    def wait(self) -> list[int]:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> list[int]:
         """Exit codes by rank; -9 for a killed process. One that does not end is killed and fails the test."""
         for process in self.processes:
-            process.join(TIMEOUT_S)
+            process.join(timeout_s)
         hung = [process for process in self.processes if process.exitcode is None]
         for process in hung:
             process.kill()

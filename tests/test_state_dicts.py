@@ -237,7 +237,7 @@ def test_class_lists(name: str, text: str, expected: list, tmp_path: Path) -> No
         ("c.txt", "\n\n", "names no class"),
         ("c.txt", "a\n../b\n", "class '../b' cannot be the name of a folder"),
         ("c.json", "{", "Expecting property name"),
-        ("c.json", "[" * 100_000, "recursion"),
+        ("c.json", "[" * 100_000, "nested deeper"),
         ("c.json", "[1, 2]", "expected a list of names"),
         ("c.json", '{"a": true, "b": 0}', "expected a list of names"),
         ("c.json", '{"a": 0, "b": 2}', "the indices are not 0 to 1"),

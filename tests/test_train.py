@@ -252,7 +252,7 @@ def test_a_compiled_network_trains_and_saves_plain_names(sample_set: Path, tmp_p
     flags = [*TINY, "--finetune", "full", "--data-dir", sample_set, *growing]
     compiled = Job("train", [*flags, "--compile", "--output-dir", "run"], folder=tmp_path,
                    before=compile_with, arguments=(backend,))  # fmt: skip
-    assert compiled.wait() == [0], compiled.output
+    assert compiled.wait(360) == [0], compiled.output  # half a minute of compiling for each size, when quiet
     assert "recompile_limit" not in compiled.output, "torch runs the rest uncompiled"
     plain = tmp_path / "plain"
     plain.mkdir()
