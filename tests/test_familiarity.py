@@ -170,8 +170,8 @@ def test_training_fits_it_to_what_the_head_sees(plain: Path, tmp_path: Path, cap
     best, rng = load_bundle(tmp_path / "best"), np.random.default_rng(0)
     classifier, count = best.build(), 150
     features = rng.normal(0, 1, (count, best.head.in_features)).astype(np.float32)
-    table = FeatureTable(count, best.head.in_features, 1)
-    with table.watching(classifier.head), torch.inference_mode():
+    table = FeatureTable(count, best.head.in_features, 1, classifier.head)
+    with table.watching(), torch.inference_mode():
         logits = classifier.head(torch.from_numpy(features))
         table.take(torch.arange(count), torch.ones(count))
     assert not classifier.head._forward_pre_hooks
@@ -190,9 +190,9 @@ def test_training_fits_it_to_what_the_head_sees(plain: Path, tmp_path: Path, cap
 
 
 def test_of_a_large_split_every_few_images_are_kept() -> None:
-    table, values = FeatureTable(7, 2, 3), torch.arange(14.0).reshape(7, 2)
     head = torch.nn.Identity()
-    with table.watching(head):
+    table, values = FeatureTable(7, 2, 3, head), torch.arange(14.0).reshape(7, 2)
+    with table.watching():
         for batch in (range(4), range(4, 7)):
             head(values[batch])
             table.take(torch.tensor(batch), torch.ones(len(batch)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowers.training.linear_head import HeadProblem, fit_linear_head
+from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
 
 WEIGHT_DECAY = 0.001
 BLOCK = 8192
@@ -14,7 +14,7 @@ BLOCK = 8192
 TINY = 1e-6
 
 
-def assign_folds(targets: np.ndarray, groups: list[list[int]], folds: int, seed: int) -> np.ndarray:
+def assign_folds(targets: np.ndarray, groups: list[list[int]], count: int, seed: int) -> np.ndarray:
     """Deal photos out to folds, class by class; photos of one group, which show the same, stay together.
 
     Args:
@@ -24,16 +24,10 @@ def assign_folds(targets: np.ndarray, groups: list[list[int]], folds: int, seed:
     Returns:
         [N] int64, the fold of each photo.
     """
-    leader = np.arange(len(targets))
+    leaders = np.arange(len(targets))
     for group in groups:
-        leader[group] = group[0]
-    units = np.flatnonzero(leader == np.arange(len(targets)))
-    rng = np.random.default_rng(seed)
-    order = units[rng.permutation(len(units))]
-    order = order[np.argsort(targets[order], kind="stable")]
-    fold = np.zeros(len(targets), np.int64)
-    fold[order] = np.arange(len(order)) % folds
-    return fold[leader]
+        leaders[group] = group[0]
+    return folds(targets, count, seed, leaders)
 
 
 class FeatureRows:

@@ -29,14 +29,14 @@ class Neighbours(NamedTuple):
     closeness: np.ndarray
 
 
-def mean_and_spread(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature over some photos, float32 [D] each, in one pass of blocks."""
-    total, squares = 0.0, 0.0
-    for first in range(0, len(rows), BLOCK):
-        block = features[rows[first : first + BLOCK]].astype(np.float64)
+def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature over all photos, float32 [D] each, in one pass of blocks."""
+    total, squares, count = 0.0, 0.0, len(features)
+    for first in range(0, count, BLOCK):
+        block = features[first : first + BLOCK].astype(np.float64)
         total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
-    mean = total / len(rows)
-    spread = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0)) + TINY
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0)) + TINY
     return mean.astype(np.float32), spread.astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def find_neighbours(features: np.ndarray, device: torch.device | str) -> Neighbo
     """
     count, width = features.shape
     everything = np.arange(count)
-    mean, spread = mean_and_spread(features, everything)
+    mean, spread = mean_and_spread(features)
     projection = None
     if count > PLAIN_UP_TO and width > PROJECTED:
         projection = np.random.default_rng(0).standard_normal((width, PROJECTED), np.float32) / PROJECTED**0.5

@@ -9,6 +9,7 @@ The index of a shard lies in the user's cache folder, under a name that changes 
 change; its CRC-32 is checked each time it is read, and a damaged one is made again.
 """
 
+import bisect
 import contextlib
 import functools
 import hashlib
@@ -53,12 +54,9 @@ class Index(NamedTuple):
 
     def place(self, name: str) -> tuple[int, int] | None:
         """Offset and size of a photo; None if the shard lacks it."""
-        low, high = 0, len(self.names)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self.names[middle] < name else (low, middle)
-        found = low < len(self.names) and self.names[low] == name
-        return tuple(self.places[low].tolist()) if found else None
+        row = bisect.bisect_left(self.names, name)
+        found = row < len(self.names) and self.names[row] == name
+        return tuple(self.places[row].tolist()) if found else None
 
 
 def is_shard(path: str | os.PathLike) -> bool:

@@ -148,21 +148,22 @@ class FeatureTable(LogitTable):
         num_images: N, of the whole split.
         width: D.
         step: keep the images 0, step, 2 * step, ...
+        head: whose inputs they are; it must not have been compiled.
     """
 
-    def __init__(self, num_images: int, width: int, step: int):
+    def __init__(self, num_images: int, width: int, step: int, head: nn.Module):
         super().__init__(-(-num_images // step), width)
-        self._step = step
+        self._step, self._head = step, head
         self._seen: Tensor | None = None
 
     @contextlib.contextmanager
-    def watching(self, head: nn.Module) -> Iterator[None]:
-        """Take notice of what goes into a head inside the block."""
+    def watching(self) -> Iterator[None]:
+        """Take notice of what goes into the head inside the block."""
 
         def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
             self._seen = inputs[0].detach()
 
-        hook = head.register_forward_pre_hook(keep)
+        hook = self._head.register_forward_pre_hook(keep)
         try:
             yield
         finally:

@@ -70,22 +70,23 @@ def evaluate(
         num_images: of the whole split.
         meter: shows the progress of all ranks.
         logits: filled with the logits of this rank's images.
-        features: watches the network's head, and is filled with what that sees of them.
+        features: filled with what the head sees of them.
 
     Raises:
         TrainingError: an image was missed or counted twice.
     """
     network.eval()
     tally = Tally(num_images, accelerator.device)
-    for batch in to_device(iter(batches), accelerator.device):
-        scores = network(inputs(batch))
-        tally.update(batch.indices, batch.weights, scores, batch.targets)
-        if logits is not None:
-            logits.update(batch.indices, batch.weights, scores)
-        if features is not None:
-            features.take(batch.indices, batch.weights)
-        if meter is not None:
-            meter.advance(len(batch.targets) * accelerator.num_processes)
+    with features.watching() if features is not None else contextlib.nullcontext():
+        for batch in to_device(iter(batches), accelerator.device):
+            scores = network(inputs(batch))
+            tally.update(batch.indices, batch.weights, scores, batch.targets)
+            if logits is not None:
+                logits.update(batch.indices, batch.weights, scores)
+            if features is not None:
+                features.take(batch.indices, batch.weights)
+            if meter is not None:
+                meter.advance(len(batch.targets) * accelerator.num_processes)
     return tally.result(accelerator.reduce)
 
 
@@ -268,7 +269,7 @@ def measure(
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
     table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
-    seen = FeatureTable(len(samples), bundle.head.in_features, step_of(len(samples))) if config.calibrate else None
+    seen = features_of_some(len(samples), bundle, classifier.head) if config.calibrate else None
     engine = None
     if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
         engine = build_engine(
@@ -287,8 +288,7 @@ def measure(
     def inputs(batch: Batch) -> Tensor:
         return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
 
-    watching = seen.watching(classifier.head) if seen is not None else contextlib.nullcontext()
-    with console.progress(f"evaluate {config.split}", len(samples)) as meter, watching:
+    with console.progress(f"evaluate {config.split}", len(samples)) as meter:
         metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
     if engine is not None:
         engine.close()
@@ -383,6 +383,11 @@ def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
         f"calibration error on images that the temperature was not fitted on: {figures['valid_ece_out_of_fold']:.4f}"
     )
     return best, answers
+
+
+def features_of_some(num_images: int, bundle: Bundle, head: nn.Module) -> FeatureTable:
+    """An empty table for the features that ``learn_unfamiliar`` fits on, of a split that ``head`` is measured on."""
+    return FeatureTable(num_images, bundle.head.in_features, step_of(num_images), head)
 
 
 def learn_unfamiliar(bundle: Bundle, answers: Answers) -> Bundle:

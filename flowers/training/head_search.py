@@ -71,8 +71,8 @@ def folds_of(stage: Stage) -> np.ndarray:
     All are 0 if no class has two images.
     """
     train, config = stage.data.train, stage.config
-    parts = folds(train.targets, min(FOLDS, int(np.bincount(train.targets).max())), config.seed)
-    return parts[group_images(train.paths, config.group)] if config.group else parts
+    leaders = group_images(train.paths, config.group) if config.group else None
+    return folds(train.targets, min(FOLDS, int(np.bincount(train.targets).max())), config.seed, leaders)
 
 
 def choose(trials: list[Trial]) -> Trial:

@@ -239,17 +239,22 @@ class _Rows:
             yield scaled, targets.to(self._device), torch.from_numpy(self._weights[place]).to(self._device)
 
 
-def folds(targets: np.ndarray, count: int, seed: int) -> np.ndarray:
+def folds(targets: np.ndarray, count: int, seed: int, leaders: np.ndarray | None = None) -> np.ndarray:
     """Cut images into parts of about one size, each class spread evenly over them.
 
     Args:
         targets: [N] class indices.
+        leaders: [N], one image of each image's group, the same for all of it; a group stays in one part. Default: each
+            image is a group.
 
     Returns:
         int64 [N], the part of each image, from 0 to ``count`` - 1.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
-    by_class = shuffled[np.argsort(np.asarray(targets)[shuffled], kind="stable")]
-    parts = np.empty(len(targets), np.int64)
-    parts[by_class] = np.arange(len(targets)) % count
-    return parts
+    targets, images = np.asarray(targets), np.arange(len(targets))
+    leaders = images if leaders is None else leaders
+    units = images[leaders == images]
+    shuffled = units[np.random.default_rng(seed).permutation(len(units))]
+    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    parts = np.zeros(len(targets), np.int64)
+    parts[by_class] = np.arange(len(by_class)) % count
+    return parts[leaders]

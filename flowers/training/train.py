@@ -21,9 +21,8 @@ from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
-from flowers.models.familiarity import step_of
 from flowers.reports.answers import Answers
-from flowers.reports.metrics import FeatureTable, LogitTable
+from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_all_faults, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
@@ -40,6 +39,7 @@ from flowers.training.evaluation import (
     calibrate_trained,
     can_gather,
     can_report,
+    features_of_some,
     learn_unfamiliar,
     or_warn,
     write_training_report,
@@ -338,7 +338,7 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
         table, seen = LogitTable(len(samples), len(classes)) if gathers else None, None
         # The hook that sees features is not called in a network that was compiled before.
         if split == "valid" and stage.config.calibrate and not stage.config.compile and best.familiarity is None:
-            seen = FeatureTable(len(samples), best.head.in_features, step_of(len(samples)))
+            seen = features_of_some(len(samples), best, stage.model.classifier.head)
         results[split] = trainer.evaluate(split, table, seen).to_dict()
         if table is not None:
             found = (each and each.result(accelerator.reduce, accelerator.device) for each in (table, seen))

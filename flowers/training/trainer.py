@@ -326,11 +326,8 @@ class Trainer:
         if split not in self._evaluation:
             self._evaluation[split] = self.batches.evaluation(split)
         batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
-        watching = features.watching(self.stage.model.classifier.head) if features else contextlib.nullcontext()
-        with watching:
-            return evaluate(
-                self.accelerator, self.network, self.batches.inputs, batches, num_images, None, logits, features
-            )
+        inputs = self.batches.inputs
+        return evaluate(self.accelerator, self.network, inputs, batches, num_images, logits=logits, features=features)
 
     def validate(self) -> None:
         """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.
