@@ -50,8 +50,8 @@ def test_a_pillow_image_is_converted_as_its_file_is(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(with_profile(PATCHES, "PNG", P3))
     with Image.open(path) as picture:
-        assert np.array_equal(as_rgb(picture, to_srgb=True), read_image(path, to_srgb=True))
-        assert np.array_equal(as_rgb(picture), PATCHES)
+        assert np.array_equal(as_rgb(picture, to_srgb=True).image, read_image(path, to_srgb=True))
+        assert np.array_equal(as_rgb(picture).image, PATCHES)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
