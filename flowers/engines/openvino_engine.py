@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ _MODEL_FILE = "model.xml"
 _FILES = (_MODEL_FILE, "model.bin")
 _DIGESTS_FILE = "digests.json"
 _TOLERANCE = 1e-3  # of float32 against float32; seen: 2e-6 and less
+_one_converts = threading.Lock()  # torch.jit.trace in two threads at once may mix up their graphs (2.14)
 
 
 def openvino_worker(model, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], Infer]:
@@ -126,10 +128,11 @@ def convert(network: PixelNetwork, size: int):
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing is deprecated, and says much about constants
-            traced = torch.jit.trace(network, torch.from_numpy(images[:1]), check_trace=False)
-            frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(traced)  # held here: the frontend holds no reference
-            model = frontend.convert(frontend.load(decoder))
+            with _one_converts:
+                traced = torch.jit.trace(network, torch.from_numpy(images[:1]), check_trace=False)
+                frontend = FrontEndManager().load_by_framework("pytorch")
+                decoder = TorchScriptPythonDecoder(traced)  # held here: the frontend holds no reference
+                model = frontend.convert(frontend.load(decoder))
             expected = network(torch.from_numpy(images))
         model.reshape([-1, size, size, 3])
         compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -152,7 +155,7 @@ def _refusal(reason: object) -> ModelError:
 def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], PixelNetwork], size: int):
     """A converted model from the first folder that has it; else convert, and keep it in the first that takes it.
 
-    Several processes may do so at once. Where nothing can be written the model lives in memory only.
+    Several processes and threads may do so at once. Where nothing can be written the model lives in memory only.
 
     Args:
         key: all that the network depends on; versions and the size are added here.

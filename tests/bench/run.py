@@ -44,7 +44,7 @@ QUICK = {
     "scaling": "--files 160 --per-class 2 --rounds 1",
     "exports": "--images 8 --rounds 1",
     "labels": "--seeds 0 --folds 2 --share 0.1",
-    "unfamiliar": "--seeds 0 --pictures 2",
+    "unfamiliar": "--seeds 0 --pictures 2 --left-out 1",
 }
 """Flags with which each script does a little of everything it does."""
 
