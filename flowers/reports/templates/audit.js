@@ -126,7 +126,8 @@ function search() {
 const acts = {keep: () => judge("keep"), take: () => judge(data.photos[state.place].suggested), other: search, remove: () => judge("remove")};
 const keys = {1: acts.keep, 2: acts.take, 3: acts.other, 4: acts.remove, ArrowLeft: () => move(-1), ArrowRight: () => move(1), u: undo, s: save};
 document.addEventListener("keydown", event => {
-  if (dialog.open || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  // The only field is the dialog's; it keeps the focus until the page is drawn without it, and takes no key from then on.
+  if (dialog.open || event.ctrlKey || event.metaKey || event.altKey) return;
   const act = keys[event.key];
   if (!act) return;
   event.preventDefault();
