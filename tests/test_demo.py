@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from flowers.data.classes import ClassIndex
 from flowers.demo.answer import STEPS, Oracle, occlusion_map
 from flowers.demo.page import WAITING, answer_html, ask, build_page, error_html, heat
 from flowers.demo.serve import demo, find_examples, find_port
+from flowers.demo.uploads import UploadLimit
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.prediction.predict import predict
 
@@ -187,3 +189,48 @@ def test_only_the_visitors_own_photo_is_removed(bundle: Path, tmp_path: Path, mo
     for data in (None, {}, {"index": 2}, {"index": -1}, {"index": "0"}, {"index": [0]}):
         assert example(gradio.EventData(None, data)) == WAITING
     oracle.close()
+
+
+def test_what_visitors_leave_on_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip("gradio")
+    from gradio.routes import App
+    from starlette.middleware import Middleware
+    from starlette.testclient import TestClient
+
+    uploads = tmp_path / "uploads"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    limit = Middleware(UploadLimit, folder=uploads, max_bytes=2**20, most=4, keep_s=600)
+    with gradio.Blocks(analytics_enabled=False) as page:
+        gradio.File()
+    page.max_file_size = 2**20  # as launch() sets it
+    client = TestClient(App.create_app(page, app_kwargs={"middleware": [limit]}))
+
+    def lying() -> list[str]:
+        return sorted(path.name for path in uploads.rglob("*") if path.is_file())
+
+    def upload(*names: str, place: str = "upload", size: int = 100) -> tuple[int, str]:
+        files = [("files", (name, name.encode() * size)) for name in names]
+        answer = client.post(f"/gradio_api/{place}", files=files)
+        return answer.status_code, answer.text
+
+    assert [upload(name)[0] for name in "abcd"] == [200] * 4
+    busy = (503, "the page is busy, too many photos wait for their answers: try again in a few minutes")
+    assert upload("e") == busy
+    kind = {"content-type": "Multipart/Form-Data; boundary=x"}
+    assert client.post("/gradio_api/upload", content=b"--x", headers=kind).status_code == 503
+    assert lying() == ["a", "b", "c", "d"]
+    assert client.get("/config").status_code == 200
+    next(uploads.rglob("a")).unlink()  # as an answer does
+    assert upload("large", size=10**6) == (413, "this is too large: photos of up to 1 MB are accepted")
+    assert upload("f", place="component_server") == (404, "no files are accepted here")
+    assert client.post("/gradio_api/upload", content=iter([b"--x"]), headers=kind).status_code == 411
+    assert lying() == ["b", "c", "d"]
+
+    half_sent, young = uploads / "tmp1", uploads / "tmp2"
+    for path in (half_sent, young):
+        path.write_bytes(b"half")
+    for path in (half_sent, *uploads.glob("*/")):
+        os.utime(path, (0, 0))
+    assert upload("g") == busy
+    assert lying() == ["b", "c", "d", "tmp2"]
+    assert all(any(folder.iterdir()) for folder in uploads.glob("*/"))

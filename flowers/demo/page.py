@@ -97,7 +97,7 @@ def _text(text: str) -> str:
 
 
 CSS = Path(__file__).with_name("page.css")
-_LOOK_EVERY_S, _KEEP_S = 60, 600
+_LOOK_EVERY_S, KEEP_S = 60, 600
 """How often uploads that nobody asked about are looked for, and how long they stay."""
 _AT_A_TIME = 2  # photos in work; one is decoded while another one is computed
 
@@ -133,7 +133,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
             return WAITING
         return ask(oracle, examples[index][0])
 
-    with gradio.Blocks(title="flowers", analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, _KEEP_S)) as page:
+    with gradio.Blocks(title="flowers", analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, KEEP_S)) as page:
         gradio.Markdown(
             f"# What is in the photo?\n\n{oracle.name}, {len(oracle.folders)} classes. Photos stay on the machine that "
             "serves this page, and are deleted once they are answered."

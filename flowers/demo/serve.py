@@ -14,7 +14,8 @@ from flowers.config.demo import DemoConfig
 from flowers.data.paths import readable
 from flowers.data.scan import scan_images
 from flowers.demo.answer import Oracle
-from flowers.demo.page import CSS, build_page
+from flowers.demo.page import CSS, KEEP_S, build_page
+from flowers.demo.uploads import UploadLimit
 from flowers.errors import DataError, FlowersError, ImageError, UsageError
 from flowers.reports.photos import thumbnail
 
@@ -60,7 +61,11 @@ def _serve(config: DemoConfig, oracle: Oracle, examples: list[tuple[Path, bytes]
         [*filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY")]), *_LOCAL, config.host]
     )
     import gradio
+    from starlette.middleware import Middleware
 
+    max_bytes = int(config.max_upload * 2**20)
+    most = 2 * config.max_waiting + len(examples)
+    limit = Middleware(UploadLimit, folder=uploads, max_bytes=max_bytes, most=most, keep_s=KEEP_S)
     page = build_page(oracle, examples, config.max_upload, config.max_waiting)
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # gradio's own would come from Google
     stopped = threading.Event()
@@ -73,7 +78,8 @@ def _serve(config: DemoConfig, oracle: Oracle, examples: list[tuple[Path, bytes]
             share=False,
             prevent_thread_lock=True,
             quiet=True,
-            max_file_size=int(config.max_upload * 2**20),
+            max_file_size=max_bytes,
+            app_kwargs={"middleware": [limit]},
             theme=gradio.themes.Default(font=fonts[0], font_mono=fonts[1]),
             css_paths=CSS,
             footer_links=[],
