@@ -20,6 +20,7 @@ from torchvision.models import get_model
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
+from flowers.models.layouts import timm_layout
 from flowers.models.state_dicts import bundle_from_state_dict
 from flowers.models.trained_view import TrainedView, read_view
 from flowers.models.weight_files import read_states
@@ -31,7 +32,7 @@ State = dict[str, torch.Tensor]
 def fresh(model: str, seed: int, **options: object) -> nn.Module:
     """A network with statistics and biases of its own, in evaluation mode."""
     torch.manual_seed(seed)
-    make = timm.create_model if "test_" in model or "convnext" in model else get_model
+    make = get_model if model == SMALL else timm.create_model
     network = make(model, num_classes=3, **options)
     with torch.no_grad():
         for name, value in network.state_dict().items():
@@ -181,14 +182,34 @@ def test_a_misfit_counts_what_fitted_and_shows_both_sides(network: nn.Module, tm
         assert "unexpected: conv6.0.weight, conv6.1.weight, conv6.1.bias, ..." in str(caught.value)
 
 
-def test_a_network_that_averages_its_patches_is_named(names: Path, tmp_path: Path) -> None:
-    torch.save({"model": fresh("test_vit", 0, global_pool="avg").state_dict()}, tmp_path / "w.pth")
-    for read in (
-        lambda: build_backbone("timm/test_vit", str(tmp_path / "w.pth")),
-        lambda: bundle_from_state_dict(tmp_path / "w.pth", "timm/test_vit", names),
-    ):
-        with pytest.raises(ModelError, match="whose fc_norm follows the mean of all patches, as MAE fine-tunes"):
-            read()
+def test_a_network_that_averages_its_patches(names: Path, tmp_path: Path) -> None:
+    """MAE's fine-tuned ViT: an import sees it by fc_norm, training is told the name, timm gets it back."""
+    network = fresh("test_vit", 0, global_pool="avg", img_size=96)
+    torch.save({"model": pre("module.", network.state_dict())}, tmp_path / "w.pth")
+    bundle = bundle_from_state_dict(tmp_path / "w.pth", "timm/test_vit", names, TrainedView(96))
+    assert bundle.model == "timm/test_vit+avg"
+    same_answers(bundle, network, 96)
+    with pytest.raises(ModelError, match=r"whose fc_norm follows the mean of all patches \(--model NAME\+avg\)"):
+        build_backbone("timm/test_vit", str(tmp_path / "w.pth"), 96)
+    loaded = build_backbone("timm/test_vit+avg", str(tmp_path / "w.pth"), 96).network.state_dict()
+    assert torch.equal(loaded["fc_norm.bias"], network.fc_norm.bias)
+    assert timm_layout(bundle).arguments == {"global_pool": "avg", "img_size": 96}
+
+
+def test_the_two_heads_of_a_distilled_network(names: Path, tmp_path: Path) -> None:
+    model = "deit_tiny_distilled_patch16_224"
+    network = fresh(model, 0)
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pth")
+    build_backbone(f"timm/{model}", str(tmp_path / "w.pth"))
+    bundle = bundle_from_state_dict(tmp_path / "w.pth", f"timm/{model}", names)
+    assert bundle.model == f"timm/{model}+dist"
+    same_answers(bundle, network, 224)
+
+
+def test_variants_of_networks_that_have_none(names: Path) -> None:
+    for name in ("timm/test_vit+dist", "timm/test_vit+max", "resnet18+avg", "timm/test_vit+avg+avg"):
+        with pytest.raises(ModelError, match=r"has no second head \(head_dist\)|unknown model"):
+            build_backbone(name, "none")
 
 
 def test_telling_keys_come_first(tmp_path: Path) -> None:
@@ -241,7 +262,7 @@ def test_a_batch_norm_of_the_head_is_folded(network: nn.Module, names: Path, tmp
 
 
 def test_layers_that_no_tensor_describes_are_not_guessed(names: Path, tmp_path: Path) -> None:
-    """The original ViT has a tanh behind pre_logits; a distilled one averages two heads."""
+    """The original ViT has a tanh behind pre_logits."""
     state = fresh("test_vit", 0).state_dict()
     width = state["head.weight"].shape[1]
     more = {"pre_logits.fc.weight": torch.eye(width), "pre_logits.fc.bias": torch.zeros(width)}

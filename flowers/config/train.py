@@ -77,7 +77,8 @@ class TrainConfig:
 
     model: Annotated[str | None, Flag("--arch")] = None
     """efficientnet_lite0 (or lite1, lite2), any torchvision classifier, or timm/NAME. NAME+2 adds the features of two
-    more stages. Default: efficientnet_lite0; for a head on cached features efficientnet_lite0+2."""
+    more stages; timm/NAME+avg is a vision transformer whose patches are averaged (fc_norm). Default:
+    efficientnet_lite0; for a head on cached features efficientnet_lite0+2."""
     weights: str = "default"
     """default (ImageNet), none (random initialisation), a .safetensors or .pth file, a flowers run or model folder, or
     the name of a torchvision weights entry. A new head is trained; see --continue-from."""

@@ -1,6 +1,9 @@
 """Names to networks: the built-in EfficientNet-Lite, any torchvision classifier, any timm model as timm/NAME.
 
-``NAME+2`` adds the averaged maps of its last two stages to its features (see ``flowers.models.stages``).
+``NAME+2`` adds the averaged maps of its last two stages to its features (see ``flowers.models.stages``). A network
+of timm has two variants: ``timm/NAME+avg`` is built with timm's ``global_pool="avg"``, which in a vision transformer
+moves the last norm behind the mean of all patches (``fc_norm``); ``timm/NAME+dist`` gives the features of both heads of
+a distilled network, side by side and halved.
 
 Each comes without its ImageNet classifier, as images [B, 3, H, W] to features [B, D], together with the
 preprocessing that its weights were trained for. The architecture follows from the name (and, for transformers
@@ -10,7 +13,7 @@ of one fixed size, the image size) alone, never from the weights: a bundle is re
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,8 +51,8 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
     """Build a network without its classifier.
 
     Args:
-        name: ``efficientnet_lite0`` (or 1, 2), a torchvision classifier, or ``timm/NAME``; with ``+2`` or another
-            number of stages behind it where they are wanted.
+        name: ``efficientnet_lite0`` (or 1, 2), a torchvision classifier, or ``timm/NAME``, maybe with ``+avg`` or
+            ``+dist``; with ``+2`` or another number of stages behind it where they are wanted.
         weights: ``default``, ``none`` (random), or the path of a .safetensors or .pth file or of a bundle; for
             torchvision also the name of one of its sets, such as IMAGENET1K_V1.
         image_size: side of the images in pixels; default: what the weights were trained for.
@@ -71,21 +74,37 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
     return _with_stages(backbone, name)
 
 
-def build_from_file(name: str, file: Path, image_size: int | None = None) -> tuple[Backbone, Match]:
+def build_from_file(name: str, file: Path, image_size: int | None = None) -> tuple[str, Backbone, Match]:
     """Build a network with the weights of a file, for one who also wants the classifier that is in it.
 
     Returns:
-        The network without its classifier, filled; and the match, whose other tensors are the classifier's.
+        The name, with the variant that the file's tensors are of; the network without its classifier, filled; and the
+        match, whose other tensors are the classifier's.
 
     Raises:
         ModelError: as ``build_backbone``.
     """
     check_name(name)
+    states = read_states(file)
     with skip_random_init():
         backbone, _ = _build(split_name(name)[0], "none", image_size)
-    match = find_match(backbone.network, read_states(file), translator(backbone.network), readable(file), None)
+        if name.startswith("timm/") and "+" not in name:
+            variant = _variant(backbone.network, set().union(*states.values()))
+            if variant:
+                name += variant
+                backbone, _ = _build(name, "none", image_size)
+    match = find_match(backbone.network, states, translator(backbone.network), readable(file), None)
     fill(backbone.network, match.tensors)
-    return _with_stages(backbone, name), match
+    return name, _with_stages(backbone, name), match
+
+
+def _variant(network: nn.Module, names: Collection[str]) -> str:
+    """Tell a variant of a network of timm by the names of a file's tensors."""
+    if hasattr(network, "head_dist"):
+        return "+dist" if any(name.endswith("head_dist.weight") for name in names) else ""
+    own = network.state_dict()
+    is_token = "norm.weight" in own and "fc_norm.weight" not in own
+    return "+avg" if is_token and any(name.endswith("fc_norm.weight") for name in names) else ""
 
 
 def _with_stages(backbone: Backbone, name: str) -> Backbone:
@@ -139,16 +158,23 @@ def check_name(name: object) -> None:
         ModelError: it is not; the nearest names are listed.
     """
     if isinstance(name, str):
-        base, _ = split_name(name)
+        base, stages = split_name(name)
         if base in pretrained.LITE_MODELS or base in model_names():
             return
-        if re.fullmatch(r"timm/[\w.]+", base):  # names only: timm also takes hub addresses and folders
+        # names only: timm also takes hub addresses and folders; the stages come with one vector of features
+        if re.fullmatch(r"timm/[\w.]+" + (r"(\+avg)?" if stages else r"(\+avg|\+dist)?"), base):
             from timm import is_model
 
-            if is_model(base.removeprefix("timm/")):
+            if is_model(split_variant(base)[0]):
                 return
     near = difflib.get_close_matches(str(name), model_names(timm=True), n=3, cutoff=0.5)
     raise ModelError(f"unknown model {name!r}; nearest names: {', '.join(near or pretrained.LITE_MODELS)}")
+
+
+def split_variant(name: str) -> tuple[str, str]:
+    """``timm/NAME+avg`` to timm's NAME and ``avg``; without a plus the variant is empty."""
+    timm_name, _, variant = name.removeprefix("timm/").partition("+")
+    return timm_name, variant
 
 
 def _build(name: str, weights: str, image_size: int | None) -> _Cut:
@@ -172,12 +198,13 @@ def _build_lite(name: str, image_size: int | None) -> _Cut:
 def _build_timm(name: str, image_size: int | None) -> _Cut:
     from timm import create_model
 
-    timm_name = name.removeprefix("timm/")
+    timm_name, variant = split_variant(name)
+    options = {"global_pool": "avg"} if variant == "avg" else {}
     try:
-        network = create_model(timm_name, pretrained=False, num_classes=0)
+        network = create_model(timm_name, pretrained=False, num_classes=0, **options)
         config = network.pretrained_cfg
         if config.get("fixed_input_size") and image_size not in (None, config["input_size"][-1]):
-            network = create_model(timm_name, pretrained=False, num_classes=0, img_size=image_size)
+            network = create_model(timm_name, pretrained=False, num_classes=0, img_size=image_size, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{name}: timm cannot build it: {' '.join(str(error).split())[:200]}") from None
     size = config["input_size"][-1]
@@ -192,6 +219,12 @@ def _build_timm(name: str, image_size: int | None) -> _Cut:
     )
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     num_features = getattr(network, "head_hidden_size", None) or network.num_features
+    if variant == "dist":
+        if not hasattr(network, "head_dist"):
+            raise ModelError(f"{name}: {timm_name} has no second head (head_dist); take it without +dist")
+        # the network gives the mean of its two heads: of features and zeros, and of zeros and features
+        network.head, network.head_dist = nn.ConstantPad1d((0, num_features), 0), nn.ConstantPad1d((num_features, 0), 0)
+        num_features *= 2
     return _Cut(Backbone(network, num_features, preprocessing), tuple(f"{head}." for head in heads))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers.errors import ModelError
-from flowers.models.backbones import last_linear, skip_random_init, torchvision_options
+from flowers.models.backbones import last_linear, skip_random_init, split_variant, torchvision_options
 from flowers.models.bundle import Bundle
 from flowers.models.pretrained import LITE_MODELS
 from flowers.models.stages import split_name
@@ -59,13 +59,15 @@ def timm_layout(bundle: Bundle) -> Layout:
 
     base = _plain_name(bundle, "timm")
     name = LITE_MODELS[base].timm_name if base in LITE_MODELS else TWINS.get(base)
+    variant = ""
     if base.startswith("timm/"):
-        name = base.removeprefix("timm/").partition(".")[0]
+        name, variant = split_variant(base)
+        name = name.partition(".")[0]
     if name is None or not is_model(name):
         raise ModelError(f"{base}: timm has no network of the same shape; use --format torchvision or onnx")
-    size, arguments = bundle.preprocessing.crop, {}
+    size, arguments = bundle.preprocessing.crop, {"global_pool": "avg"} if variant == "avg" else {}
     with skip_random_init():
-        network = create_model(name, pretrained=False, num_classes=bundle.head.num_classes)
+        network = create_model(name, pretrained=False, num_classes=bundle.head.num_classes, **arguments)
         config = network.pretrained_cfg
         if config.get("fixed_input_size") and size != config["input_size"][-1]:
             arguments["img_size"] = size

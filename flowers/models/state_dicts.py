@@ -2,7 +2,8 @@
 
 The file is any that ``--weights`` of training takes (see ``flowers.models.weight_files`` and ``weight_match``); here
 its head counts too: one linear layer, or two, which are taken to have a ReLU between them, since tensors do not say. A
-batch norm right behind a linear layer is folded into it. Other heads are refused.
+batch norm right behind a linear layer is folded into it, and the two heads of a distilled network, whose logits are
+averaged, are one on the features of both. Other heads are refused.
 """
 
 import math
@@ -49,7 +50,7 @@ def import_state_dict(
     seen = bundle.preprocessing
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (seen.mean, seen.std))
     console.facts(
-        f"{model}: {readable(file)}",
+        f"{bundle.model}: {readable(file)}",
         [
             ("head", "linear" if bundle.head.hidden is None else f"hidden layer of {bundle.head.hidden}"),
             ("classes", f"{len(bundle.classes)}: {some(list(bundle.classes.labels))}"),
@@ -84,7 +85,7 @@ def bundle_from_state_dict(
     index = read_class_list(classes)
     where = readable(file)
     view = (view or TrainedView()).over(read_view(file))
-    (network, num_features, preprocessing), match = build_from_file(model, file, view.image_size)
+    model, (network, num_features, preprocessing), match = build_from_file(model, file, view.image_size)
     if match.resampled:
         raise ModelError(f"{where}: {_why_resampled(network, match, preprocessing.crop)}")
     layers, rest = _layers(match, num_features)
@@ -121,7 +122,7 @@ def _layers(match: Match, num_features: int) -> tuple[list[tuple[Tensor, Tensor]
         {name: value for name, value in tensors.items() if not name.startswith(TRAINING_ONLY)}
         for tensors in (match.inside, match.outside)
     )
-    rest = fold_norms(inside or outside)
+    rest = join_heads(fold_norms(inside or outside))
     return find_head(rest, num_features), rest
 
 
@@ -145,6 +146,22 @@ def fold_norms(rest: dict[str, Tensor]) -> dict[str, Tensor]:
             rest.pop(name + part, None)
         rest |= {f"{before}weight": weight.float() * factor[:, None], f"{before}bias": (bias - mean) * factor + shift}
     return rest
+
+
+def join_heads(rest: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make one head of a distilled network's two.
+
+    The mean of their logits is that of one linear layer on half of both features, as the network's variant ``+dist``
+    gives them.
+    """
+    pairs = [[rest.get(f"{head}.{part}") for head in ("head", "head_dist")] for part in ("weight", "bias")]
+    if any(value is None for pair in pairs for value in pair) or any(a.shape != b.shape for a, b in pairs):
+        return rest
+    if pairs[0][0].ndim != 2:
+        return rest
+    weight, bias = torch.cat(pairs[0], dim=1), (pairs[1][0] + pairs[1][1]) / 2
+    others = {name: value for name, value in rest.items() if not name.startswith(("head.", "head_dist."))}
+    return {**others, "head.weight": weight, "head.bias": bias}
 
 
 def _why_resampled(network: nn.Module, match: Match, crop: int) -> str:

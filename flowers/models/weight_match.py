@@ -146,5 +146,5 @@ def _misfit(network: nn.Module, candidates: list[_Candidate]) -> str:
     part = f" ({best.match.source})" if best.match.source else ""
     total = len(network.state_dict())
     if any(name.startswith("fc_norm.") for name in unexpected) and "norm.weight" in best.problems["missing"]:
-        part += ", whose fc_norm follows the mean of all patches, as MAE fine-tunes, where this network takes one token"
+        part += ", whose fc_norm follows the mean of all patches (--model NAME+avg), where this network takes one token"
     return f"{best.fitted} of {total} tensors fit{part}; {describe({**best.problems, 'unexpected': unexpected})}"
