@@ -1,5 +1,6 @@
 """What the demo's page is made of; tests/browser opens the page itself."""
 
+import asyncio
 import csv
 import html
 import json
@@ -188,6 +189,9 @@ def test_only_the_visitors_own_photo_is_removed(bundle: Path, tmp_path: Path, mo
     assert "data-prob" in example(gradio.EventData(None, {"index": 1}))
     for data in (None, {}, {"index": 2}, {"index": -1}, {"index": "0"}, {"index": [0]}):
         assert example(gradio.EventData(None, data)) == WAITING
+    address = {"path": "https://example.org/large.jpg", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(ValueError, match="addresses are not fetched"):
+        asyncio.run(page.preprocess_data(page.fns[min(page.fns)], [address], None))
     oracle.close()
 
 

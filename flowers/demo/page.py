@@ -4,7 +4,7 @@ import base64
 import contextlib
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
                     height=200,
                     elem_id="photo",
                 )
+                photo.async_move_resource_to_block_cache = _only_local(photo.async_move_resource_to_block_cache)
                 gallery = gradio.Gallery(
                     [(read_image(small), path.name) for path, small in examples],
                     label="or one of these",
@@ -162,6 +163,17 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
         photo.upload(answer, photo, [shown, photo], show_progress_on=shown, **options)
         gallery.select(example, None, shown, **options)
     return page.queue(max_size=max_waiting, api_open=False)
+
+
+def _only_local(move: Callable[[str], Awaitable[str]]) -> Callable[[str], Awaitable[str]]:
+    """Keep gradio from fetching, at any size, the address that a forged request names in place of an upload."""
+
+    async def moved(path: str) -> str:
+        if "://" in path:
+            raise ValueError("addresses are not fetched: upload a photo")
+        return await move(path)
+
+    return moved
 
 
 def ask(oracle: Oracle, path: Path) -> str:
