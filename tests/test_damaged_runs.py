@@ -46,7 +46,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 def damages(number: int) -> list[str]:
-    """What is done to a file: one thing in turn; with FLOWERS_SLOW_TESTS one of the first three and one of the others."""
+    """What is done to a file: one thing in turn; with FLOWERS_SLOW_TESTS one of the first three and another one."""
     if os.environ.get("FLOWERS_SLOW_TESTS"):
         return [list(DAMAGE)[number % 3], list(DAMAGE)[3 + number % 2]]
     return [list(DAMAGE)[number % len(DAMAGE)]]
