@@ -92,7 +92,7 @@ def photos(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle", model="timm/test_resnet")
 
 
 @pytest.mark.slow

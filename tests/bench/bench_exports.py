@@ -12,17 +12,19 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from bench_engines import PLAIN, plain_loop
 from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, times_faster
-from models import quick_bundle, read_views
+from models import convert_once, quick_bundle, read_views
 
 from flowers.config.export import ExportConfig
 from flowers.engines.exported import load_exported
 from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import UsageError
+from flowers.exports import graph
 from flowers.exports.export import export
 from flowers.machine import cpus_per_process
 from flowers.models.bundle import load_bundle
@@ -54,6 +56,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         bundle = load_bundle(checkpoint)
         photos = read_views(photos_in(options.data_dir / "photos")[: options.images], bundle.preprocessing)
         agreement, engines = {}, {}
+        stack.enter_context(patch.object(graph, "write_onnx", convert_once(Path(folder))))
         for name, (format, precision, computed) in WAYS.items():
             path = Path(folder, f"{precision}{'.onnx' if format == 'onnx' else '.xml'}")
             if not path.exists():

@@ -2,10 +2,11 @@
 
     python tests/bench/bench_scaling.py                     # the real photos and EfficientNet-Lite0
     python tests/bench/bench_scaling.py --files 1000 --rounds 1
+    python tests/bench/bench_scaling.py --checkpoint RUN    # another model
 
-True runs of jobs/predict.py and jobs/train.py. On one CPU the whole run is held there, as a cluster would. Training is
-of the whole network at 128 pixels, with the same global batch however many processes share it; its rate is that of the
-second of two epochs, loading included.
+True runs of jobs/predict.py and jobs/train.py. On one CPU the whole run is held there, as a cluster would. Training
+continues from the model that predicts: the whole network at 128 pixels, with the same global batch however many
+processes share it; its rate is that of the second of two epochs, loading included.
 """
 
 import argparse
@@ -26,6 +27,7 @@ WAYS = {"one CPU": (1, 1), "one process on two CPUs": (1, 2), "two processes on 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this script."""
+    parser.add_argument("--checkpoint", type=Path, help="a bundle; default: Lite0 with a quick head")
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102, help="with train/, valid/ and photos/")
     parser.add_argument("--files", type=int, default=1500)
     parser.add_argument("--per-class", type=int, default=3)
@@ -38,7 +40,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         raise SystemExit("two CPUs are needed to measure scaling")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        checkpoint = quick_bundle(folder / "bundle", options.data_dir / "train")
+        checkpoint = options.checkpoint or quick_bundle(folder / "bundle", options.data_dir / "train")
         photos = repeat(options.data_dir / "photos", folder / "photos", options.files)
         data_dir = link(options.data_dir, folder / "data", options.per_class)
         numbers = iter(range(10**6))
@@ -50,8 +52,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
         def train(processes: int, cpus: int) -> float:
             run_dir = folder / f"run-{next(numbers)}"
-            flags = ["--data-dir", data_dir, "--output-dir", run_dir, "--finetune", "full", "--train-size", 128,
-                     "--epochs", 2, "-b", 32 // processes]  # fmt: skip
+            flags = ["--data-dir", data_dir, "--output-dir", run_dir, "--continue-from", checkpoint,
+                     "--finetune", "full", "--train-size", 128, "--epochs", 2, "-b", 32 // processes]  # fmt: skip
             command = [*launch(processes), ROOT / "jobs" / "train.py", *flags]
             with held(cpus):
                 done = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -1,5 +1,7 @@
 """A trained model to measure with, made in seconds."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from measuring import FLOWERS102, photos_in
@@ -54,3 +56,22 @@ def read_views(paths: list[Path], view) -> "np.ndarray":  # noqa: F821
     from flowers.data.images import read_image
 
     return np.stack([view.view(read_image(path, min_short_side=view.min_short_side)) for path in paths])
+
+
+def convert_once(folder: Path) -> Callable:
+    """Return a ``graph.write_onnx`` for several exports of one bundle, which converts each network once.
+
+    Formats and precisions mostly start from the same ONNX file, and making it is most of the time of an export.
+
+    Args:
+        folder: keeps the files.
+    """
+    from flowers.exports.graph import ProbsNetwork, write_onnx
+
+    def write(network: ProbsNetwork, images: "np.ndarray", path: Path) -> None:  # noqa: F821
+        kept = folder / f"{network.pixels.dtype}-{network.layout}-{images.dtype}.onnx"
+        if not kept.exists():
+            write_onnx(network, images, kept)
+        shutil.copyfile(kept, path)
+
+    return write
