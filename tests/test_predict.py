@@ -549,7 +549,7 @@ def test_embeddings_stand_in_the_rows_order(run: Callable, bundle: Path, photos:
             np.testing.assert_allclose(features[index], wanted, rtol=1e-3, atol=1e-4)
     assert left_over(tmp_path) == ["features.npy", "in"]
     (tmp_path / "features.npy").unlink()
-    with pytest.raises(OutputError, match="embeddings: missing then, features.npy now"):
+    with pytest.raises(OutputError, match="features.npy: gone or damaged since"):
         run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4)
     assert run(input=folder, embeddings=tmp_path / "features.npy", shard_size=4, overwrite=True) == 0
     assert np.array_equal(np.load(tmp_path / "features.npy"), features, equal_nan=True)
@@ -934,7 +934,7 @@ def test_a_changed_table_is_not_called_complete(run: Callable, tmp_path: Path) -
     flags = {"embeddings": tmp_path / "features.npy", "overwrite": True}
     run(**flags)
     flip(tmp_path / "features.npy")
-    with pytest.raises(OutputError, match="embeddings: missing then"):
+    with pytest.raises(OutputError, match="features.npy: gone or damaged since"):
         run(embeddings=tmp_path / "features.npy")
 
 

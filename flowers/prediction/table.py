@@ -61,12 +61,12 @@ def require_writer(output: Path) -> None:
 
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
-    """Read the sidecar, if output and sidecar are there and fit together; embeddings may turn out "missing"."""
+    """Read the sidecar, if output and sidecar are there and fit together; embeddings that are lost are ``False``."""
     facts = _read_sidecar(sidecar_path(output))
     with contextlib.suppress(OSError, KeyError, TypeError):
         if facts is not None and _is_as_written(output, facts["output"]):
             if embeddings is not None and facts["embeddings"] and not _is_as_written(embeddings, facts["embeddings"]):
-                facts["settings"]["embeddings"] = "missing"
+                facts["settings"]["embeddings"] = False
             return facts
     return None
 

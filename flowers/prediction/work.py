@@ -286,6 +286,8 @@ def _changed(name: str, then: object, now: object) -> str:
     """One setting that differs, in words; a digest of the files' names tells nobody anything."""
     if name == "list":
         return "the files' names have changed"
+    if then is False:  # embeddings that were written once; see ``table.finished_facts``
+        return f"{now or name}: gone or damaged since"
     label = "number of files" if name == "files" else name
     return f"{label}: {_short(then)} then, {_short(now)} now"
 
