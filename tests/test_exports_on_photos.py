@@ -12,7 +12,7 @@ import pytest
 
 from flowers.config.export import MIN_AGREEMENT, ExportConfig
 from flowers.engines.engine import build_engine
-from flowers.exports import compare
+from flowers.exports import compare, graph
 from flowers.exports.export import export
 
 for package in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
@@ -20,9 +20,9 @@ for package in ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"):
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
-from models import quick_bundle  # noqa: E402
+from models import convert_once, quick_bundle  # noqa: E402
 
-PHOTOS = 306
+PHOTOS = 102
 WAYS = {
     "float.onnx": ("onnx", "float32"),
     "half.onnx": ("onnx", "fp16"),
@@ -36,8 +36,14 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def bundle(flowers102: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-Lite0 with a head trained on all of train/: about 92% of valid/ right."""
-    return quick_bundle(tmp_path_factory.mktemp("photos") / "bundle", flowers102 / "train", per_class=20)
+    """EfficientNet-Lite0 with a head trained on half of train/: about 87% of the photos compared right."""
+    return quick_bundle(tmp_path_factory.mktemp("photos") / "bundle", flowers102 / "train", per_class=10)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """The conversion to ONNX, done once for all files that start from the same one."""
+    return convert_once(tmp_path_factory.mktemp("converted"))
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +73,11 @@ def remembering(answers: dict[str, SimpleNamespace]) -> Callable[..., SimpleName
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_an_export_keeps_the_classes_of_real_photos(
-    name: str, bundle: Path, answers: dict, flowers102: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    name: str, bundle: Path, answers: dict, converted: Callable, flowers102: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(compare, "build_engine", remembering(answers))
+    monkeypatch.setattr(graph, "write_onnx", converted)
     format, precision = WAYS[name]
     train = flowers102 / "train" if precision == "int8" else None
     config = ExportConfig(
@@ -81,12 +88,13 @@ def test_an_export_keeps_the_classes_of_real_photos(
         check_images=flowers102 / "valid",
         check_count=PHOTOS,
         calibration_images=train,
+        calibration_count=PHOTOS,
     )
     assert export(config) == 0
     agreement = json.loads((tmp_path / f"{name}.json").read_text())["agreement"]
     assert agreement["images"] == agreement["labelled"] == PHOTOS
     assert agreement["same_top1"] >= MIN_AGREEMENT[precision]
-    assert agreement["bundle_top1"] > 0.88
+    assert agreement["bundle_top1"] > 0.83
     said = " ".join(capsys.readouterr().out.split())
     assert f"top1 {agreement['export_top1']:.2%} of {agreement['labelled']} photos in class folders" in said
     assert f"the bundle {agreement['bundle_top1']:.2%}" in said
