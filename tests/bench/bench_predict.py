@@ -117,6 +117,8 @@ def run_job(
     assert process.returncode == 0, process.stdout.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if len(seen) < 3:
+        raise SystemExit(f"{len(os.listdir(photos))} files were done before a rate was seen: give more --files")
     (first_s, first), (last_s, last) = seen[0], seen[-2]  # the last shard is shorter
     return {
         "per_s": (last - first) * shard_size / (last_s - first_s),
