@@ -36,8 +36,8 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def bundle(flowers102: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-Lite0 with a head trained on half of train/: about 87% of the photos compared right."""
-    return quick_bundle(tmp_path_factory.mktemp("photos") / "bundle", flowers102 / "train", per_class=10)
+    """EfficientNet-Lite0 with a head trained on all of train/: about 92% of valid/ right."""
+    return quick_bundle(tmp_path_factory.mktemp("photos") / "bundle", flowers102 / "train", per_class=20)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_an_export_keeps_the_classes_of_real_photos(
     agreement = json.loads((tmp_path / f"{name}.json").read_text())["agreement"]
     assert agreement["images"] == agreement["labelled"] == PHOTOS
     assert agreement["same_top1"] >= MIN_AGREEMENT[precision]
-    assert agreement["bundle_top1"] > 0.83
+    assert agreement["bundle_top1"] > 0.88
     said = " ".join(capsys.readouterr().out.split())
     assert f"top1 {agreement['export_top1']:.2%} of {agreement['labelled']} photos in class folders" in said
     assert f"the bundle {agreement['bundle_top1']:.2%}" in said
