@@ -20,7 +20,7 @@ def main(config: EvaluateConfig) -> int:
         from flowers.prediction.score import score
 
         return score(config)
-    from flowers.training.evaluation import evaluate_bundle
+    from flowers.training.evaluate import evaluate_bundle
 
     return evaluate_bundle(config)
 

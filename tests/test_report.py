@@ -369,7 +369,7 @@ def test_a_page_that_fails_costs_nothing_else(
     def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("flowers.training.evaluation.write_model_report", broken)
+    monkeypatch.setattr("flowers.training.final_report.write_model_report", broken)
     run_dir = run_training(sample_set, tmp_path / "run")
     captured = capsys.readouterr()
     assert "no report: ZeroDivisionError: of all things" in captured.out + captured.err

@@ -141,12 +141,12 @@ def die_in_save(call: str) -> None:
 
 def die_at_the_end(where: str) -> None:
     """Be killed after the last step: before the last model, the figures or the report is written (on rank 0)."""
-    from flowers.training import evaluation, train, trainer
+    from flowers.training import final_report, train, trainer
 
     module, name = {
         "last": (trainer, "save_bundle"),
         "metrics.json": (train, "write_atomically"),
-        "report.html": (evaluation, "write_model_report"),
+        "report.html": (final_report, "write_model_report"),
     }[where]
     original = getattr(module, name)
 

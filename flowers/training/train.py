@@ -26,6 +26,7 @@ from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_all_faults, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
+from flowers.training.calibrated import calibrate_trained, features_of_some, learn_unfamiliar
 from flowers.training.checkpoint import (
     CORRECTIONS_FILE,
     Checkpoint,
@@ -35,16 +36,8 @@ from flowers.training.checkpoint import (
     remove_leftovers,
 )
 from flowers.training.continued import continued
-from flowers.training.evaluation import (
-    calibrate_trained,
-    can_gather,
-    can_report,
-    features_of_some,
-    learn_unfamiliar,
-    or_warn,
-    write_training_report,
-)
 from flowers.training.features import cache_features
+from flowers.training.final_report import can_gather, can_report, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import tune_head
 from flowers.training.lr_search import search_lr
