@@ -11,7 +11,7 @@ import tiny_job
 
 from flowers.config.predict import PredictConfig
 from flowers.data import retries as retries_module
-from flowers.data.images import read_bytes
+from flowers.data.file_bytes import read_bytes
 from flowers.data.retries import TRANSIENT, Retries, retries
 from flowers.data.scan import scan_images
 from flowers.errors import ImageError

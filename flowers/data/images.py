@@ -17,10 +17,8 @@ what is wrong with it.
 """
 
 import contextlib
-import errno
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,13 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flowers.data import pixels, shards
+from flowers.data import pixels
+from flowers.data.file_bytes import read_bytes
 from flowers.data.formats import bitmap, gif, icc, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
-from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, check_size, turn
+from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, turn
 from flowers.data.formats.names import identify, refusal
-from flowers.data.retries import retries
 from flowers.errors import ImageError
 
 Image.init()
@@ -105,60 +103,6 @@ def decode_image(
         return _decode_other(data, max_pixels, min_short_side, to_srgb)
     except MemoryError:
         raise ImageError("not enough memory") from None
-
-
-def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
-    """All bytes of a regular file, or of a photo in a tar shard (``flowers.data.shards``); anything else is refused.
-
-    Nothing waits for a FIFO; a disk's hiccup is waited for.
-
-    Raises:
-        ImageError: the short reason: "file not found", "no permission", "a folder, not a file", ...
-    """
-    try:
-        return retries.read(lambda: _read_bytes(path))
-    except ValueError:  # a NUL in the name
-        raise ImageError("file not found") from None
-    except OSError as error:
-        raise ImageError(_os_reason(error)) from None
-
-
-def _read_bytes(path: str | bytes | os.PathLike) -> bytearray:
-    try:
-        # Opening a FIFO that nobody writes to would wait for ever, without O_NONBLOCK.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except NotADirectoryError:
-        if (data := shards.read_photo(os.fsdecode(path))) is None:
-            raise
-        return data
-    try:
-        status = os.fstat(file)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        check_size(status.st_size)
-        data = bytearray(status.st_size)
-        done = 0
-        with memoryview(data) as view:
-            while done < len(data) and (count := os.readv(file, [view[done:]])):
-                done += count
-        del data[done:]  # of a file that shrank meanwhile
-        return data
-    finally:
-        os.close(file)
-
-
-def _os_reason(error: OSError) -> str:
-    reasons = {
-        errno.ENOENT: "file not found",
-        errno.ENOTDIR: "file not found",
-        errno.EACCES: "no permission",
-        errno.EPERM: "no permission",
-        errno.ENXIO: "not a regular file",
-        errno.ELOOP: "a link to itself",
-    }
-    return reasons.get(error.errno or 0, (error.strerror or type(error).__name__).lower())
 
 
 _PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {

@@ -17,6 +17,7 @@ from flowers import console
 from flowers.data.choice import Choice
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections
+from flowers.data.file_bytes import read_bytes
 from flowers.data.folders import (
     NONE_TO_HOLD_OUT,
     Samples,
@@ -24,7 +25,7 @@ from flowers.data.folders import (
     groups_of_one_class,
     load_image_folders,
 )
-from flowers.data.images import decode_image, read_bytes
+from flowers.data.images import decode_image
 from flowers.data.paths import readable
 from flowers.data.threads import in_order
 from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs

@@ -38,8 +38,8 @@ from flowers.data.archives import (
     read_range,
 )
 from flowers.data.choice import HEAD_BYTES, Choice, begins_like_picture, said_left_out
+from flowers.data.file_bytes import read_bytes
 from flowers.data.formats.names import IMAGE_EXTENSIONS
-from flowers.data.images import read_bytes
 from flowers.data.lists import STDIN, read_paths, why_missing
 from flowers.data.paths import readable
 from flowers.data.remote import PLACE, address_of, check_protocol, list_address, read_address
