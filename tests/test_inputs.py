@@ -260,7 +260,7 @@ def test_values_of_the_flag() -> None:
 
     assert config(input="a").input == config(input=Path("a")).input == config(input=["a"]).input == (Path("a"),)
     assert config(input=("a", "b")).input == (Path("a"), Path("b"))
-    with pytest.raises(UsageError, match="--input: got no value"):
+    with pytest.raises(UsageError, match="--input is missing, expected --checkpoint MODEL --input"):
         config(input=())
     for ext in (("jpg,png",), ("*.jpg", ".PNG"), ("jpg, png",)):
         assert config(input="a", ext=ext).extensions() == {".jpg", ".png"}

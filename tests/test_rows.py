@@ -75,7 +75,8 @@ def test_a_failed_file_has_its_reason_and_nothing_else() -> None:
 
 def test_unsure_is_below_min_prob() -> None:
     rows = RowFormat(LABELS, FOLDERS, 1, 0.5, "csv")
-    assert rows.guessed("x", [0], [0.4999999])[0] == "unsure"
+    assert rows.guessed("x", [0], [0.499999])[0] == "unsure"
+    assert rows.guessed("x", [0], [0.4999996])[1] == b"x,ok,daisy,1,0.500000,\r\n", "the number that is written decides"
     assert rows.guessed("x", [0], [0.5])[0] == "ok"
 
 

@@ -137,13 +137,13 @@ def test_only_what_is_new_or_changed_is_read_again(
     assert "0004.jpg" not in {row["path"] for row in read_rows(tmp_path / "out.csv")}
 
 
-@pytest.mark.parametrize("call", ["_put_in_place", "write_sidecar"])
+@pytest.mark.parametrize("call", ["put_in_place", "write_sidecar"])
 def test_an_update_that_dies_while_it_replaces_the_table_is_finished_by_the_next(
     run: Callable, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     run(embeddings=tmp_path / "out.npy")
     change(folder, random.Random(5))
-    module = table if call == "_put_in_place" else predict_module
+    module = table if call == "put_in_place" else predict_module
     original, calls = getattr(module, call), []
 
     def die(*args: object) -> None:

@@ -1,7 +1,7 @@
 """Flags of ``jobs/predict.py``."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,6 +13,11 @@ from flowers.machine import MAX_BATCH_SIZE
 
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
+_OF_TABLE = {
+    "from_table", "input", "config", "output", "excel", "columns", "class_names", "min_prob", "strict", "overwrite",
+    "report", "copy_to", "link_to",
+}  # fmt: skip
+"""Fields that need no network, and so go with --from."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,17 @@ class PredictConfig:
     GROUPS: ClassVar = {
         "checkpoint": "model and photos",
         "output": "results",
-        "update": "a finished table",
+        "from_table": "a finished table",
         "report": "also written",
         "shard": "array jobs",
         "engine": "machine",
     }
     """First field of each group of flags in --help, and its title."""
 
-    checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
-    """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
-    input: Annotated[tuple[Path, ...], Flag(takes="folders, lists, archives or images")]
+    checkpoint: Annotated[Path | None, Flag(takes="a model folder, a run folder or an exported file")] = None
+    """Model folder, a run folder (its best model), or an exported .onnx or .xml file. It and --input are needed, but
+    for --from."""
+    input: Annotated[tuple[Path, ...], Flag(takes="folders, lists, archives or images")] = ()
     """Folder with all below it, list file (one path per line, or a CSV with a path column; - for the standard input),
     .tar, .zip or .tgz archive, image, pattern in quotes ('photos/*.jpg'), or the address of a folder, list or image
     (s3://BUCKET/FOLDER, https://HOST/LIST.txt; needs the extra remote), whose rows' paths are addresses; several may be
@@ -56,8 +62,9 @@ class PredictConfig:
     config: Path | None = None
     """YAML file with defaults for these flags. Flags on the command line win."""
 
-    output: Path = Path("predictions.csv")
-    """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made."""
+    output: Path | None = None
+    """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made. Default:
+    predictions.csv; with --from, none."""
     excel: bool = False
     """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
     columns: Annotated[tuple[str, ...], Flag(takes="names of columns")] = ()
@@ -66,9 +73,10 @@ class PredictConfig:
     """JSON file that maps class folders to display names, for the label columns. Default: the names in the model."""
     topk: int = 5
     """Guesses per row, best first."""
-    min_prob: float | Literal["auto"] = 0.0
+    min_prob: float | Literal["auto"] | None = None
     """Mark a row as unsure if its best probability is below this. auto: the threshold that training stored in the
-    model, at which 99% of the other answers were right on the validation images."""
+    model, at which 99% of the other answers were right on the validation images. Default: 0; with --from, the rows stay
+    as they are."""
     unfamiliar: Literal["keep", "mark"] = "mark"
     """Photos that are like none of the classes. mark: the row has its guesses and status unfamiliar, which 2% of other
     photos get too; keep: like any other row. Models of earlier versions and exported files mark none."""
@@ -81,6 +89,10 @@ class PredictConfig:
     overwrite: bool = False
     """Replace an output, or unfinished work, that was made from other files, flags or another model."""
 
+    from_table: Annotated[Path | None, Flag("--from", takes="a finished table")] = None
+    """In place of --checkpoint: take the answers from this finished table, without the network. Rows are marked anew
+    by --min-prob; --output, --copy-to, --link-to and --report write them. --input is needed only if the photos have
+    moved since."""
     update: bool = False
     """On a finished table: classify photos that are new or have changed, drop those that are gone, and keep all other
     rows. The result is that of a fresh run."""
@@ -122,8 +134,10 @@ class PredictConfig:
         accept_strings(self)
         one = isinstance(self.input, str | os.PathLike)
         object.__setattr__(self, "input", tuple(map(Path, (self.input,) if one else self.input)))
-        if not self.input:
-            raise UsageError("--input: got no value, expected folders, lists, archives or images")
+        if self.from_table is not None:
+            self._check_from()
+        else:
+            self._fill_in()
         self.array_task()
         counts = {"--topk": self.topk, "--batch-size": self.batch_size, "--max-pixels": self.max_pixels}
         for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
@@ -131,11 +145,12 @@ class PredictConfig:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
         if self.batch_size > MAX_BATCH_SIZE:
             raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
-        if self.min_prob != "auto" and not 0 <= self.min_prob <= 1:
+        if self.min_prob not in (None, "auto") and not 0 <= self.min_prob <= 1:
             raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
-        if not self.output.name.lower().endswith(tuple(OUTPUT_KINDS)):
-            raise UsageError(f"--output: got {self.output.name}, expected a name ending in {', '.join(OUTPUT_KINDS)}")
-        name_bytes = len(os.fsencode(self.output.name))
+        for flag, table in (("--output", self.output), ("--from", self.from_table)):
+            if table is not None and not table.name.lower().endswith(tuple(OUTPUT_KINDS)):
+                raise UsageError(f"{flag}: got {table.name}, expected a name ending in {', '.join(OUTPUT_KINDS)}")
+        name_bytes = len(os.fsencode(self.output.name)) if self.output is not None else 0
         most_bytes = MAX_NAME_BYTES - len(".stamps")  # the longest ending of what lies beside it
         if name_bytes > most_bytes:
             raise UsageError(
@@ -153,6 +168,27 @@ class PredictConfig:
             raise UsageError(f"--excel: got --output {self.output.name}, expected a name ending in .csv")
         self._check_columns()
         self._check_update()
+
+    def _fill_in(self) -> None:
+        """What has to be there, and the defaults, of a job that runs the network."""
+        missing = [flag for flag, value in (("--checkpoint", self.checkpoint), ("--input", self.input)) if not value]
+        if missing:
+            said = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+            raise UsageError(f"{said}, expected --checkpoint MODEL --input PHOTOS, or --from TABLE")
+        for name, value in (("output", Path("predictions.csv")), ("min_prob", 0.0)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_from(self) -> None:
+        others = [field for field in fields(self) if field.name not in _OF_TABLE]
+        given = [field.name for field in others if getattr(self, field.name) != field.default]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"--from takes the answers of a finished table, without the network: leave out {flags}")
+        if self.output is None and (self.columns or self.excel):
+            raise UsageError(f"{'--columns' if self.columns else '--excel'} is about the new table: add --output")
+        if not (self.output or self.copy_to or self.link_to or self.report):
+            raise UsageError("--from: nothing to write; add --output, --copy-to, --link-to or --report")
 
     def _check_columns(self) -> None:
         names = self.chosen_columns()

@@ -1,8 +1,10 @@
 """The classes of a network's outputs: class folders in index order, and the names to show for them."""
 
+import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,11 @@ def alike(name: str) -> str:
     text = _GAPS.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
     number = _WHOLE_NUMBER.fullmatch(text)
     return number[1] if number else text
+
+
+def names_digest(names: Sequence[str]) -> str:
+    """SHA-256 (hex) of names in their order."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def renamed(classes: ClassIndex, class_names: Path | None) -> ClassIndex:

@@ -4,18 +4,17 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.archives import Entry
-from flowers.data.choice import Choice, said_left_out
-from flowers.data.classes import renamed
+from flowers.data.choice import Choice
+from flowers.data.classes import names_digest, renamed
 from flowers.data.formats import limits
 from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.paths import PathList, decode_path, readable
@@ -26,20 +25,20 @@ from flowers.files import file_digest
 from flowers.locks import share
 from flowers.models.bundle import Bundle, how_made
 from flowers.prediction import parts
+from flowers.prediction.finish import finish
 from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
 from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError
-from flowers.prediction.report import report_path, write_report
-from flowers.prediction.rows import STATUSES, columns
+from flowers.prediction.rows import columns
 from flowers.prediction.shard_loop import classify, embeddings_file, row_format
-from flowers.prediction.sort_photos import check_target, sort_photos
+from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import (
     check_free,
     finished_facts,
     join_parts,
     read_lines,
+    read_rows,
     require_writer,
-    sidecar_path,
     write_sidecar,
 )
 from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
@@ -119,7 +118,8 @@ def _predict(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place
         return 0
     if facts is None:
         return EXIT_STRICT if config.strict and _errors_of_task(config, folder.path / key) else 0
-    return _finish(config, facts, stop)
+    finish(config, functools.partial(read_rows, config.output), facts, stop.check)
+    return EXIT_STRICT if config.strict and facts["counts"].get("error") else 0
 
 
 def _do_and_join(
@@ -217,12 +217,8 @@ def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
         **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
         **chosen,
         **({"unfamiliar": config.unfamiliar} if getattr(bundle, "familiarity", None) is not None else {}),
-        **({"class_names": _digest_of(bundle.classes.labels)} if config.class_names is not None else {}),
+        **({"class_names": names_digest(bundle.classes.labels)} if config.class_names is not None else {}),
     }
-
-
-def _digest_of(names: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _topk(config: PredictConfig, bundle: Bundle | ExportedModel) -> int:
@@ -380,11 +376,20 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "settings": work.settings,
         "contents": work.contents,
         "listed_by": work.listed_by,
+        "input_root": _root_from_output(config),
+        "auto_min_prob": bundle.made.get("min_prob"),
         "made": how_made(to_plain(config)),
     }
     write_sidecar(work, config.output, facts)
     work.remove()
     return facts
+
+
+def _root_from_output(config: PredictConfig) -> str | None:
+    """The folder that paths start from, relative to that of the output; None where --merge does not see the input."""
+    with contextlib.suppress(DataError):
+        return os.path.relpath(input_root(config.input), config.output.parent)
+    return None
 
 
 def _errors_of_task(config: PredictConfig, folder: Path) -> int:
@@ -395,27 +400,3 @@ def _errors_of_task(config: PredictConfig, folder: Path) -> int:
         own = range(task, work.files.num_shards, tasks)
         return sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in own)
     return 0
-
-
-def _finish(config: PredictConfig, facts: dict, stop: StopRequest) -> int:
-    """Sort photos, write the report and say what was done, once the output is there."""
-    counts = {status: facts["counts"].get(status, 0) for status in STATUSES}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
-    if config.copy_to or config.link_to:
-        sort_photos(config, stop.check)
-    if config.report:
-        write_report(config, facts)
-    places = {
-        "predictions": config.output,
-        "to look at": report_path(config) if config.report else None,
-        "how they were made": sidecar_path(config.output),
-        "embeddings": config.embeddings,
-        "photos by class": config.copy_to or config.link_to,
-    }
-    written = [(what, readable(place)) for what, place in places.items() if place is not None]
-    if recovered := facts.get("recovered_reads"):
-        console.say(f"{recovered} reads failed at first and worked when tried again")
-    score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
-    left_out = said_left_out(facts.get("left_out") or {})
-    console.done(f"{facts['files']} rows ({said})" + (f"; {left_out}" if left_out else ""), written, [score])
-    return EXIT_STRICT if config.strict and counts["error"] else 0

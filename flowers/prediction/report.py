@@ -3,6 +3,7 @@
 import contextlib
 import os
 import urllib.parse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flowers import console
@@ -12,19 +13,15 @@ from flowers.data.paths import decode_path
 from flowers.data.remote import address_of, read_address
 from flowers.errors import DataError, ImageError
 from flowers.prediction.inputs import input_root
-from flowers.prediction.table import read_rows
+from flowers.prediction.table import page_path
 from flowers.reports.predictions_report import write_predictions_report
 
 
-def report_path(config: PredictConfig) -> Path:
-    """Path of the page: ``predictions.html`` beside ``predictions.csv``."""
-    return config.output.with_name(config.output.name[: -len(config.suffix())] + ".html")
-
-
-def write_report(config: PredictConfig, facts: dict) -> None:
+def write_report(config: PredictConfig, rows: Iterable[Mapping[str, str]], facts: dict) -> None:
     """Write the page of a finished output; photos that are not there any more are only named.
 
     Args:
+        rows: of the finished table, as ``read_rows`` gives them.
         facts: what the JSON beside the output says.
 
     Raises:
@@ -35,7 +32,7 @@ def write_report(config: PredictConfig, facts: dict) -> None:
     except DataError as error:  # --merge, or a finished output, needs no photos
         console.warn(f"the report has no pictures: {error}")
         root = Path(os.devnull)
-    archive = Archive(root)
+    archive, page = Archive(root), page_path(config.output)
 
     def read(path: str) -> str | bytes | None:
         path = decode_path(path)
@@ -49,11 +46,11 @@ def write_report(config: PredictConfig, facts: dict) -> None:
         return archive.read(path) if archive.find(path) else None
 
     write_predictions_report(
-        report_path(config),
-        read_rows(config.output),
+        page,
+        rows,
         read,
         facts=_told(config, facts),
-        photo_base=_address(root, report_path(config).parent) if root.is_dir() else None,
+        photo_base=_address(root, page.parent) if root.is_dir() else None,
     )
 
 
@@ -63,17 +60,17 @@ def _address(folder: Path, start: Path) -> str:
 
 
 def _told(config: PredictConfig, facts: dict) -> list[tuple[str, object]]:
-    made, engine, settings = facts["made"], facts["engine"] or {}, facts["settings"]
-    seconds = ", ".join(f"{stage} {value:,.1f}" for stage, value in facts["seconds"].items())
+    made, engine, settings = facts.get("made") or {}, facts.get("engine") or {}, facts["settings"]
+    seconds = ", ".join(f"{stage} {value:,.1f}" for stage, value in facts.get("seconds", {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())
     told = [
         ("input", " ".join(map(str, config.input))),
         ("predictions", config.output),
-        ("checkpoint", config.checkpoint),
-        ("model hash", facts["model"]),
+        ("checkpoint", config.checkpoint or made.get("config", {}).get("checkpoint")),
+        ("model hash", facts.get("model")),
         ("engine", ", ".join(f"{name} {value}" for name, value in engine.items())),
-        ("unsure below", settings["min_prob"] or None),
-        ("test-time augmentation", None if settings["tta"] == "none" else settings["tta"]),
+        ("unsure below", settings.get("min_prob") or None),
+        ("test-time augmentation", None if settings.get("tta") == "none" else settings.get("tta")),
         ("seconds by stage, all threads", seconds),
         ("made", made.get("date")),
         ("versions", versions),

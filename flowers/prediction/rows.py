@@ -3,16 +3,16 @@
 All columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`` (RFC 4180: UTF-8, lines end in
 CR LF, cells are quoted where needed). ``status`` is the first of these that applies: ``error`` (the reason stands in
 ``error``, the rest is empty), ``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``),
-``unfamiliar`` (guesses all the same, of a photo like none of the classes), ``unsure`` (best probability under
-``--min-prob``), ``ok``. ``.jsonl`` and ``.parquet`` have the same columns. Parts always have all of them; a finished
-table may have some only, those of ``--columns``.
+``unfamiliar`` (guesses all the same, of a photo like none of the classes), ``unsure`` (best probability, as it is
+written, under ``--min-prob``), ``ok``. ``.jsonl`` and ``.parquet`` have the same columns. Parts always have all of
+them; a finished table may have some only, those of ``--columns``.
 
 Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,40 @@ def columns(topk: int) -> list[str]:
     for rank in range(2, topk + 1):
         names += [f"label_{rank}", f"class_{rank}", f"prob_{rank}"]
     return [*names, "error"]
+
+
+def status_by_prob(prob: float, min_prob: float) -> str:
+    """The status of a sound, familiar photo.
+
+    Args:
+        prob: the best probability, rounded as in the row: a finished table holds all that its statuses come from.
+    """
+    return "unsure" if prob < min_prob else "ok"
+
+
+def line_of(row: Mapping[str, str], names: Sequence[str], kind: str) -> bytes:
+    """The line of a row of texts, as ``read_rows`` gives it.
+
+    Args:
+        names: its columns, in this order.
+        kind: "csv" or "jsonl".
+
+    Raises:
+        ValueError: a probability is no number.
+    """
+    if kind == "csv":
+        return csv_line([_prob_cell(row[name]) if name.startswith("prob") else row[name] for name in names])
+    return json_line({name: _json_value(name, row[name]) for name in names})
+
+
+def _prob_cell(text: str) -> str:
+    return text and f"{float(text):.{DECIMALS}f}"
+
+
+def _json_value(name: str, text: str) -> Any:
+    if not text:
+        return None
+    return round(float(text), DECIMALS) if name.startswith("prob") else text
 
 
 def header(names: Sequence[str], kind: str) -> bytes:
@@ -113,8 +147,8 @@ class RowFormat:
             damage: what is wrong with the file, although it decodes.
             unfamiliar: the photo is like none of the classes.
         """
-        unsure = "unsure" if probs[0] < self._min_prob else "ok"
-        status = "damaged" if damage else "unfamiliar" if unfamiliar else unsure
+        sure = status_by_prob(round(probs[0], DECIMALS), self._min_prob)
+        status = "damaged" if damage else "unfamiliar" if unfamiliar else sure
         guesses = zip(classes, probs, strict=True)
         if self._kind == "csv":
             cells = ",".join([f"{self._cells[index]}{prob:.{DECIMALS}f}" for index, prob in guesses])

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from flowers import console
@@ -22,7 +22,6 @@ from flowers.data.remote import address_of
 from flowers.errors import DataError, UsageError
 from flowers.files import MAX_NAME_BYTES, explain_os_error
 from flowers.prediction.inputs import input_root, lies_in_input
-from flowers.prediction.table import read_rows
 
 OF_STATUS = {"unsure": "_unsure", "unfamiliar": "_unfamiliar"}
 """Folders of photos that go to no class."""
@@ -42,10 +41,11 @@ def check_target(config: PredictConfig) -> None:
         raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
 
 
-def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
+def sort_photos(config: PredictConfig, rows: Iterable[Mapping[str, str]], check_stop: Callable[[], None]) -> None:
     """Copy or link every classified photo as ``--copy-to`` or ``--link-to`` says.
 
     Args:
+        rows: of the finished table, as ``read_rows`` gives them.
         check_stop: raises when the process was asked to stop.
 
     Raises:
@@ -59,7 +59,7 @@ def sort_photos(config: PredictConfig, check_stop: Callable[[], None]) -> None:
     sorted_, failed = 0, 0
     archive = Archive(root)
     with console.progress("sort", None, "photos") as meter:
-        for row in read_rows(config.output):
+        for row in rows:
             check_stop()
             if row["status"] == "error":
                 failed += 1
@@ -87,7 +87,7 @@ def folder_name(label: str) -> str:
     return name or "_"
 
 
-def _folder(target: Path, row: dict[str, str], folders: dict[tuple[str, str], Path], taken: dict[str, str]) -> Path:
+def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str], Path], taken: dict[str, str]) -> Path:
     """The folder of a row's class, made if needed; classes whose labels would share one get their own."""
     if row["status"] in OF_STATUS:
         name = OF_STATUS[row["status"]]

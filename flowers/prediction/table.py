@@ -45,6 +45,12 @@ def stamps_path(output: Path) -> Path:
     return sidecar_path(output).with_suffix(".stamps")
 
 
+def page_path(output: Path) -> Path:
+    """The page beside an output: ``predictions.html`` beside ``predictions.csv``."""
+    suffix = next(suffix for suffix in OUTPUT_KINDS if output.name.lower().endswith(suffix))
+    return output.with_name(output.name[: -len(suffix)] + ".html")
+
+
 def require_writer(output: Path) -> None:
     """Say now, not after hours of work, that a library is missing.
 
@@ -62,7 +68,7 @@ def require_writer(output: Path) -> None:
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
     """Read the sidecar, if output and sidecar are there and fit together; embeddings that are lost are ``False``."""
-    facts = _read_sidecar(sidecar_path(output))
+    facts = read_sidecar(output)
     with contextlib.suppress(OSError, KeyError, TypeError):
         if facts is not None and _is_as_written(output, facts["output"]):
             if embeddings is not None and facts["embeddings"] and not _is_as_written(embeddings, facts["embeddings"]):
@@ -78,7 +84,7 @@ def check_free(output: Path, embeddings: Path | None) -> None:
         OutputError: it would.
     """
     sidecar = sidecar_path(output)
-    facts = _read_sidecar(sidecar)
+    facts = read_sidecar(output)
     if facts is None and sidecar.exists():
         raise _not_ours(sidecar, "--output")
     if facts is None and stamps_path(output).exists():
@@ -106,8 +112,6 @@ def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[],
         FlowersError: the disk is full or the place cannot be written.
     """
     temporary = work.folder / f"joined-{os.getpid()}"
-    write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
-    mark = codecs.BOM_UTF8 if work.settings.get("excel") else b""
     names = work.settings.get("columns") or columns(work.settings["topk"])
     totals = _totals(work)
     stamps = work.folder / f"stamps-{os.getpid()}"
@@ -116,10 +120,9 @@ def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[],
         blocks = _blocks(work, check_stop)
         if suffix != ".parquet" and "columns" in work.settings:
             blocks = _chosen(blocks, OUTPUT_KINDS[suffix], columns(work.settings["topk"]), names)
-        first = mark + header(names, OUTPUT_KINDS[suffix])
-        write[suffix](temporary, itertools.chain([first], blocks), names)
-        _put_in_place(temporary, output)
-        _put_in_place(stamps, stamps_path(output))
+        write_rows(temporary, suffix, blocks, names, excel=bool(work.settings.get("excel")))
+        put_in_place(temporary, output)
+        put_in_place(stamps, stamps_path(output))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -132,6 +135,34 @@ def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[],
     return totals
 
 
+def write_rows(path: Path, suffix: str, blocks: Iterator[bytes], names: list[str], *, excel: bool) -> None:
+    """Write a table of any kind.
+
+    Args:
+        path: where; no part of it tells the kind.
+        suffix: the kind, of ``OUTPUT_KINDS``.
+        blocks: lines as parts hold them, cut anywhere.
+        names: their columns.
+        excel: begin with a byte-order mark.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
+    first = (codecs.BOM_UTF8 if excel else b"") + header(names, OUTPUT_KINDS[suffix])
+    write[suffix](path, itertools.chain([first], blocks), names)
+
+
+def output_facts(output: Path, written: Path) -> dict:
+    """What a sidecar remembers of its output, whose bytes lie at ``written``.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
+    return {"name": name, **file_digest(written)}
+
+
 def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
     """Write the JSON beside the output, which says that the job is done.
 
@@ -139,12 +170,11 @@ def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
         FileNotFoundError: the work folder is gone: another process has finished the whole job.
         FlowersError: the disk is full or the place cannot be written.
     """
-    name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
-    facts = {"output": {"name": name, **file_digest(output)}, **facts}
+    facts = {"output": output_facts(output, output), **facts}
     temporary = work.folder / f"facts-{os.getpid()}"
     try:
         temporary.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
-        _put_in_place(temporary, sidecar_path(output))
+        put_in_place(temporary, sidecar_path(output))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -214,8 +244,9 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
         raise DataError(f"{readable(path)}: cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _read_sidecar(sidecar: Path) -> dict | None:
-    """Read a sidecar; None if there is none, or the file is something else."""
+def read_sidecar(output: Path) -> dict | None:
+    """Read the sidecar of an output, which it may not fit any more; None if there is none, or it is something else."""
+    sidecar = sidecar_path(output)
     with contextlib.suppress(OSError, ValueError):
         if sidecar.stat().st_size <= _SIDECAR_BYTES:
             facts = read_json(sidecar)
@@ -239,8 +270,8 @@ def _not_ours(path: Path, flag: str) -> OutputError:
     )
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """From the work folder, which is cleaned up whatever happens, to the final name."""
+def put_in_place(temporary: Path, final: Path) -> None:
+    """From a name that is cleaned up whatever happens to the final one."""
     sync_file(temporary)
     os.replace(temporary, final)
     sync_folder(final.parent)

@@ -1,0 +1,292 @@
+"""A finished table used again without the network: other marks, photos sorted by them, a page.
+
+The status of a row that is ``ok`` or ``unsure`` comes from its probability as it is written; other rows keep theirs. So
+the new table is byte for byte that of a job with this ``--min-prob``, and its JSON and stamps are those of that job,
+which ``--update`` continues. Rows are gone through in order, in bounded memory. Torch is imported for the page only,
+which shows photos.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from flowers import console
+from flowers.cli import to_plain
+from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.data.archives import Archive
+from flowers.data.classes import display_names, names_digest
+from flowers.data.paths import decode_path, readable
+from flowers.data.remote import address_of
+from flowers.distributed import rank
+from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
+from flowers.files import explain_os_error, file_digest, write_atomically
+from flowers.prediction.finish import finish
+from flowers.prediction.inputs import input_root
+from flowers.prediction.rows import columns, line_of, status_by_prob
+from flowers.prediction.sort_photos import check_target
+from flowers.prediction.table import (
+    check_free,
+    finished_facts,
+    output_facts,
+    put_in_place,
+    read_rows,
+    read_sidecar,
+    require_writer,
+    sidecar_path,
+    stamps_path,
+    write_rows,
+)
+from flowers.prediction.work import refusal
+from flowers.stopping import StopRequest
+
+_PHOTOS_LOOKED_FOR = 32
+_ROWS_BETWEEN_STOPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Marks:
+    """What changes in the rows.
+
+    Attributes:
+        min_prob: below it a row is unsure; None leaves the marks as they are.
+        labels: new display names by class folder; empty leaves them as they are.
+    """
+
+    min_prob: float | None
+    labels: Mapping[str, str]
+
+
+def predict_from_table(config: PredictConfig) -> int:
+    """Mark the rows of ``--from`` anew, and write what the other flags ask for; returns the exit code.
+
+    Raises:
+        StoppedError: a signal came; the same command starts again.
+        FlowersError: see its message.
+    """
+    if rank() > 0:  # there is nothing to share
+        return 0
+    table = config.from_table
+    names = _checked_columns(config)
+    facts, is_whole = read_sidecar(table) or {}, finished_facts(table, None) is not None
+    if not is_whole:
+        console.warn(
+            f"{readable(sidecar_path(table))} is missing, or the table was changed since it was written; its rows are "
+            "taken as they are now"
+        )
+    with StopRequest() as stop:
+        marks = _Marks(_min_prob(config, facts), _labels(config, names))
+        rows = functools.partial(_marked, table, marks, stop.check)
+        settings = _settings(config, facts, names, marks)
+        if config.output is not None:
+            _check_output(config, settings if is_whole else None, facts.get("contents"))
+        job = dataclasses.replace(config, output=config.output or table)
+        if config.copy_to or config.link_to or config.report:
+            job = dataclasses.replace(job, input=_inputs(config, facts, rows))
+            check_target(job)
+        if config.output is None:
+            counts = Counter(row["status"] for row in rows())
+        else:
+            counts = _write(config, {**facts, "settings": settings} if is_whole else None, names, rows)
+        found = {**facts, "settings": settings, "counts": counts, "files": counts.total()}
+        finish(job, rows, found, stop.check, wrote_table=config.output is not None)
+    return EXIT_STRICT if config.strict and counts["error"] else 0
+
+
+def _checked_columns(config: PredictConfig) -> list[str]:
+    """The table's columns.
+
+    Raises:
+        DataError: it cannot be read, holds no rows, or lacks columns that a flag needs.
+        UsageError: --columns names one that it lacks.
+    """
+    first = next(read_rows(config.from_table), None)
+    if first is None:
+        raise DataError(f"--from {readable(config.from_table)}: the table holds no rows")
+    sorts = ("label", "class")
+    needed = {
+        "--from": (True, ("status",)),
+        "--min-prob": (config.min_prob is not None, ("prob",)),
+        "--copy-to": (config.copy_to, sorts),
+        "--link-to": (config.link_to, sorts),
+        "--report": (config.report, (*sorts, "prob", "error")),
+        "--class-names": (config.class_names, sorts),
+    }
+    for flag, (is_given, wanted) in needed.items():
+        if is_given and (missing := [name for name in wanted if name not in first]):
+            raise DataError(
+                f"{flag}: {readable(config.from_table)} has no column {' and '.join(missing)}; make a table with it"
+            )
+    if unknown := [name for name in config.chosen_columns() if name not in first]:
+        raise UsageError(f"--columns: got {','.join(unknown)}, expected some of {','.join(first)}")
+    return list(first)
+
+
+def _min_prob(config: PredictConfig, facts: dict) -> float | None:
+    if config.min_prob != "auto":
+        return config.min_prob
+    if not isinstance(value := facts.get("auto_min_prob"), int | float):
+        raise UsageError(
+            f"--min-prob auto: {readable(sidecar_path(config.from_table))} names no threshold of the model, as models "
+            "without one and earlier versions do not; give a probability"
+        )
+    return value
+
+
+def _labels(config: PredictConfig, names: list[str]) -> dict[str, str]:
+    """The display names of ``--class-names``, for the classes that stand in the table."""
+    if config.class_names is None:
+        return {}
+    of_class = [name for name in names if name.startswith("class")]
+    folders = {row[name] for row in read_rows(config.from_table) for name in of_class} - {""}
+    ordered = tuple(sorted(folders))
+    return dict(zip(ordered, display_names(ordered, Path(), config.class_names), strict=True))
+
+
+def _marked(table: Path, marks: _Marks, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
+    """The rows of the table, with other marks."""
+    for number, row in enumerate(read_rows(table)):
+        if number % _ROWS_BETWEEN_STOPS == 0:
+            check_stop()
+        if marks.min_prob is not None and row["status"] in ("ok", "unsure"):
+            try:
+                row["status"] = status_by_prob(float(row["prob"]), marks.min_prob)
+            except ValueError:
+                raise DataError(
+                    f"{readable(table)}: prob of {row['path']} is {row['prob']!r}, expected a number"
+                ) from None
+        for name in [name for name in row if name.startswith("label")] if marks.labels else ():
+            row[name] = marks.labels.get(row[name.replace("label", "class", 1)], "")
+        yield row
+
+
+def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Marks) -> dict:
+    """The settings of a job that would write the new table; see ``predict.py``."""
+    settings = {name: value for name, value in facts.get("settings", {}).items() if name not in ("excel", "columns")}
+    if marks.min_prob is not None:
+        settings["min_prob"] = marks.min_prob
+    if marks.labels:
+        settings["class_names"] = names_digest(list(marks.labels.values()))
+    if config.output is None:
+        return settings
+    chosen = config.chosen_columns() or names
+    settings |= {"kind": OUTPUT_KINDS[config.suffix()], "embeddings": None}
+    settings |= {"excel": True} if config.excel else {}
+    return settings | ({"columns": chosen} if chosen != columns(settings.get("topk", 1)) else {})
+
+
+def _check_output(config: PredictConfig, settings: dict | None, contents: list | None) -> None:
+    """Refuse to replace the table itself, or what an earlier job of other settings left.
+
+    Args:
+        settings: of the new table; None if it is that of no job.
+        contents: samples of the photos, see ``work.sample_contents``.
+
+    Raises:
+        UsageError: the output is the table or a folder, or its library is missing.
+        OutputError: it was there before.
+    """
+    output = config.output
+    require_writer(output)
+    if os.path.realpath(output) == os.path.realpath(config.from_table):
+        raise UsageError(f"--output {readable(output)} is the table that --from reads; give it another name")
+    if os.path.isdir(output):
+        raise UsageError(f"--output {readable(output)}: this is a folder, a file name was expected")
+    if config.overwrite:
+        return
+    earlier = finished_facts(output, None)
+    if earlier is not None and (earlier["settings"], earlier.get("contents")) == (settings, contents):
+        return
+    if output.exists():
+        then = earlier["settings"] if earlier is not None and settings is not None else None
+        raise OutputError(refusal(output, then, settings or {}))
+    check_free(output, None)
+
+
+def _inputs(config: PredictConfig, facts: dict, rows: Callable[[], Iterator[dict[str, str]]]) -> tuple[Path, ...]:
+    """The inputs that the table's paths start from: those given, those of the job, or the folder as the table sees it.
+
+    Raises:
+        DataError: the first photos are in none of them.
+    """
+    table = config.from_table
+    known = (row["path"] for row in rows() if row["status"] != "error")
+    paths = [decode_path(path) for path in itertools.islice(known, _PHOTOS_LOOKED_FOR)]
+    recorded = (facts.get("made") or {}).get("config", {}).get("input") or ()
+    recorded = (recorded,) if isinstance(recorded, str) else recorded
+    places = [config.input] if config.input else [tuple(map(Path, recorded))]
+    if not config.input and facts.get("input_root"):
+        places.append((table.parent / facts["input_root"],))
+    for inputs in filter(None, places):
+        with contextlib.suppress(DataError):
+            root = input_root(inputs)
+            if not paths or any(_is_there(root, path) for path in paths):
+                return inputs
+    looked = " or ".join(" ".join(map(readable, inputs)) for inputs in filter(None, places))
+    raise DataError(
+        f"the photos of {readable(table)}{f', such as {readable(paths[0])},' if paths else ''} are not in "
+        f"{looked or 'a place that is known'}; give --input with the folder that its paths start from"
+    )
+
+
+def _is_there(root: Path, path: str) -> bool:
+    return address_of(path) is not None or os.path.lexists(os.path.join(root, path)) or Archive(root).find(path)
+
+
+def _write(
+    config: PredictConfig, facts: dict | None, names: list[str], rows: Callable[[], Iterator[dict[str, str]]]
+) -> Counter:
+    """Write the new table; returns the rows of each status.
+
+    Args:
+        facts: what its JSON says, but for what is known only now; None if it is the table of no job, and gets none.
+    """
+    output, table, kind, counts = config.output, config.from_table, OUTPUT_KINDS[config.suffix()], Counter()
+    chosen = config.chosen_columns() or names
+
+    def lines() -> Iterator[bytes]:
+        for row in rows():
+            counts[row["status"]] += 1
+            try:
+                yield line_of(row, chosen, kind)
+            except ValueError:
+                raise DataError(f"{readable(table)}: a prob of {row['path']} is no number") from None
+
+    temporary = output.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel)
+        if facts is not None:  # before the table: a start that was killed here has left a JSON that fits no table
+            _write_sidecar(config, {**facts, "counts": dict(counts), "output": output_facts(output, temporary)})
+        put_in_place(temporary, output)
+    except OSError as error:
+        raise explain_os_error(error, output) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return counts
+
+
+def _write_sidecar(config: PredictConfig, facts: dict) -> None:
+    """Write JSON and stamps of the new table, from those of the old one."""
+    output, table = config.output, config.from_table
+    facts |= {
+        "embeddings": None,
+        "from": {"table": os.path.relpath(table, output.parent), **file_digest(table), "config": to_plain(config)},
+    }
+    if facts.get("input_root"):
+        facts["input_root"] = os.path.relpath(table.parent / facts["input_root"], output.parent)
+    stamps = facts.pop("stamps", None)
+    with contextlib.suppress(OSError):
+        if stamps is not None and file_digest(stamps_path(table)) == stamps:
+            with open(stamps_path(table), "rb") as old, write_atomically(stamps_path(output), "wb") as new:
+                shutil.copyfileobj(old, new)
+            facts["stamps"] = stamps
+    with write_atomically(sidecar_path(output)) as file:
+        file.write(json.dumps(facts, indent=1, default=str) + "\n")
