@@ -5,16 +5,23 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from flowers.audit.label_errors import FeatureRows, assign_folds, held_out_probs, judge
 from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
 from flowers.config.audit import ApplyConfig, AuditConfig
+from flowers.config.train import TrainConfig
+from flowers.data.classes import ClassIndex
+from flowers.data.folders import Samples
 from flowers.errors import DataError, OutputError, UsageError
+from flowers.reports.label_errors import LabelCheck, judge
+from flowers.training.held_out import FeatureRows, assign_folds, check_labels, held_out_probs
+from flowers.training.linear_head import HeadProblem
 from jobs.audit import main as audit
+from jobs.train import main as train
 
 
 def run(data: Path, output: Path, *more: object) -> int:
@@ -75,25 +82,74 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
         run(data, output, "--corrections", corrections)
 
 
-def test_a_group_is_judged_by_heads_that_saw_none_of_it(sample_set: Path, tmp_path: Path, monkeypatch) -> None:
-    """And what is excluded is not judged at all."""
-    judged: list[np.ndarray] = []
+def test_a_report_names_labels_to_check_and_an_audit_takes_the_features_of_the_run(
+    sample_set: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The audit leaves out what is excluded, and judges a group by heads that saw none of it."""
+    data, folds_made = Path(shutil.copytree(sample_set, tmp_path / "data")), []
 
     def keep(targets: np.ndarray, same: list[list[int]], folds: int, seed: int) -> np.ndarray:
-        judged.append(assign_folds(targets, same, folds, seed))
-        return judged[-1]
+        folds_made.append(assign_folds(targets, same, folds, seed))
+        return folds_made[-1]
 
     monkeypatch.setattr("flowers.audit.audit.assign_folds", keep)
-    photos = sorted(path.relative_to(sample_set).as_posix() for path in (sample_set / "train").rglob("*.jpg"))
+    other, *_, one = sorted((data / "train").iterdir())
+    planted = other / "moved & <b>.jpg"
+    os.rename(sorted(one.iterdir())[1], planted)
+    photos = sorted(path.relative_to(data).as_posix() for path in (data / "train").rglob("*.jpg"))
     excluded = Path(photos.pop()).name
-    number = len([path for path in sample_set.rglob("*.jpg") if path.name != excluded])
+    number = len([path for path in data.rglob("*.jpg") if path.name != excluded])
     (tmp_path / "groups.csv").write_text("path,group\n" + "".join(f"{path},plant\n" for path in photos[::8]))
     flags = ["--exclude", excluded, "--group", tmp_path / "groups.csv"]
-    assert run(sample_set, tmp_path / "audit", *flags) == 0
-    (folds,) = judged
+    words = ["--data-dir", data, "--output-dir", tmp_path / "run", "-j", 0, "--model", "efficientnet_lite0", *flags]
+    assert train(parse(TrainConfig, [str(word) for word in words])) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    section = page[page.index('<section id="labels">') : page.index('<section id="pairs">')]
+    assert "train/" + planted.relative_to(data / "train").as_posix().replace("& <b>", "&amp; &lt;b&gt;") in section
+    assert section.count("<figure>") <= 4, "of 31, when a class has 8"
+    assert f"--output-dir AUDIT --checkpoint {tmp_path / 'run'}" in section
+
+    capsys.readouterr()
+    assert run(data, tmp_path / "audit", *flags, "--checkpoint", tmp_path / "run") == 0
+    assert capsys.readouterr().out.count("features of") == 3, "none is computed"
+    (folds,) = folds_made
     assert len(folds) == number
     assert len(set(folds[: len(photos) : 8])) == 1, "train comes first"
     assert len(set(folds)) == 5
+
+
+class TestLabelsOfTheTrainingImages:
+    """Judged by features alone: 3 classes, 20 images each, two views of each; and one image of a class of its own."""
+
+    @staticmethod
+    def judged(targets: np.ndarray, **settings: object) -> LabelCheck:
+        rng = np.random.default_rng(0)
+        right = np.append(np.arange(60) % 3, 3)
+        features = np.repeat(np.eye(4, 8)[right] * 8 + rng.normal(size=(61, 8)), 2, axis=0).astype(np.float32)
+        features[1::2] = 1e3  # another view: not asked about
+        problem = HeadProblem(features, np.repeat(targets, 2), 4, (6, 2), views=2, unit_blocks=True)
+        config = SimpleNamespace(**{"optimizer": "lbfgs", "group": (), "seed": 0, **settings})
+        train_set = Samples(Path(), [f"{index}.jpg" for index in range(61)], targets)
+        data = SimpleNamespace(train=train_set, classes=ClassIndex(tuple("abcd"), ("ant", "bee", "cat", "dog")))
+        stop, accelerator = SimpleNamespace(reason=lambda: None), SimpleNamespace(device="cpu")
+        stage = SimpleNamespace(config=config, data=data, stop=stop, accelerator=accelerator)
+        return check_labels(stage, SimpleNamespace(problem=lambda stage: problem))
+
+    def test_none_is_wrong(self) -> None:
+        assert self.judged(np.append(np.arange(60) % 3, 3)) == LabelCheck(61, 0.0, [])
+
+    def test_two_are(self) -> None:
+        targets = np.append(np.arange(60) % 3, 3)
+        targets[[7, 30]] = 2, 1
+        found = self.judged(targets)
+        assert {(item.index, item.given, item.suggested) for item in found.suspicions} == {(7, 2, 1), (30, 1, 0)}
+        assert found.suspicions[0].why.startswith("like ")
+        assert found.estimated_wrong == pytest.approx(2, abs=0.5)
+
+    def test_too_many_are_left_out(self, monkeypatch) -> None:
+        monkeypatch.setattr("flowers.training.held_out.MOST_JUDGED", 61 * 8 * 4 - 1)
+        assert self.judged(np.append(np.arange(60) % 3, 3)).left_out == "61 images of 4 classes are too many"
+        assert "fit a linear head at once" in self.judged(np.zeros(61, int), optimizer="sgd").left_out
 
 
 def test_wrong_flags() -> None:
@@ -122,7 +178,7 @@ def test_a_head_that_never_saw_a_photo_judges_it(monkeypatch: pytest.MonkeyPatch
     whole = held_out_probs(features, targets, held_out, 3, "cpu")
     assert (whole.argmax(1) == targets[held_out]).mean() > 0.9
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    monkeypatch.setattr("flowers.audit.label_errors.BLOCK", 5)
+    monkeypatch.setattr("flowers.training.held_out.BLOCK", 5)
     monkeypatch.setattr("flowers.training.linear_head.ROWS", 7)
     monkeypatch.setattr("flowers.training.linear_head.KEPT_BYTES", 0)  # read again at each step
     np.testing.assert_allclose(held_out_probs(features, targets, held_out, 3, "cpu"), whole, atol=1e-3)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,10 @@ def test_one_process_and_two_fit_the_same_head_and_a_second_start_finds_it(sampl
     assert one["valid"]["top1"] == two["valid"]["top1"]
     assert one["valid"]["loss"] == pytest.approx(two["valid"]["loss"], rel=1e-4)
     assert one["best_step"] == 1
+    pages = [(tmp_path / f"run{n}" / "report.html").read_text(encoding="utf-8") for n in (1, 2)]
+    labels = [re.search('<section id="labels">.*?<pre>', page, re.DOTALL)[0] for page in pages]
+    assert labels[0] == labels[1]
+    assert "of 32 training labels" in labels[0]
     events = [json.loads(line)["event"] for line in (tmp_path / "run1" / "history.jsonl").read_text().splitlines()]
     assert events == ["valid", "train"]
     again = Job("train", ("--data-dir", sample_set, "--output-dir", "run1", *FLAGS), folder=tmp_path)

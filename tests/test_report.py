@@ -99,7 +99,8 @@ def test_figures_are_those_of_metrics_json(run_dir: Path) -> None:
     assert "No duplicates, no image in two splits, no odd file" in text
     assert fetched(page) == []
     sections = re.findall(r'<section id="(.*?)">', page)
-    assert sections == ["now", "mistakes", "pairs", "classes", "curves", "calibration", "data", "made"]
+    assert sections == ["now", "mistakes", "labels", "pairs", "classes", "curves", "calibration", "data", "made"]
+    assert "were not judged: only runs that fit a linear head at once do that." in text
     best = json.loads((run_dir / "metrics.json").read_text())["best_epoch"]
     assert f"The best model is that of epoch {best} of 2." in text
     assert f"best: epoch {best}" in text

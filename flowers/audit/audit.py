@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flowers import console, distributed
-from flowers.audit.findings import Audited, Suspicion, facts_of, find_suspicions, summary_rows
-from flowers.audit.label_errors import FeatureRows, assign_folds, held_out_probs, judge
+from flowers.audit.findings import Audited, all_suspicions, facts_of, summary_rows
 from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
@@ -25,9 +24,11 @@ from flowers.errors import DataError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle
 from flowers.parsing import read_json
+from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
+from flowers.training.held_out import FeatureRows, assign_folds, held_out_probs
 from flowers.training.stage import Stage
 from flowers.training.train import open_run, prepare_stage
 
@@ -211,7 +212,7 @@ def _write_results(config: AuditConfig, audited: Audited, folds: np.ndarray, nei
     for fold in range(config.folds):
         probs[folds == fold] = _load_fold(output / "folds" / f"{fold}.npz", key)
     verdicts = judge(probs, audited.targets)
-    suspicions = find_suspicions(audited, verdicts, neighbours.pairs)
+    suspicions = all_suspicions(audited, verdicts, neighbours.pairs)
     facts = facts_of(audited, verdicts, neighbours, suspicions)
     remove(output / "audit.json")
     write_labels(output / "labels.csv", audited, suspicions)

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from flowers.audit.label_errors import Verdicts
 from flowers.audit.neighbours import Neighbours
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections
 from flowers.data.paths import PathList, encode_path, readable
 from flowers.datasets.near_duplicates import groups
+from flowers.reports.label_errors import Suspicion, Verdicts, find_suspicions
 
 LISTED = 100
 """Most photos, pairs and groups of a kind in audit.json."""
@@ -43,24 +42,10 @@ class Audited:
     corrections: Corrections | None
 
 
-class Suspicion(NamedTuple):
-    """A label to check: the photo, its given and its suggested class, how suspicious from 0 to 1, and why."""
-
-    index: int
-    given: int
-    suggested: int
-    score: float
-    why: str
-
-
-def find_suspicions(audited: Audited, verdicts: Verdicts, pairs: np.ndarray) -> list[Suspicion]:
+def all_suspicions(audited: Audited, verdicts: Verdicts, pairs: np.ndarray) -> list[Suspicion]:
     """Labels that are probably wrong, the most suspicious first: by the other photos, or by one that shows the same."""
     labels = [readable(label) for label in audited.classes.labels]
-    found: dict[int, Suspicion] = {}
-    for index in np.flatnonzero(verdicts.wrong).tolist():
-        given, best = int(audited.targets[index]), int(verdicts.best[index])
-        why = f"like {labels[best]} ({verdicts.other[index]:.0%}), not like {labels[given]} ({verdicts.own[index]:.1%})"
-        found[index] = Suspicion(index, given, best, float(verdicts.score[index]), why)
+    found = {item.index: item for item in find_suspicions(verdicts, audited.targets, audited.classes.labels)}
     for pair in pairs.tolist():
         one, other = sorted(pair, key=lambda index: verdicts.own[index])
         given, suggested = int(audited.targets[one]), int(audited.targets[other])
@@ -74,7 +59,7 @@ def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspi
     """All findings as plain values, for audit.json."""
     folders = [encode_path(folder) for folder in audited.classes.folders]
     joint, targets = verdicts.joint, audited.targets
-    off = joint.sum(axis=1) - np.diag(joint)
+    off = verdicts.estimated_wrong
     mixed = joint + joint.T
     overlaps = [(mixed[i, j], i, j) for i in range(len(folders)) for j in range(i) if mixed[i, j] >= LEAST_OVERLAP]
     probable = np.maximum(verdicts.own, verdicts.other)

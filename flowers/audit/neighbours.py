@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flowers.audit.label_errors import BLOCK, TINY
+from flowers.reports.label_errors import BLOCK, TINY
 
 SAME = 0.93
 """Cosine of standardised features from which two photos show the same. Of 2,858 photos of Oxford 102, the pairs above

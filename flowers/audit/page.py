@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowers.audit.findings import Audited, Suspicion
-from flowers.audit.label_errors import Verdicts
+from flowers.audit.findings import Audited
 from flowers.data.corrections import written_class
 from flowers.data.paths import encode_path
+from flowers.reports.label_errors import Suspicion, Verdicts
 from flowers.reports.page import write_page
 from flowers.reports.photos import photos, whole_photos
 

@@ -2,18 +2,21 @@
 
 import base64
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from flowers import console
 from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
 from flowers.parsing import parse_json, read_json
 from flowers.reports import calibration
 from flowers.reports.advice import Known, advise
 from flowers.reports.answers import Answers
+from flowers.reports.label_errors import LabelCheck
 from flowers.reports.page import write_page
 from flowers.reports.photos import ViewRow, photos
 from flowers.reports.plots import Line, Plot, lay_out
@@ -26,6 +29,8 @@ MATRIX = 30
 MANY_CLASSES = 10
 """With no more classes than this, top5 is no headline: a guess would reach half of it."""
 LEFT_OUT = 200
+SUSPECTS = 24
+"""Labels to check that the page shows; the audit has all of them."""
 CALIBRATED = ("valid_ece_uncalibrated", "valid_ece_out_of_fold")
 """Figures of a model that was calibrated at the end of its training."""
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -44,6 +49,7 @@ class Background:
         facts: names and what they are: device, time, ...
         data_dir: where the images are, as the user named it.
         left_out: by split, paths and reasons of the images that could not be read.
+        labels: what was found about those of the training images.
     """
 
     results: Mapping[str, Mapping[str, float]]
@@ -54,6 +60,7 @@ class Background:
     facts: Sequence[tuple[str, object]] = ()
     data_dir: Path | str | None = None
     left_out: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    labels: LabelCheck | None = None
 
 
 def write_model_report(
@@ -117,6 +124,9 @@ def write_model_report(
         views=background.views,
         trials=run["trials"],
         lr_finder=run["lr_finder"],
+        labels=background.labels,
+        suspects=_suspects(background),
+        audit=_audit_command(background, config),
         facts=[*_facts(bundle, run["timing"]), *data, *background.facts],
         config=config,
         checkpoint=bundle.folder,
@@ -148,6 +158,26 @@ def _top1_at(history: Sequence[Mapping], epoch: float | None) -> dict[str, float
     """Top1 of train and valid at an epoch, as far as the history has it."""
     lines = [line for line in history if line.get("epoch") == epoch and "top1" in line]
     return {line["event"]: line["top1"] for line in lines}
+
+
+def _suspects(background: Background) -> list[dict]:
+    """The labels to check that are shown: the photo, its path, the label, the suggested one, and why."""
+    labels, train = background.labels, background.splits.get("train")
+    if labels is None or train is None:
+        return []
+    shown = labels.suspicions[:SUSPECTS]
+    pictures = photos({item.index: train.full_path(item.index) for item in shown})
+    return [{"photo": pictures[item.index], "path": train.paths[item.index], "item": item} for item in shown]
+
+
+def _audit_command(background: Background, config: Mapping[str, object]) -> str:
+    """The command that finds all labels to check, with the features that the run has cached."""
+    words = ["--data-dir", background.data_dir or "DATA", "--output-dir", "AUDIT"]
+    if background.run_dir is not None and config.get("finetune") == "head" and config.get("feature_cache"):
+        words += ["--checkpoint", background.run_dir]
+    if config.get("corrections"):
+        words += ["--corrections", config["corrections"]]
+    return shlex.join(console.job_command("audit", *words))
 
 
 def _trained_in(run_dir: Path | None) -> Path | None:

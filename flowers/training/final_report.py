@@ -14,6 +14,7 @@ from flowers.datasets.check_report import findings
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
+from flowers.reports.label_errors import LabelCheck
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
 from flowers.training.stage import Stage
@@ -25,7 +26,12 @@ MAX_CHECKED = 10_000
 
 
 def write_training_report(
-    stage: Stage, best: Bundle, results: Mapping[str, Mapping[str, float]], shown: Answers, valid: Answers
+    stage: Stage,
+    best: Bundle,
+    results: Mapping[str, Mapping[str, float]],
+    shown: Answers,
+    valid: Answers,
+    labels: LabelCheck,
 ) -> None:
     """Write ``report.html`` of the best model into the run folder.
 
@@ -33,6 +39,7 @@ def write_training_report(
         results: figures by split, as in metrics.json.
         shown: what the details are about.
         valid: answers on the validation split.
+        labels: of the training images.
     """
     config, data = stage.config, stage.data
     drawn = range(1, config.views) if config.uses_features else range(config.epochs)  # cached view 0 is plain
@@ -40,7 +47,7 @@ def write_training_report(
     facts = [("device", device_name(stage.accelerator))]
     found = data_findings(data.classes, data.splits)
     background = Background(
-        results, stage.run_dir, data.splits, found, views, facts, config.data_dir, data.left_out
+        results, stage.run_dir, data.splits, found, views, facts, config.data_dir, data.left_out, labels
     )  # fmt: skip
     write_model_report(stage.run_dir / "report.html", best, shown, background, valid)
 

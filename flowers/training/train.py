@@ -40,6 +40,7 @@ from flowers.training.features import cache_features
 from flowers.training.final_report import can_gather, can_report, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import tune_head
+from flowers.training.held_out import check_labels
 from flowers.training.lr_search import search_lr
 from flowers.training.model import HEAD_STAGE, build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
@@ -312,7 +313,8 @@ def finish(trainer: Trainer) -> None:
     console.table(title, ("split", "images", "loss", "top1", "top5"), rows)
     if wants_report(stage) and stage.accelerator.is_main_process:
         with or_warn():
-            write_training_report(stage, best, results, list(answers.values())[-1], answers["valid"])
+            labels = check_labels(stage, trainer.batches)
+            write_training_report(stage, best, results, list(answers.values())[-1], answers["valid"], labels)
 
 
 def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict], dict[str, Answers]]:

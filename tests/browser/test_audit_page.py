@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.audit.findings import Audited, Suspicion
-from flowers.audit.label_errors import judge
+from flowers.audit.findings import Audited
 from flowers.audit.page import write_audit_page
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import load_image_folders
+from flowers.reports.label_errors import Suspicion, judge
 from jobs.train import main as train
 
 FACTS = {
