@@ -199,7 +199,7 @@ def _build_timm(name: str, image_size: int | None) -> _Cut:
     from timm import create_model
 
     timm_name, variant = split_variant(name)
-    options = {"global_pool": "avg"} if variant == "avg" else {}
+    options = timm_options(variant)
     try:
         network = create_model(timm_name, pretrained=False, num_classes=0, **options)
         config = network.pretrained_cfg
@@ -248,6 +248,11 @@ def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
     head = list(network.named_children())[-1][0]
     aux = ("AuxLogits.", "aux1.", "aux2.") if "aux_logits" in options else ()
     return _Cut(Backbone(network, cut_head(network), preprocessing), (f"{head}.", *aux))
+
+
+def timm_options(variant: str) -> dict[str, object]:
+    """Arguments with which timm builds the variant of one of its networks."""
+    return {"global_pool": "avg"} if variant == "avg" else {}
 
 
 def torchvision_options(name: str, crop: int) -> dict[str, object]:

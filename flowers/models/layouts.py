@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowers.errors import ModelError
-from flowers.models.backbones import last_linear, skip_random_init, split_variant, torchvision_options
+from flowers.models.backbones import last_linear, skip_random_init, split_variant, timm_options, torchvision_options
 from flowers.models.bundle import Bundle
 from flowers.models.pretrained import LITE_MODELS
 from flowers.models.stages import split_name
@@ -65,7 +65,7 @@ def timm_layout(bundle: Bundle) -> Layout:
         name = name.partition(".")[0]
     if name is None or not is_model(name):
         raise ModelError(f"{base}: timm has no network of the same shape; use --format torchvision or onnx")
-    size, arguments = bundle.preprocessing.crop, {"global_pool": "avg"} if variant == "avg" else {}
+    size, arguments = bundle.preprocessing.crop, timm_options(variant)
     with skip_random_init():
         network = create_model(name, pretrained=False, num_classes=bundle.head.num_classes, **arguments)
         config = network.pretrained_cfg
