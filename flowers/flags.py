@@ -69,8 +69,13 @@ class Option(NamedTuple):
 
     @property
     def is_switch(self) -> bool:
-        """True if it takes no value: on as --x, off as --no-x."""
-        return self.kinds == (bool,)
+        """True if it needs no value: on as --x, off as --no-x."""
+        return self.kinds[0] is bool
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that a value may be; of a switch, what may stand behind it."""
+        return tuple(word for kind in self.kinds for word in typing.get_args(kind))
 
     @property
     def names(self) -> list[str]:
@@ -89,14 +94,16 @@ class Option(NamedTuple):
             return f"{number} {noun}"
         if self.flag.takes:
             return self.flag.takes
+        if self.is_switch:
+            return usage.either(["true", "false", *self.words])
         words = [word for kind in self.kinds for word in (typing.get_args(kind) or (_WORDS[kind],))]
         return usage.either(words)
 
     @property
     def placeholder(self) -> str:
-        """The values it takes, for the help; empty for a switch."""
+        """The values it takes, for the help; empty for a plain switch."""
         if self.is_switch:
-            return ""
+            return f"[{'|'.join(self.words)}]" if self.words else ""
         one = "|".join("|".join(typing.get_args(kind)) or _PLACEHOLDERS[kind] for kind in self.kinds)
         return f"[{one} ...]" if self.count is None else " ".join([one] * self.count)
 
@@ -113,8 +120,8 @@ class Option(NamedTuple):
         if value is None and self.optional:
             return None
         if self.is_switch:
-            if not isinstance(value, bool):
-                raise UsageError(f"{where}: got {value!r}, expected true or false")
+            if not (isinstance(value, bool) or value in self.words):
+                raise UsageError(f"{where}: got {value!r}, expected {self.expected}")
             return value
         if self.count == 1:
             return self._read_one(value, where)
@@ -131,8 +138,7 @@ class Option(NamedTuple):
             return None
         if value is not None and not isinstance(value, list | tuple | dict):
             word = "no" if value is False else word  # YAML takes a bare `no` for false
-            choices = {choice for kind in self.kinds for choice in typing.get_args(kind)}
-            if word in choices:
+            if word in self.words:
                 return word
             for kind in self.kinds:
                 if kind in _WORDS:
@@ -186,7 +192,7 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
         if option.flag.positional:
             parser.add_argument(option.name, nargs="*" if option.count is None else "?", default=argparse.SUPPRESS)
         elif option.is_switch:
-            parser.add_argument(*option.names, nargs=0, **settings)
+            parser.add_argument(*option.names, nargs="?" if option.words else 0, **settings)
         else:
             parser.add_argument(*option.names, nargs=None if option.count == 1 else "*", **settings)
     try:
@@ -220,7 +226,11 @@ class _Once(argparse.Action):
         if hasattr(namespace, self.dest):
             option = "--" + self.dest.replace("_", "-")
             raise argparse.ArgumentError(self, f"{option} is given twice; give it once")
-        setattr(namespace, self.dest, not option_string.startswith("--no-") if self.nargs == 0 else values)
+        is_off = option_string.startswith("--no-")
+        if self.nargs == "?" and values is not None and is_off:
+            raise argparse.ArgumentError(self, f"{option_string} takes no value, got {values!r}")
+        is_switched = self.nargs == 0 or (self.nargs == "?" and values is None)
+        setattr(namespace, self.dest, not is_off if is_switched else values)
 
 
 class _LastNumber(argparse.Action):

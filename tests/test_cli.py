@@ -128,6 +128,20 @@ def test_a_wrong_word_is_told_in_one_line(flags: list[str], words: list[str]) ->
         assert word in message
 
 
+def test_a_switch_may_take_a_word(tmp_path: Path) -> None:
+    def value(*words: str) -> object:
+        return cli.parse(TrainConfig, ["--data-dir", "x", *words]).tune_head
+
+    assert (value(), value("--tune-head"), value("--no-tune-head")) == (False, True, False)
+    assert value("--tune-head", "wide", "-b", "8") == value("--tune-head=wide") == "wide"
+    (file := tmp_path / "config.yaml").write_text("tune_head: wide\n")
+    assert value("--config", str(file)) == "wide"
+    with pytest.raises(UsageError, match="--tune-head: got 'narrow', expected true, false or wide"):
+        value("--tune-head", "narrow")
+    with pytest.raises(UsageError, match="--no-tune-head takes no value, got 'wide'"):
+        value("--no-tune-head", "wide")
+
+
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("epoch: 7\n")

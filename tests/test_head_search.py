@@ -1,5 +1,6 @@
 """``--tune-head``: what is tried, what is taken, and that validation images have no part in it."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from jobs_in_processes import Job
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError, UsageError
+from flowers.training.feature_search import larger_images, more_views, other_stages
 from flowers.training.flags import check_flags
 from flowers.training.head_search import WEIGHT_DECAYS, Trial, choose
 from flowers.training.train import train
@@ -93,10 +95,56 @@ def test_what_was_tried_is_in_the_report(tuned: Path) -> None:
         assert f">{trial['loss']:.4g}</td>" in table
 
 
+def test_a_wide_search_takes_the_best_features_and_fits_them_as_if_they_had_been_given(
+    sample_set: Path, tmp_path: Path
+) -> None:
+    """Of a network of random weights its stages tell more than its last features, and larger images are not tried."""
+    flags = ("--data-dir", sample_set, "--weights", "none", "--image-size", "32", "-j", "0", "--no-report")
+    command = (*flags, "--model", "timm/test_resnet", "--tune-head", "wide", "--output-dir", "run")
+    wide = Job("train", command, folder=tmp_path)
+    assert wide.wait() == [0], wide.output
+    assert "2 more sets of features are tried" in wide.output
+    trials = json.loads((tmp_path / "run" / "feature_tuning.json").read_text())
+    first, other, views = trials
+    assert (first["model"], first["image_size"], first["views"]) == ("timm/test_resnet", 32, 1)
+    assert (other["model"], other["views"]) == ("timm/test_resnet+2", 1)
+    assert views["views"] == 4
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    best = first if other["loss"] >= first["loss"] - other["loss_error"] else other
+    best = best if views["loss"] >= best["loss"] - views["loss_error"] else views
+    assert {name: config[name] for name in ("model", "image_size", "views")}.items() <= best.items()
+    assert not (tmp_path / "run" / "tuning").exists()
+    given = ("--model", config["model"], "--views", config["views"], "--tune-head", "--output-dir", "plain")
+    plain = Job("train", (*flags, *given), folder=tmp_path)
+    assert plain.wait() == [0], plain.output
+    for name in ("last/model.safetensors", "history.jsonl", "metrics.json", "features/train.npy"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+    again = Job("train", command, folder=tmp_path)
+    assert again.wait() == [0], again.output
+    assert "is finished already" in again.output
+
+
+def test_what_is_given_is_not_searched() -> None:
+    asked = parse(TrainConfig, ["--data-dir", "x", "--model", "efficientnet_lite0+1", "--tune-head", "wide"])
+    found = dataclasses.replace(asked, image_size=224)
+    assert other_stages(asked, found) == {}
+    assert larger_images(asked, found) == {"image_size": 288}
+    assert larger_images(found, found) == {}
+    assert more_views(asked, found) == {"views": 4}
+    assert more_views(dataclasses.replace(asked, views=2), found) == {}
+    plain = dataclasses.replace(asked, model=None)
+    assert other_stages(plain, found) == {"model": "efficientnet_lite0"}
+
+
 @pytest.mark.parametrize("flags", [["--finetune", "full"], ["--no-feature-cache"]])
 def test_where_it_has_no_place_it_is_refused(flags: list[str]) -> None:
     with pytest.raises(UsageError, match="--tune-head tries heads on cached features"):
         check_flags(parse(TrainConfig, ["--data-dir", "x", "--tune-head", *flags]))
+
+
+def test_a_staged_run_does_not_choose_features() -> None:
+    with pytest.raises(UsageError, match="--tune-head wide chooses what a head sees: use it with --finetune head"):
+        check_flags(parse(TrainConfig, ["--data-dir", "x", "--tune-head", "wide", "--finetune", "staged"]))
 
 
 def test_flags_about_small_steps_are_refused(sample_set: Path, tmp_path: Path) -> None:

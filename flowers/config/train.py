@@ -97,9 +97,10 @@ class TrainConfig:
     """With --finetune head: run the frozen backbone once per view and train on the stored features."""
     views: int = 1
     """Views of each training image in the feature cache: the plain image first, then augmented ones."""
-    tune_head: bool = False
+    tune_head: bool | Literal["wide"] = False
     """With cached features: choose the weight decay of the head by cross-validation on the training images, then fit
-    it to all of them."""
+    it to all of them. wide: choose also the network's stages, the image size and the number of views, unless they are
+    given; takes five to ten times as long."""
     freeze_bn: bool = False
     """Freeze batch-norm statistics (with --finetune full or staged). Use about a tenth of the default learning rate,
     e.g. --lr 0.003."""

@@ -19,6 +19,8 @@ from flowers.training.model import Model, train_sizes
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
 """Settings that ``--tune-head`` finds, or found in earlier versions."""
+FOUND_WIDE = ("model", "image_size", "views")
+"""Settings that ``--tune-head wide`` finds, too."""
 # A resume may change these: they do not alter what is computed, or their effect is checked instead.
 FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
@@ -114,6 +116,8 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(f"--views {config.views} is for cached features; without them every epoch draws a new view")
     if config.tune_head and not (config.uses_features or config.finetune == "staged"):
         raise UsageError("--tune-head tries heads on cached features: use it with --finetune head or staged")
+    if config.tune_head == "wide" and config.finetune != "head":
+        raise UsageError("--tune-head wide chooses what a head sees: use it with --finetune head")
     if config.tune_head and config.lr == "auto" and config.finetune == "head":
         raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
     if config.uses_features and config.views == 1:
@@ -149,7 +153,13 @@ def check_fit(config: TrainConfig) -> None:
 
 
 def with_default_model(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
-    """The flags with the network that is the default where none is given; a resumed run keeps its own."""
+    """The flags with the network that is the default where none is given; a resumed run keeps its own.
+
+    So it does with what ``--tune-head wide`` found.
+    """
+    if resumed is not None and config.tune_head == "wide":
+        found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in FOUND_WIDE}
+        return dataclasses.replace(config, **found)
     if config.model is not None:
         return config
     name = DEFAULT_OF_A_HEAD if config.uses_features else DEFAULT_MODEL

@@ -9,6 +9,7 @@ Source: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def choose(trials: list[Trial]) -> Trial:
     return max(near, key=lambda trial: trial.weight_decay)
 
 
-def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
+def cross_validate(stage: Stage, problem: HeadProblem, weight_decays: Sequence[float] = WEIGHT_DECAYS) -> list[Trial]:
     """Fit heads without one fold each, for every weight decay, and measure them on the plain views of that fold.
 
     Raises:
@@ -122,5 +123,5 @@ def cross_validate(stage: Stage, problem: HeadProblem) -> list[Trial]:
             float(np.std(means, ddof=1) / count**0.5),
         )
 
-    with console.progress("tuning the head", len(WEIGHT_DECAYS) * count, "fits") as meter:
-        return [attempt(weight_decay) for weight_decay in WEIGHT_DECAYS]
+    with console.progress("tuning the head", len(weight_decays) * count, "fits") as meter:
+        return [attempt(weight_decay) for weight_decay in weight_decays]

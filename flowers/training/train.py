@@ -36,7 +36,8 @@ from flowers.training.checkpoint import (
     remove_leftovers,
 )
 from flowers.training.continued import continued
-from flowers.training.features import cache_features
+from flowers.training.feature_search import choose_features
+from flowers.training.features import FeatureBatches, cache_features
 from flowers.training.final_report import can_gather, can_report, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import tune_head
@@ -87,7 +88,9 @@ def train(config: TrainConfig) -> int:
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
-        config = with_default_model(config, resumed)
+        asked, config = config, with_default_model(config, resumed)
+        if config.tune_head == "wide" and resumed is None:
+            config = choose_features(asked, config, lambda config: trial_features(config, session))
         if config.finetune == "staged" and resumed is None:
             train_head_stage(config, session)
         if train_stage(config, session, resumed):
@@ -174,12 +177,22 @@ def train_head_stage(config: TrainConfig, session: Session) -> None:
     data = handle_bad_images(config, session.accelerator, session.data, None)
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
-    if not config.tune_head:
+    import os
+
+    if not config.tune_head and not os.environ.get("EXP_LBFGS"):
         own["optimizer"] = "adamw"  # what the whole network's recipe was measured with
     config = dataclasses.replace(config, resume="auto", log_with=None, report=False, calibrate=False, **own)
     session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
     session.accelerator.free_memory()
+
+
+def trial_features(config: TrainConfig, session: Session) -> tuple[Stage, FeatureBatches]:
+    """The features of the training images alone, under flags that may become those of the run."""
+    data = handle_bad_images(config, session.accelerator, session.data, None)
+    session = dataclasses.replace(session, data=dataclasses.replace(data, valid=None, test=None))
+    stage = prepare_stage(config, session, None)
+    return stage, build_batches(stage)
 
 
 def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> bool:
