@@ -84,11 +84,15 @@ def test_the_new_table_and_folders_are_those_of_a_job_with_this_threshold(
         ("new.jsonl", {}),
         ("new.csv.gz", {}),
         ("new.parquet", {}),
+        ("new.xlsx", {}),
+        ("new.xlsx", {"thumbnails": True, "columns": ("path,status,label",)}),
         ("new.csv", {"excel": True, "columns": ("path,status,label,class",)}),
         ("new.csv", {"class_names": Path("names.json")}),
     ],
 )
 def test_of_any_kind_with_any_columns_and_back(bundle: Path, place: Path, name: str, flags: dict) -> None:
+    if name.endswith(".xlsx"):
+        pytest.importorskip("openpyxl")
     names = {"1": "eins", "10": "zehn", "2": "zwei", "a b": "A, B"}
     Path("names.json").write_text(json.dumps(names))
     config = PredictConfig(from_table=Path("out.csv"), min_prob=0.6, output=Path(name), **flags)

@@ -20,6 +20,7 @@ from odd_files import encode, quarters
 from flowers.config.predict import PredictConfig
 from flowers.data.archives import Archive
 from flowers.data.choice import Choice
+from flowers.data.workbook import write_workbook
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.prediction.inputs import input_root, list_inputs, look_at, read_input
 
@@ -286,6 +287,9 @@ def test_a_predictions_file_is_a_list(tmp_path: Path) -> None:
 
         pyarrow.parquet.write_table(pyarrow.table({"path": paths}), tmp_path / "p.parquet")
         names.append("p.parquet")
+    if pytest.importorskip("openpyxl"):
+        write_workbook(tmp_path / "p.xlsx", (({"path": path}, None) for path in paths), ["path"])
+        names.append("p.xlsx")
     for name in names:
         rows = found(tmp_path / name)
         assert list(rows) == ["a\\b.jpg", "c.jpg", "t.tar/gone.jpg", "t.tar/n.jpg", "z.zip/o.jpg"]

@@ -37,6 +37,8 @@ HOMES = {
     "onnxruntime": {"engines", "exports"},
     "nncf": {"exports"},
     "gradio": {"demo"},
+    "xlsxwriter": {"data"},
+    "openpyxl": {"data"},
     "pillow_heif": {"data"},
     "fsspec": {"data"},
 }
@@ -49,6 +51,8 @@ LAZY = {
     "matplotlib",
     "scipy",
     "pyarrow",
+    "xlsxwriter",
+    "openpyxl",
     "jinja2",
     "gradio",
     "pillow_heif",

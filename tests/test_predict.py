@@ -508,7 +508,8 @@ def test_an_input_that_gives_nothing_is_one_line(run: Callable, tmp_path: Path, 
 
 def test_every_kind_of_output_says_the_same(run: Callable, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    kinds = ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet"]
+    pytest.importorskip("openpyxl")
+    kinds = ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet", "a.xlsx"]
     for kind in kinds:
         run(output=tmp_path / kind, min_prob=0.5)
     found = [list(table.read_rows(tmp_path / kind)) for kind in kinds]
@@ -520,7 +521,7 @@ def test_every_kind_of_output_says_the_same(run: Callable, tmp_path: Path) -> No
     assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl", "a.xlsx"])
 def test_the_same_job_gives_the_same_bytes(run: Callable, tmp_path: Path, name: str) -> None:
     run(output=tmp_path / "1" / name)
     run(output=tmp_path / "2" / name, workers=4)

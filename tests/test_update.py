@@ -21,6 +21,7 @@ import tiny_job
 from flowers.config.predict import PredictConfig
 from flowers.data import retries as retries_module
 from flowers.data.archives import Entry
+from flowers.data.workbook import read_workbook
 from flowers.errors import DataError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
 from flowers.prediction import kept, table
@@ -161,10 +162,15 @@ def test_an_update_that_dies_while_it_replaces_the_table_is_finished_by_the_next
     assert outputs(tmp_path, "out") == outputs(tmp_path, "fresh")
 
 
-@pytest.mark.parametrize("name", ["out.csv.gz", "out.jsonl", "out.parquet"])
+def need_library(name: str) -> None:
+    for ending, library in ((".parquet", "pyarrow"), (".xlsx", "openpyxl")):
+        if name.endswith(ending):
+            pytest.importorskip(library)
+
+
+@pytest.mark.parametrize("name", ["out.csv.gz", "out.jsonl", "out.parquet", "out.xlsx"])
 def test_every_kind_of_table_is_updated(run: Callable, folder: Path, tmp_path: Path, name: str) -> None:
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
+    need_library(name)
     with tarfile.open(folder / "t.tar", "w") as tar:
         tar.add(folder / "0001.jpg", "m.jpg")
     run(output=tmp_path / name)
@@ -176,11 +182,10 @@ def test_every_kind_of_table_is_updated(run: Callable, folder: Path, tmp_path: P
     assert (tmp_path / name).read_bytes() == (tmp_path / f"fresh-{name}").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["c.csv.gz", "c.jsonl", "c.parquet"])
+@pytest.mark.parametrize("name", ["c.csv.gz", "c.jsonl", "c.parquet", "c.xlsx"])
 def test_a_table_of_chosen_columns_is_updated(run: Callable, folder: Path, tmp_path: Path, name: str) -> None:
     """Also with a path of two lines, an error row, and columns in an order of their own."""
-    if name.endswith(".parquet"):
-        pytest.importorskip("pyarrow")
+    need_library(name)
     names = ["prob", "path", "label_2", "status"]
     chosen = {"columns": (",".join(names[:3]), names[3]), "output": tmp_path / name}
     run(output=tmp_path / f"all-{name}")
@@ -208,6 +213,9 @@ def read_rows_of_any(path: Path) -> Iterator[dict]:
         import pyarrow.parquet
 
         yield from pyarrow.parquet.read_table(path).to_pylist()
+    elif path.suffix == ".xlsx":
+        (_, names), *rows = read_workbook(path)
+        yield from (dict(zip(names, cells, strict=True)) for _, cells in rows)
     elif path.suffix == ".jsonl":
         yield from map(json.loads, path.read_text().splitlines())
     else:

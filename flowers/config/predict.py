@@ -11,11 +11,11 @@ from flowers.files import MAX_NAME_BYTES
 from flowers.flags import Flag
 from flowers.machine import MAX_BATCH_SIZE
 
-OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl"}
+OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl", ".xlsx": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
 _OF_TABLE = {
     "from_table", "input", "config", "output", "excel", "columns", "class_names", "min_prob", "strict", "overwrite",
-    "report", "copy_to", "link_to",
+    "report", "copy_to", "link_to", "thumbnails",
 }  # fmt: skip
 """Fields that need no network, and so go with --from."""
 
@@ -63,10 +63,12 @@ class PredictConfig:
     """YAML file with defaults for these flags. Flags on the command line win."""
 
     output: Path | None = None
-    """File of results: .csv, .csv.gz, .jsonl or .parquet. A .json beside it says how they were made. Default:
-    predictions.csv; with --from, none."""
+    """File of results: .csv, .csv.gz, .jsonl, .parquet or .xlsx (Excel; needs the extra excel). A .json beside it says
+    how they were made. Default: predictions.csv; with --from, none."""
     excel: bool = False
     """Begin a .csv with a byte-order mark, so that Excel reads names with accents correctly."""
+    thumbnails: bool = False
+    """Begin each row of an .xlsx with a small picture of the photo, which is read once more for it."""
     columns: Annotated[tuple[str, ...], Flag(takes="names of columns")] = ()
     """Columns of the table, in this order (--columns path,label,prob); path must be one of them. Default: all."""
     class_names: Annotated[Path | None, Flag(takes="a JSON file")] = None
@@ -166,6 +168,8 @@ class PredictConfig:
             raise UsageError("--list-only only lists the files: leave --shard and --merge out")
         if self.excel and self.suffix() != ".csv":
             raise UsageError(f"--excel: got --output {self.output.name}, expected a name ending in .csv")
+        if self.thumbnails and self.suffix() != ".xlsx":
+            raise UsageError(f"--thumbnails: got --output {self.output.name}, expected a name ending in .xlsx")
         self._check_columns()
         self._check_update()
 
@@ -185,8 +189,9 @@ class PredictConfig:
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"--from takes the answers of a finished table, without the network: leave out {flags}")
-        if self.output is None and (self.columns or self.excel):
-            raise UsageError(f"{'--columns' if self.columns else '--excel'} is about the new table: add --output")
+        of_output = {"--columns": self.columns, "--excel": self.excel, "--thumbnails": self.thumbnails}
+        if self.output is None and (flags := [flag for flag, value in of_output.items() if value]):
+            raise UsageError(f"{flags[0]} is about the new table: add --output")
         if not (self.output or self.copy_to or self.link_to or self.report):
             raise UsageError("--from: nothing to write; add --output, --copy-to, --link-to or --report")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flowers import console
-from flowers.data.lists import csv_rows
+from flowers.data.lists import table_rows
 from flowers.data.paths import decode_path, encode_path, readable, some
 from flowers.errors import DataError
 from flowers.files import write_atomically
@@ -123,7 +123,7 @@ def read_corrections(file: Path, of_other_data: bool = False) -> Corrections:
         DataError: the file cannot be read, is no such CSV, or names a path twice.
     """
     classes: dict[str, str | None] = {}
-    for line, row in csv_rows(file):
+    for line, row in table_rows(file):
         where = f"{readable(file)}, line {line}"
         if "class" not in row:
             raise DataError(f"{readable(file)}: columns are {','.join(row)}, expected path,class")

@@ -6,7 +6,8 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
   class; ``split`` is train, valid (or val) or test, and train where it is empty. Other columns are ignored, so a
   predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a byte that is not
   UTF-8 ``\\xNN``.
-- ``NAME.csv.gz``: the same, compressed. For prediction also ``NAME.jsonl`` and ``NAME.parquet`` with a column ``path``.
+- ``NAME.csv.gz``: the same, compressed; ``NAME.xlsx``: the same, the first sheet of an Excel file. For prediction also
+  ``NAME.jsonl`` and ``NAME.parquet`` with a column ``path``.
 - any other name: plain text, one path a line. If the file holds NUL bytes these end the paths, not line ends: what
   ``find -print0`` writes. Where a class is needed it is the folder that the image lies in.
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from flowers.data.paths import decode_path, readable
+from flowers.data.workbook import as_text, read_workbook
 from flowers.errors import DataError
 from flowers.parsing import parse_json
 
@@ -39,7 +41,7 @@ SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", 
 
 STDIN = "-"
 """The name of the standard input as a list."""
-_CSV = (".csv", ".csv.gz")
+_TABLES = (".csv", ".csv.gz", ".xlsx")
 _BLOCK_BYTES = 1 << 20
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
 """Control characters, which file names hardly ever hold and binary files are full of."""
@@ -61,7 +63,7 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
     Raises:
         DataError: the file cannot be read, is no such CSV, has a row without path or class, or names a path twice.
     """
-    if list_file.name.lower().endswith(_CSV):
+    if list_file.name.lower().endswith(_TABLES):
         images = list(_labelled_rows(list_file))
     else:
         images = [_by_folder(path, list_file) for path in read_paths(list_file)]
@@ -104,7 +106,7 @@ def meant(path: str, base: str | os.PathLike) -> str:
 
 
 def _labelled_rows(list_file: Path) -> Iterator[ListedImage]:
-    for line, row in csv_rows(list_file):
+    for line, row in table_rows(list_file):
         folder = row["class"] if "class" in row else row.get("label")
         if folder is None:
             raise DataError(f"{readable(list_file)}: columns are {','.join(row)}, expected path,class or path,label")
@@ -161,8 +163,8 @@ def read_paths(list_file: Path) -> Iterator[str]:
     """
     name = list_file.name.lower()
     try:
-        if name.endswith(_CSV):
-            yield from (row["path"] for _, row in csv_rows(list_file))
+        if name.endswith(_TABLES):
+            yield from (row["path"] for _, row in table_rows(list_file))
         elif name.endswith(".jsonl"):
             with open(list_file, encoding="utf-8-sig") as file:
                 yield from (decode_path(parse_json(line)["path"]) for line in file if line.strip())
@@ -248,33 +250,43 @@ def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
             yield path
 
 
-def csv_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row of a CSV with its line number, by column name; the path as it is on disk.
+def table_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row of a CSV or .xlsx with its line number, by column name; the path as it is on disk.
 
     Raises:
-        DataError: the file cannot be read, is no CSV, or lacks the column ``path``.
+        DataError: the file cannot be read, is no such table, or lacks the column ``path``.
     """
+    is_workbook = list_file.name.lower().endswith(".xlsx")
+    lines = _workbook_lines(list_file) if is_workbook else _csv_lines(list_file)
     try:
-        opener = gzip.open if list_file.name.lower().endswith(".gz") else open
-        with opener(list_file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if "path" not in header:
-                raise DataError(f"{readable(list_file)}: the header lacks a column named path; expected path,class")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{readable(list_file)}, line {reader.line_num}: got {len(cells)} cells, "
-                        f"expected {len(header)} as in the header; a cell with a comma needs quotes"
-                    )
-                row = dict(zip(header, cells, strict=True))
-                row["path"] = _checked(decode_path(row["path"]), list_file, reader.line_num)
-                yield reader.line_num, row
-    except (OSError, csv.Error, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{readable(list_file)}: cannot be read as CSV: {reason}") from None
+        header = [name.strip().lower() for name in next(lines, (1, []))[1]]
+        if "path" not in header:
+            raise DataError(f"{readable(list_file)}: the header lacks a column named path; expected path,class")
+        for line, cells in lines:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{readable(list_file)}, line {line}: got {len(cells)} cells, "
+                    f"expected {len(header)} as in the header; a cell with a comma needs quotes"
+                )
+            row = dict(zip(header, cells, strict=True))
+            row["path"] = _checked(decode_path(row["path"]), list_file, line)
+            yield line, row
+    except (OSError, ValueError, csv.Error, EOFError, zlib.error) as error:
+        reason, kind = getattr(error, "strerror", None) or error, ".xlsx" if is_workbook else "CSV"
+        raise DataError(f"{readable(list_file)}: cannot be read as {kind}: {reason}") from None
+
+
+def _csv_lines(list_file: Path) -> Iterator[tuple[int, list[str]]]:
+    opener = gzip.open if list_file.name.lower().endswith(".gz") else open
+    with opener(list_file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        yield from ((reader.line_num, cells) for cells in reader)
+
+
+def _workbook_lines(list_file: Path) -> Iterator[tuple[int, list[str]]]:
+    return ((number, list(map(as_text, cells))) for number, cells in read_workbook(list_file))
 
 
 def _checked(path: str, list_file: Path, line: int) -> str:

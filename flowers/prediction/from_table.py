@@ -25,6 +25,7 @@ from flowers.data.archives import Archive
 from flowers.data.classes import display_names, names_digest
 from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
+from flowers.data.workbook import check_room
 from flowers.distributed import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, write_atomically
@@ -33,6 +34,7 @@ from flowers.prediction.inputs import input_root
 from flowers.prediction.rows import columns, line_of, status_by_prob
 from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import (
+    Thumbnails,
     check_free,
     finished_facts,
     output_facts,
@@ -87,14 +89,17 @@ def predict_from_table(config: PredictConfig) -> int:
         settings = _settings(config, facts, names, marks)
         if config.output is not None:
             _check_output(config, settings if is_whole else None, facts.get("contents"))
+            check_room(config.output, facts.get("files", 0), pictures=config.thumbnails)
         job = dataclasses.replace(config, output=config.output or table)
-        if config.copy_to or config.link_to or config.report:
+        if config.copy_to or config.link_to or config.report or config.thumbnails:
             job = dataclasses.replace(job, input=_inputs(config, facts, rows))
             check_target(job)
         if config.output is None:
             counts = Counter(row["status"] for row in rows())
         else:
-            counts = _write(config, {**facts, "settings": settings} if is_whole else None, names, rows)
+            counts = _write(
+                config, {**facts, "settings": settings} if is_whole else None, names, rows, _thumbnails(job)
+            )
         found = {**facts, "settings": settings, "counts": counts, "files": counts.total()}
         finish(job, rows, found, stop.check, wrote_table=config.output is not None)
     return EXIT_STRICT if config.strict and counts["error"] else 0
@@ -169,7 +174,11 @@ def _marked(table: Path, marks: _Marks, check_stop: Callable[[], None]) -> Itera
 
 def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Marks) -> dict:
     """The settings of a job that would write the new table; see ``predict.py``."""
-    settings = {name: value for name, value in facts.get("settings", {}).items() if name not in ("excel", "columns")}
+    settings = {
+        name: value
+        for name, value in facts.get("settings", {}).items()
+        if name not in ("excel", "columns", "thumbnails")
+    }
     if marks.min_prob is not None:
         settings["min_prob"] = marks.min_prob
     if marks.labels:
@@ -178,7 +187,7 @@ def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Mark
         return settings
     chosen = config.chosen_columns() or names
     settings |= {"kind": OUTPUT_KINDS[config.suffix()], "embeddings": None}
-    settings |= {"excel": True} if config.excel else {}
+    settings |= {name: True for name in ("excel", "thumbnails") if getattr(config, name)}
     return settings | ({"columns": chosen} if chosen != columns(settings.get("topk", 1)) else {})
 
 
@@ -241,7 +250,11 @@ def _is_there(root: Path, path: str) -> bool:
 
 
 def _write(
-    config: PredictConfig, facts: dict | None, names: list[str], rows: Callable[[], Iterator[dict[str, str]]]
+    config: PredictConfig,
+    facts: dict | None,
+    names: list[str],
+    rows: Callable[[], Iterator[dict[str, str]]],
+    thumbnails: Thumbnails | None,
 ) -> Counter:
     """Write the new table; returns the rows of each status.
 
@@ -262,7 +275,7 @@ def _write(
     temporary = output.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel)
+        write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel, thumbnails=thumbnails)
         if facts is not None:  # before the table: a start that was killed here has left a JSON that fits no table
             _write_sidecar(config, {**facts, "counts": dict(counts), "output": output_facts(output, temporary)})
         put_in_place(temporary, output)
@@ -271,6 +284,14 @@ def _write(
     finally:
         temporary.unlink(missing_ok=True)
     return counts
+
+
+def _thumbnails(config: PredictConfig) -> Thumbnails | None:
+    if not config.thumbnails:
+        return None
+    from flowers.prediction.thumbnails import with_thumbnails  # decodes photos, which takes torch
+
+    return functools.partial(with_thumbnails, config.input)
 
 
 def _write_sidecar(config: PredictConfig, facts: dict) -> None:

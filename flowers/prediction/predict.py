@@ -41,6 +41,7 @@ from flowers.prediction.table import (
     require_writer,
     write_sidecar,
 )
+from flowers.prediction.thumbnails import with_thumbnails
 from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
 from flowers.prediction.work_folder import WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
@@ -201,7 +202,7 @@ def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> No
 
 def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
     """All that decides the rows, but for the files; flags that came later count only where they are not the default."""
-    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel")}
+    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel", "thumbnails")}
     names = config.chosen_columns()
     chosen = {"columns": names} if names and names != columns(_topk(config, bundle)) else {}
     return {
@@ -361,7 +362,8 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         return None
     start_s = time.monotonic()
     work.check_engines()
-    totals = join_parts(work, config.output, config.suffix(), stop.check)
+    thumbnails = functools.partial(with_thumbnails, config.input) if config.thumbnails else None
+    totals = join_parts(work, config.output, config.suffix(), stop.check, thumbnails)
     embeddings = embeddings_file(config, bundle, work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()

@@ -1,6 +1,5 @@
 """The page to look at, of a finished predictions file."""
 
-import contextlib
 import os
 import urllib.parse
 from collections.abc import Iterable, Mapping
@@ -8,12 +7,10 @@ from pathlib import Path
 
 from flowers import console
 from flowers.config.predict import PredictConfig
-from flowers.data.archives import Archive
-from flowers.data.paths import decode_path
-from flowers.data.remote import address_of, read_address
-from flowers.errors import DataError, ImageError
+from flowers.errors import DataError
 from flowers.prediction.inputs import input_root
 from flowers.prediction.table import page_path
+from flowers.prediction.thumbnails import photo_reader
 from flowers.reports.predictions_report import write_predictions_report
 
 
@@ -32,23 +29,11 @@ def write_report(config: PredictConfig, rows: Iterable[Mapping[str, str]], facts
     except DataError as error:  # --merge, or a finished output, needs no photos
         console.warn(f"the report has no pictures: {error}")
         root = Path(os.devnull)
-    archive, page = Archive(root), page_path(config.output)
-
-    def read(path: str) -> str | bytes | None:
-        path = decode_path(path)
-        if address_of(path) is not None:
-            with contextlib.suppress(ImageError):
-                return read_address(path)
-            return None
-        source = os.path.join(root, path)
-        if os.path.lexists(source):
-            return source
-        return archive.read(path) if archive.find(path) else None
-
+    page = page_path(config.output)
     write_predictions_report(
         page,
         rows,
-        read,
+        photo_reader(root),
         facts=_told(config, facts),
         photo_base=_address(root, page.parent) if root.is_dir() else None,
     )

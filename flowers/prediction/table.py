@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers.config.predict import OUTPUT_KINDS
+from flowers.data import workbook
 from flowers.data.paths import readable
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
@@ -28,6 +29,9 @@ from flowers.prediction.rows import columns, csv_line, header, json_line
 
 if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
     from flowers.prediction.work import Work
+
+Thumbnails = Callable[[Iterator[dict]], Iterator[tuple[dict, bytes | None]]]
+"""Gives each row of a table its photo as a small JPEG, or None."""
 
 _ROW_GROUP = 65536
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
@@ -55,8 +59,10 @@ def require_writer(output: Path) -> None:
     """Say now, not after hours of work, that a library is missing.
 
     Raises:
-        UsageError: pyarrow is needed and not there.
+        UsageError: pyarrow is needed and not there, or what .xlsx takes.
     """
+    if output.name.lower().endswith(".xlsx"):
+        workbook.require_libraries(output)
     if output.name.lower().endswith(".parquet"):
         try:
             import pyarrow.parquet  # noqa: F401
@@ -95,13 +101,16 @@ def check_free(output: Path, embeddings: Path | None) -> None:
             raise _not_ours(embeddings, "--embeddings")
 
 
-def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[], None]) -> dict:
+def join_parts(
+    work: "Work", output: Path, suffix: str, check_stop: Callable[[], None], thumbnails: Thumbnails | None = None
+) -> dict:
     """Write the final file from all parts, with the columns that the work's settings choose.
 
     Args:
         output: its name.
         suffix: what it is, of ``OUTPUT_KINDS``.
         check_stop: raises when the process was asked to stop.
+        thumbnails: of an .xlsx with pictures, see ``write_rows``.
 
     Returns:
         counts by status, seconds by stage and reads that worked at a later try, summed over the parts.
@@ -118,9 +127,10 @@ def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[],
     try:
         _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), [])
         blocks = _blocks(work, check_stop)
-        if suffix != ".parquet" and "columns" in work.settings:
+        if suffix not in (".parquet", ".xlsx") and "columns" in work.settings:
             blocks = _chosen(blocks, OUTPUT_KINDS[suffix], columns(work.settings["topk"]), names)
-        write_rows(temporary, suffix, blocks, names, excel=bool(work.settings.get("excel")))
+        excel = bool(work.settings.get("excel"))
+        write_rows(temporary, suffix, blocks, names, excel=excel, thumbnails=thumbnails)
         put_in_place(temporary, output)
         put_in_place(stamps, stamps_path(output))
     except FileNotFoundError:
@@ -135,7 +145,15 @@ def join_parts(work: "Work", output: Path, suffix: str, check_stop: Callable[[],
     return totals
 
 
-def write_rows(path: Path, suffix: str, blocks: Iterator[bytes], names: list[str], *, excel: bool) -> None:
+def write_rows(
+    path: Path,
+    suffix: str,
+    blocks: Iterator[bytes],
+    names: list[str],
+    *,
+    excel: bool,
+    thumbnails: Thumbnails | None = None,
+) -> None:
     """Write a table of any kind.
 
     Args:
@@ -144,10 +162,17 @@ def write_rows(path: Path, suffix: str, blocks: Iterator[bytes], names: list[str
         blocks: lines as parts hold them, cut anywhere.
         names: their columns.
         excel: begin with a byte-order mark.
+        thumbnails: gives each row of an .xlsx its picture.
 
     Raises:
         OSError: the file cannot be written.
+        UsageError: an .xlsx cannot hold so many rows.
     """
+    if suffix == ".xlsx":
+        rows = map(json.loads, _lines(blocks))
+        pictured = thumbnails(rows) if thumbnails is not None else ((row, None) for row in rows)
+        workbook.write_workbook(path, pictured, names, pictures=thumbnails is not None)
+        return
     write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
     first = (codecs.BOM_UTF8 if excel else b"") + header(names, OUTPUT_KINDS[suffix])
     write[suffix](path, itertools.chain([first], blocks), names)
@@ -192,6 +217,9 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         if name.endswith(".parquet"):
             yield from (_as_text(row, path) for row in _parquet_rows(path))
             return
+        if name.endswith(".xlsx"):
+            yield from (_as_text(row, path) for row in _workbook_rows(path))
+            return
         with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             if name.endswith(".jsonl"):
                 yield from (_as_text(parse_json(line), path) for line in file)
@@ -226,6 +254,8 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     try:
         if name.endswith(".parquet"):
             yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in _parquet_rows(path))
+        elif name.endswith(".xlsx"):
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in _workbook_rows(path))
         elif name.endswith(".jsonl"):
             with open(path, "rb") as file:
                 for line in file:
@@ -353,6 +383,14 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches():
             yield from batch.to_pylist()
+
+
+def _workbook_rows(path: Path) -> Iterator[dict]:
+    rows = workbook.read_workbook(path)
+    names = list(map(workbook.as_text, next(rows, (1, []))[1]))
+    for _, cells in rows:
+        row = zip(names, cells, strict=True)
+        yield {name: cell if cell is None or name.startswith("prob") else workbook.as_text(cell) for name, cell in row}
 
 
 def _check_columns(found: Collection[str], path: Path) -> None:

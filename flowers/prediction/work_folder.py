@@ -13,6 +13,7 @@ from types import MappingProxyType
 from flowers import console
 from flowers.data.archives import Entry
 from flowers.data.paths import readable
+from flowers.data.workbook import check_room
 from flowers.errors import DataError, InUseError, OutputError
 from flowers.files import explain_os_error, sync_folder
 from flowers.locks import refuse_others, share, take_turns
@@ -157,6 +158,7 @@ class WorkFolder:
             OutputError: another job's output or work is there.
             InUseError: a job of other settings is at work on this output.
             DataError: no files.
+            UsageError: more than the output can hold.
         """
         listing = entries, root, shard_size, listed_by, left_out
         if keep is None and not os.access(self.path.parent, os.W_OK) and (facts := self._finished()):
@@ -201,6 +203,7 @@ class WorkFolder:
             raise DataError("--input: no images there; expected files that end like images, or see --ext")
         if info.duplicates:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
+        check_room(self._output, info.files, pictures="thumbnails" in self._settings)
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
         contents = sample_contents(FileList(folder), info.files, info.shard_size, root)
         about = {"contents": contents, "listed_by": listed_by, "left_out": dict(left_out)}
