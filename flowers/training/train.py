@@ -177,9 +177,7 @@ def train_head_stage(config: TrainConfig, session: Session) -> None:
     data = handle_bad_images(config, session.accelerator, session.data, None)
     own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
     own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
-    import os
-
-    if not config.tune_head and not os.environ.get("EXP_LBFGS"):
+    if not config.tune_head:
         own["optimizer"] = "adamw"  # what the whole network's recipe was measured with
     config = dataclasses.replace(config, resume="auto", log_with=None, report=False, calibrate=False, **own)
     session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
