@@ -88,7 +88,7 @@ def _run(files: int) -> dict:
 
     names = tuple(map(str, range(NUM_CLASSES)))
     bundle = types.SimpleNamespace(
-        hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None
+        hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, 224), head=None, made={}
     )
     predict.open_model = lambda path: bundle
     shard_loop.open_engine = lambda *args, **options: NullEngine()
