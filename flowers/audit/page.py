@@ -47,11 +47,18 @@ def write_audit_page(
                 "given": item.given,
                 "suggested": item.suggested,
                 "why": item.why,
-                "src": large[item.index],
+                "picture": item.index,
             }
             for item in suspicions
         ],
-        "examples": {index: [small[image] for image in images if small[image]] for index, images in examples.items()},
+        "pictures": {
+            **{str(image): picture for image, picture in large.items()},
+            **{f"example {image}": picture for image, picture in small.items()},
+        },
+        "examples": {
+            index: [f"example {image}" for image in images if small[image]] for index, images in examples.items()
+        },
+        "confirms": False,
         "earlier": [] if corrections is None else corrections.rows(),
     }
     title = f"{facts['labels_to_check']:,} labels to check of {facts['photos']:,}"

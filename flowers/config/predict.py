@@ -105,7 +105,8 @@ class PredictConfig:
     the next round."""
 
     report: bool = False
-    """Write an HTML page beside the output: counts, a gallery with the least certain photos first, errors."""
+    """Write an HTML page beside the output: counts, photos to check and correct, a gallery, errors. It saves
+    corrections.csv."""
     embeddings: Path | None = None
     """Write the feature vector of every file to this .npy file: float32, in the order of the rows, NaN where a file
     failed."""

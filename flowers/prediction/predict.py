@@ -17,7 +17,7 @@ from flowers.data.choice import Choice
 from flowers.data.classes import names_digest, renamed
 from flowers.data.formats import limits
 from flowers.data.formats.names import IMAGE_EXTENSIONS
-from flowers.data.paths import PathList, decode_path, readable
+from flowers.data.paths import PathList, decode_path, encode_path, readable
 from flowers.distributed import Place, from_main, take_place
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
@@ -368,6 +368,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()
     totals["seconds"]["join"] = round(time.monotonic() - start_s, 3)
+    classes = bundle.classes
     facts = {
         "model": work.settings["model"],
         "files": work.num_files,
@@ -380,6 +381,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "listed_by": work.listed_by,
         "input_root": _root_from_output(config),
         "auto_min_prob": bundle.made.get("min_prob"),
+        "classes": dict(zip(*(map(encode_path, names) for names in (classes.folders, classes.labels)), strict=True)),
         "made": how_made(to_plain(config)),
     }
     write_sidecar(work, config.output, facts)

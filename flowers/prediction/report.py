@@ -8,6 +8,7 @@ from pathlib import Path
 from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.errors import DataError
+from flowers.files import file_digest
 from flowers.prediction.inputs import input_root
 from flowers.prediction.table import page_path
 from flowers.prediction.thumbnails import photo_reader
@@ -36,6 +37,8 @@ def write_report(config: PredictConfig, rows: Iterable[Mapping[str, str]], facts
         photo_reader(root),
         facts=_told(config, facts),
         photo_base=_address(root, page.parent) if root.is_dir() else None,
+        classes=facts.get("classes") or {},  # a table of an earlier version names none
+        key=file_digest(config.output)["sha256"],
     )
 
 

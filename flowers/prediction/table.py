@@ -35,7 +35,7 @@ Thumbnails = Callable[[Iterator[dict]], Iterator[tuple[dict, bytes | None]]]
 
 _ROW_GROUP = 65536
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
-_SIDECAR_BYTES = 1 << 20  # more than any of ours has
+_SIDECAR_BYTES = 1 << 24  # more than any of ours has
 
 
 def sidecar_path(output: Path) -> Path:

@@ -43,14 +43,14 @@ def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, st
     return dict(zip(sources, shown, strict=True))
 
 
-def whole_photos(sources: Mapping[Key, str], side: int) -> dict[Key, str | None]:
+def whole_photos(sources: Mapping[Key, str | bytes], side: int) -> dict[Key, str | None]:
     """Return whole pictures, their longer side at most ``side`` pixels, as sources of images; None for unreadable ones.
 
     Args:
-        sources: paths by any key.
+        sources: by any key, a path or the bytes of an image file.
     """
 
-    def whole(source: str) -> str | None:
+    def whole(source: str | bytes) -> str | None:
         try:
             picture = Image.fromarray(read_image(source, min_short_side=side, to_srgb=True))
         except ImageError:

@@ -1,7 +1,6 @@
 // The gallery of predictions.html: filters and orders all photos, shows a few of them, and more on request.
 // Names only ever become text or attributes, never markup.
 const AT_ONCE = 60;
-const data = JSON.parse(document.getElementById("data").textContent);
 const statuses = new Map(["unsure", "unfamiliar", "damaged"].flatMap(status => data[status].map(photo => [photo, status])));
 const form = document.getElementById("filters"), photos = document.getElementById("photos");
 const more = document.getElementById("more"), shown = document.getElementById("shown");
@@ -24,15 +23,15 @@ function element(name, text, attributes = {}) {
 }
 
 function card(photo) {
-  const path = data.paths[photo], thumbnail = data.thumbnails[photo], target = address(path);
-  const words = thumbnail === null ? "cannot be read any more" : "no picture kept";
-  const picture = thumbnail ? element("img", null, {src: thumbnail, alt: path}) : element("p", words, {className: "none note"});
+  const path = data.paths[photo], src = data.pictures[photo], target = address(path);
+  const words = src === null ? "cannot be read any more" : "no picture kept";
+  const picture = src ? element("img", null, {src, alt: path}) : element("p", words, {className: "none note"});
   const figure = element("figure", null, {className: statuses.get(photo) ?? "", title: path});
   figure.append(target === null ? picture : element("a", null, {href: target}));
   if (target !== null) figure.firstChild.append(picture);
-  const caption = element("figcaption", `${data.classes[data.answers[photo]]} ${percent(data.probs[photo])}`);
+  const caption = element("figcaption", `${data.classes[data.answers[photo]].label} ${percent(data.probs[photo])}`);
   if (data.seconds[photo] >= 0) {
-    const second = `${data.classes[data.seconds[photo]]} ${percent(data.second_probs[photo])}`;
+    const second = `${data.classes[data.seconds[photo]].label} ${percent(data.second_probs[photo])}`;
     caption.append(element("br", null), element("span", second, {className: "note"}));
   }
   caption.append(element("br", null), element("span", path, {className: "note path"}));
@@ -57,7 +56,7 @@ function filter() {
     if (wanted.class !== "" && data.answers[photo] !== Number(wanted.class)) continue;
     if (wanted.status !== "" && (statuses.get(photo) ?? "ok") !== wanted.status) continue;
     if (data.probs[photo] < low || data.probs[photo] > high) continue;
-    if (wanted.pictures && !data.thumbnails[photo]) continue;
+    if (wanted.pictures && !data.pictures[photo]) continue;
     if (text && !data.paths[photo].toLocaleLowerCase().includes(text)) continue;
     found.push(photo);
   }

@@ -1,5 +1,4 @@
-// Judging labels: keys or buttons, judgements kept in localStorage, saved as a CSV. Names only ever become text.
-const data = JSON.parse(document.getElementById("data").textContent);
+// Judging labels and answers: keys or buttons, judgements kept in localStorage, saved as a CSV. Names only ever become text.
 const at = id => document.getElementById(id);
 const same = text => text.normalize("NFKD").toLocaleLowerCase();
 // By path: a class number, "keep" or "remove". "order" is what undo takes back.
@@ -19,27 +18,31 @@ const nameOf = index => {
   return one.label === one.folder ? one.label : `${one.label} (${one.folder})`;
 };
 
-function showExamples(target, index) {
-  target.replaceChildren(...(data.examples[index] ?? []).map(src => Object.assign(document.createElement("img"), {src, alt: `example of ${data.classes[index].label}`})));
+function showExamples(target, index, photo) {
+  const others = (data.examples[index] ?? []).filter(picture => picture !== photo.picture);
+  target.replaceChildren(...others.map(picture => Object.assign(document.createElement("img"), {src: data.pictures[picture], alt: `example of ${data.classes[index].label}`})));
 }
 
 function show() {
   const photo = data.photos[state.place], verdict = state.judged[photo.path];
-  at("photo").hidden = photo.src === null;
-  at("none").hidden = photo.src !== null;
-  at("photo").src = photo.src ?? "data:,";
+  const src = data.pictures[photo.picture];
+  at("photo").hidden = src === null;
+  at("none").hidden = src !== null;
+  at("photo").src = src ?? "data:,";
   at("photo").alt = photo.path;
   at("path").textContent = photo.path;
   at("why").textContent = photo.why;
   at("given").textContent = nameOf(photo.given);
-  at("suggested").textContent = nameOf(photo.suggested);
-  showExamples(at("given-examples"), photo.given);
-  showExamples(at("suggested-examples"), photo.suggested);
+  at("suggested").textContent = photo.suggested === null ? "" : nameOf(photo.suggested);
+  at("suggested").parentElement.hidden = photo.suggested === null;
+  showExamples(at("given-examples"), photo.given, photo);
+  showExamples(at("suggested-examples"), photo.suggested, photo);
   const acts = {keep: verdict === "keep", take: verdict === photo.suggested, remove: verdict === "remove", other: typeof verdict === "number" && verdict !== photo.suggested};
   for (const button of document.querySelectorAll("[data-act]")) button.setAttribute("aria-pressed", acts[button.dataset.act]);
+  document.querySelector("[data-act=take]").disabled = photo.suggested === null;
   const judged = data.photos.filter(one => one.path in state.judged).length;
   at("progress").value = judged;
-  const now = verdict === undefined ? "not judged" : verdict === "keep" ? "kept" : verdict === "remove" ? "removed" : `now ${nameOf(verdict)}`;
+  const now = verdict === undefined ? "not judged" : verdict === "keep" ? "kept" : verdict === "remove" ? "left out" : `now ${nameOf(verdict)}`;
   at("state").textContent = `Photo ${state.place + 1} of ${data.photos.length}, ${now}; ${judged} judged`;
 }
 
@@ -70,8 +73,10 @@ function save() {
   const rows = new Map(data.earlier);
   for (const photo of data.photos) {
     const verdict = state.judged[photo.path];
+    if (verdict === undefined) continue;
+    const own = verdict === "keep" ? photo.given : verdict;
     if (verdict === "remove") rows.set(photo.path, "-");
-    else if (typeof verdict === "number" && verdict !== photo.given) rows.set(photo.path, data.classes[verdict].folder);
+    else if (own !== photo.given || data.confirms) rows.set(photo.path, data.classes[own].folder);
   }
   const cell = text => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const lines = ["path,class", ...[...rows].map(row => row.map(cell).join(","))];
@@ -123,11 +128,15 @@ function search() {
   wanted.focus();
 }
 
-const acts = {keep: () => judge("keep"), take: () => judge(data.photos[state.place].suggested), other: search, remove: () => judge("remove")};
+const acts = {keep: () => judge("keep"), take: () => data.photos[state.place].suggested === null || judge(data.photos[state.place].suggested), other: search, remove: () => judge("remove")};
 const keys = {1: acts.keep, 2: acts.take, 3: acts.other, 4: acts.remove, ArrowLeft: () => move(-1), ArrowRight: () => move(1), u: undo, s: save};
 document.addEventListener("keydown", event => {
-  // The only field is the dialog's; it keeps the focus until the page is drawn without it, and takes no key from then on.
   if (dialog.open || event.ctrlKey || event.metaKey || event.altKey) return;
+  // Other fields take their keys. The dialog's keeps the focus until the page is drawn without it, but takes none then.
+  const field = event.target.closest("input, select, textarea");
+  if (field && field !== wanted) return;
+  const {top, bottom} = at("judge").getBoundingClientRect();
+  if (bottom < 0 || top > innerHeight) return; // nobody judges what is not on the screen
   const act = keys[event.key];
   if (!act) return;
   event.preventDefault();
