@@ -171,12 +171,12 @@ def _suspects(background: Background) -> list[dict]:
 
 
 def _audit_command(background: Background, config: Mapping[str, object]) -> str:
-    """The command that finds all labels to check, with the features that the run has cached."""
-    words = ["--data-dir", background.data_dir or "DATA", "--output-dir", "AUDIT"]
-    if background.run_dir is not None and config.get("finetune") == "head" and config.get("feature_cache"):
-        words += ["--checkpoint", background.run_dir]
-    if config.get("corrections"):
-        words += ["--corrections", config["corrections"]]
+    """The command that finds all labels to check, with the features and the corrections that the run has."""
+    words, run_dir = ["--data-dir", background.data_dir or "DATA", "--output-dir", "AUDIT"], background.run_dir
+    if run_dir is not None and config.get("finetune") == "head" and config.get("feature_cache"):
+        words += ["--checkpoint", run_dir]
+    if run_dir is not None and (run_dir / "corrections.csv").is_file() and not config.get("add"):
+        words += ["--corrections", run_dir / "corrections.csv"]  # with --add some are of photos of other folders
     return shlex.join(console.job_command("audit", *words))
 
 

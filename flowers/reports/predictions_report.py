@@ -96,7 +96,7 @@ def write_predictions_report(
     """Write the page.
 
     Args:
-        rows: of a predictions file, as ``prediction.outputs.read_rows`` gives them.
+        rows: of a predictions file, all values as text.
         read: a row's path to where its photo lies, or the bytes of the file; None: it is not there any more.
         facts: names and what they are: model, engine, ...
         photo_base: address of the folder that paths start from, for links to the photos; None: no links.
