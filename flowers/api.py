@@ -282,8 +282,8 @@ def predict_folder(config: PredictConfig) -> FolderResult:
     Raises:
         FlowersError: anything that the user can mend; StoppedError after a stop on request.
     """
+    from flowers.data.tables import sidecar_path
     from flowers.prediction.predict import predict
-    from flowers.prediction.table import sidecar_path
 
     predict(config)
     facts = json.loads(sidecar_path(config.output).read_text(encoding="utf-8"))

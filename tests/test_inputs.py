@@ -373,8 +373,8 @@ def test_every_file_of_a_folder_of_everything_is_a_row_or_counted(tmp_path: Path
 def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     import tiny_job
 
+    from flowers.data.tables import read_rows
     from flowers.prediction.predict import predict
-    from flowers.prediction.table import read_rows
 
     folder = tmp_path_factory.mktemp("model")
     bundle = tiny_job.make_bundle(folder / "bundle")

@@ -11,12 +11,12 @@ from flowers.data.classes import display_names
 from flowers.data.grouping import group_images
 from flowers.data.lists import read_paths
 from flowers.data.splits import read_split
+from flowers.data.tables import read_rows
 from flowers.errors import CheckpointError, DataError, ModelError, UsageError
 from flowers.models.state_dicts import read_class_list
 from flowers.models.weight_files import read_states
 from flowers.parsing import MOST_DEPTH, parse_json, read_yaml
 from flowers.prediction.status import describe
-from flowers.prediction.table import read_rows
 from flowers.training.checkpoint import load_checkpoint
 
 ODD = {

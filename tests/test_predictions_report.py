@@ -13,7 +13,7 @@ import tiny_job
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
-from flowers.prediction.table import read_rows
+from flowers.data.tables import read_rows
 from flowers.reports import predictions_report
 from flowers.reports.predictions_report import choose, write_predictions_report
 from jobs.predict import main as predict

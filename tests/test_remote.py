@@ -13,9 +13,9 @@ from flowers.config.predict import PredictConfig
 from flowers.data import remote
 from flowers.data import retries as retries_module
 from flowers.data.remote import address_of, read_address
+from flowers.data.tables import read_rows
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.prediction.predict import predict
-from flowers.prediction.table import read_rows
 
 fsspec = pytest.importorskip("fsspec", reason="pip install -e .[remote]")
 

@@ -14,9 +14,9 @@ from flowers.data import retries as retries_module
 from flowers.data.file_bytes import read_bytes
 from flowers.data.retries import TRANSIENT, Retries, retries
 from flowers.data.scan import scan_images
+from flowers.data.tables import read_rows
 from flowers.errors import ImageError
 from flowers.prediction.predict import predict
-from flowers.prediction.table import read_rows
 
 
 @pytest.fixture(autouse=True)

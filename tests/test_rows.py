@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flowers.data.paths import decode_path
+from flowers.data.tables import read_rows
 from flowers.prediction.rows import RowFormat, best_classes, columns, header
-from flowers.prediction.table import read_rows
 
 LABELS, FOLDERS = ("daisy", 'rose, "red"', "tulip"), ("1", "10", "a b")
 

@@ -97,7 +97,7 @@ def test_labels_from_folder_names(tmp_path: Path) -> None:
 
 
 def test_jsonl_scores_the_same(predictions: Path, tmp_path: Path) -> None:
-    from flowers.prediction.table import read_rows
+    from flowers.data.tables import read_rows
 
     (tmp_path / "labels.csv").write_text(LABELS)
     lines = [json.dumps({name: value or None for name, value in row.items()}) for row in read_rows(predictions)]

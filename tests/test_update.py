@@ -21,6 +21,7 @@ import tiny_job
 from flowers.config.predict import PredictConfig
 from flowers.data import retries as retries_module
 from flowers.data.archives import Entry
+from flowers.data.tables import read_rows
 from flowers.data.workbook import read_workbook
 from flowers.errors import DataError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
@@ -28,7 +29,7 @@ from flowers.prediction import kept, table
 from flowers.prediction import predict as predict_module
 from flowers.prediction.kept import StampingReader, stamp_of
 from flowers.prediction.predict import predict
-from flowers.prediction.table import finished_facts, read_rows
+from flowers.prediction.table import finished_facts
 from flowers.stopping import StopRequest
 
 

@@ -15,11 +15,11 @@ from flowers.config.predict import PredictConfig
 from flowers.data import workbook
 from flowers.data.lists import read_labelled, read_paths
 from flowers.data.paths import decode_path
+from flowers.data.tables import read_rows
 from flowers.data.workbook import read_workbook, write_workbook
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.prediction.predict import predict
 from flowers.prediction.score import score_predictions
-from flowers.prediction.table import read_rows
 
 openpyxl = pytest.importorskip("openpyxl")
 pytest.importorskip("xlsxwriter")

@@ -1,12 +1,16 @@
 """Configs made in Python: paths may be given as strings."""
 
+import os
 import typing
 from pathlib import Path
 
 
 def accept_strings(config: object) -> None:
-    """Turn strings into paths, in place, in the fields of a frozen dataclass that hold paths."""
+    """Turn strings into paths, in place, in the fields of a frozen dataclass; several paths may be given as one."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        value, hints = getattr(config, name), (hint, *typing.get_args(hint))
+        if value is not None and tuple[Path, ...] in hints:
+            given = (value,) if isinstance(value, str | os.PathLike) else value
+            object.__setattr__(config, name, tuple(map(Path, given)))
+        elif isinstance(value, str) and Path in hints:
             object.__setattr__(config, name, Path(value))

@@ -135,8 +135,6 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         accept_strings(self)
-        one = isinstance(self.input, str | os.PathLike)
-        object.__setattr__(self, "input", tuple(map(Path, (self.input,) if one else self.input)))
         if self.from_table is not None:
             self._check_from()
         else:

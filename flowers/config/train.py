@@ -56,9 +56,13 @@ class TrainConfig:
     class_names: Path | None = None
     """JSON file that maps class folders to display names. Default: cat_to_name.json in the data folder, if it
     exists."""
-    corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
-    """Corrected labels, such as jobs/audit.py makes: CSV of path,class; the class - leaves an image out. Photos stay as
-    they are."""
+    add: Annotated[tuple[Path, ...] | None, Flag(takes="predictions tables")] = None
+    """Tables of jobs/predict.py: their photos of status ok become further training images, with the class that was
+    predicted. None of them is held out for validation."""
+    corrections: Annotated[tuple[Path, ...] | None, Flag(takes="CSVs of path,class")] = None
+    """Corrected labels, such as jobs/audit.py makes: CSV of path,class; the class - leaves an image out. Paths are
+    those of the data, or of a table of --add, whose unsure photos are taken too if they stand here. Photos stay as they
+    are."""
     exclude: tuple[str, ...] = ()
     """Leave out files and folders that fit one of these patterns, by name or by path below the data folder:
     --exclude '*_small.jpg' thumbs."""

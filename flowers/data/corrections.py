@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flowers import console
@@ -31,12 +31,14 @@ class Corrections:
         of_other_data: rows may name images and classes that are not there, as those of a run may that is now measured
             on other images.
         found: the class that the listing gives, by path, of the images found so far.
+        of_tables: the class that predictions tables give, by the path that these have for a photo.
     """
 
-    file: Path
+    file: Path | str
     classes: dict[str, str | None]
     of_other_data: bool = False
     found: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    of_tables: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def digest(self) -> str:
@@ -91,15 +93,16 @@ class Corrections:
         Raises:
             DataError: they are named.
         """
-        gone = sorted(self.classes.keys() - self.found.keys())
+        gone = sorted(self.classes.keys() - self.found.keys() - self.of_tables.keys())
         if gone and not self.of_other_data:
             raise DataError(
                 f"{readable(self.file)}: {some([readable(path) for path in gone])} not among the images of {where}; "
                 "remove these rows, or give the file that belongs to these images"
             )
-        left_out = sum(self.classes[path] is None for path in self.found)
-        changed = sum(self.classes[path] not in (None, folder) for path, folder in self.found.items())
-        if self.found:
+        given = {**self.of_tables, **self.found}
+        left_out = sum(self.classes[path] is None for path in given)
+        changed = sum(self.classes[path] not in (None, folder) for path, folder in given.items())
+        if given:
             console.say(
                 f"corrections of {console.plain(readable(self.file))}: {changed} labels changed, {left_out} images "
                 "left out"
@@ -111,6 +114,26 @@ def written_class(folder: str | None) -> str:
     if folder is None:
         return LEAVE_OUT
     return r"\x2d" if folder == LEAVE_OUT else encode_path(folder)
+
+
+def read_all_corrections(files: Sequence[Path]) -> Corrections | None:
+    """Read several files of corrections as one; None for no file.
+
+    Raises:
+        DataError: one cannot be read or is no such CSV, or two give a path different classes.
+    """
+    read = [read_corrections(file) for file in files]
+    if len(read) < 2:
+        return read[0] if read else None
+    classes: dict[str, str | None] = {}
+    for own in read:
+        for path, folder in own.classes.items():
+            if classes.setdefault(path, folder) != folder:
+                raise DataError(
+                    f"{readable(own.file)}: {readable(path)} has the class {written_class(folder)}, and "
+                    f"{written_class(classes[path])} in an earlier file; keep one of the rows"
+                )
+    return Corrections(", ".join(map(str, files)), classes)
 
 
 def read_corrections(file: Path, of_other_data: bool = False) -> Corrections:

@@ -39,7 +39,7 @@ NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The images of one split, sorted by the bytes of their paths, less the names of tar shards.
+    """The images of one split, sorted by the bytes of their paths, less the names of tar shards; added ones come last.
 
     Attributes:
         root: folder that the paths start from.

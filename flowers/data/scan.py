@@ -20,6 +20,7 @@ from flowers.errors import DataError
 
 _CHUNK = 16384  # names of one folder sorted at a time
 _LOOKS_AT_ONCE = 16  # each is a round trip on a network file system
+_INT64_MAX = 2**63 - 1
 
 
 def scan_images(
@@ -177,8 +178,31 @@ def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
-    def stamps(indices: np.ndarray) -> np.ndarray:
-        return np.array([stamp(int(index)) for index in indices], np.int64).reshape(-1, 2)
+    return _looked_at(stamp, count)
+
+
+def file_ids(path_of: Callable[[int], str], count: int) -> np.ndarray:
+    """Device and inode of files, by which they are the same whatever their paths, [count, 2] int64; -1 for no file.
+
+    Args:
+        path_of: gives the path of a file by its index.
+    """
+
+    def identity(index: int) -> tuple[int, int]:
+        try:
+            status = os.stat(path_of(index))
+        except OSError:
+            return -1, -1
+        return status.st_dev & _INT64_MAX, status.st_ino & _INT64_MAX
+
+    return _looked_at(identity, count)
+
+
+def _looked_at(look: Callable[[int], tuple[int, int]], count: int) -> np.ndarray:
+    """What ``look`` tells of each index, [count, 2] int64; in threads, since each look may take a round trip."""
+
+    def part(indices: np.ndarray) -> np.ndarray:
+        return np.array([look(int(index)) for index in indices], np.int64).reshape(-1, 2)
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        return np.concatenate(list(pool.map(stamps, np.array_split(np.arange(count), _LOOKS_AT_ONCE))))
+        return np.concatenate(list(pool.map(part, np.array_split(np.arange(count), _LOOKS_AT_ONCE))))

@@ -8,6 +8,7 @@ from pathlib import Path
 from flowers import console
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.paths import decode_path, readable
+from flowers.data.tables import read_rows
 from flowers.errors import DataError
 from flowers.prediction.score import (
     bare_name,
@@ -18,7 +19,6 @@ from flowers.prediction.score import (
     two_rows,
     write_result,
 )
-from flowers.prediction.table import read_rows
 
 _LISTED = 10
 _SIGNIFICANT = 0.05

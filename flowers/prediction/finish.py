@@ -6,9 +6,10 @@ from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.choice import said_left_out
 from flowers.data.paths import readable
+from flowers.data.tables import sidecar_path
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.sort_photos import sort_photos
-from flowers.prediction.table import page_path, sidecar_path
+from flowers.prediction.table import page_path
 
 
 def finish(

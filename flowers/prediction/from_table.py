@@ -25,6 +25,7 @@ from flowers.data.archives import Archive
 from flowers.data.classes import display_names, names_digest
 from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
+from flowers.data.tables import photo_roots, read_rows, read_sidecar, recorded_input, require_writer, sidecar_path
 from flowers.data.workbook import check_room
 from flowers.distributed import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
@@ -39,10 +40,6 @@ from flowers.prediction.table import (
     finished_facts,
     output_facts,
     put_in_place,
-    read_rows,
-    read_sidecar,
-    require_writer,
-    sidecar_path,
     stamps_path,
     write_rows,
 )
@@ -228,21 +225,24 @@ def _inputs(config: PredictConfig, facts: dict, rows: Callable[[], Iterator[dict
     table = config.from_table
     known = (row["path"] for row in rows() if row["status"] != "error")
     paths = [decode_path(path) for path in itertools.islice(known, _PHOTOS_LOOKED_FOR)]
-    recorded = (facts.get("made") or {}).get("config", {}).get("input") or ()
-    recorded = (recorded,) if isinstance(recorded, str) else recorded
-    places = [config.input] if config.input else [tuple(map(Path, recorded))]
-    if not config.input and facts.get("input_root"):
-        places.append((table.parent / facts["input_root"],))
-    for inputs in filter(None, places):
-        with contextlib.suppress(DataError):
-            root = input_root(inputs)
-            if not paths or any(_is_there(root, path) for path in paths):
-                return inputs
-    looked = " or ".join(" ".join(map(readable, inputs)) for inputs in filter(None, places))
+    roots = [input_root(config.input)] if config.input else photo_roots(table, facts)
+    for root in roots:
+        if not paths or any(_is_there(root, path) for path in paths):
+            return config.input or _as_given(facts, root)
+    looked = " or ".join(map(readable, roots))
     raise DataError(
         f"the photos of {readable(table)}{f', such as {readable(paths[0])},' if paths else ''} are not in "
-        f"{looked or 'a place that is known'}; give --input with the folder that its paths start from"
+        f"{looked}; give --input with the folder that its paths start from"
     )
+
+
+def _as_given(facts: dict, root: Path) -> tuple[Path, ...]:
+    """The inputs as the job was given them, which may be parts of the folder, where they are those still."""
+    given = tuple(map(Path, recorded_input(facts)))
+    with contextlib.suppress(DataError, OSError):
+        if given and os.path.samefile(input_root(given), root):
+            return given
+    return (root,)
 
 
 def _is_there(root: Path, path: str) -> bool:

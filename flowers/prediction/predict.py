@@ -18,6 +18,7 @@ from flowers.data.classes import names_digest, renamed
 from flowers.data.formats import limits
 from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.paths import PathList, decode_path, encode_path, readable
+from flowers.data.tables import read_rows, require_writer
 from flowers.distributed import Place, from_main, take_place
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
@@ -37,8 +38,6 @@ from flowers.prediction.table import (
     finished_facts,
     join_parts,
     read_lines,
-    read_rows,
-    require_writer,
     write_sidecar,
 )
 from flowers.prediction.thumbnails import with_thumbnails

@@ -19,9 +19,9 @@ from flowers.config.predict import OUTPUT_KINDS
 from flowers.data.classes import alike
 from flowers.data.lists import read_labelled
 from flowers.data.paths import decode_path, readable, some
+from flowers.data.tables import read_rows
 from flowers.errors import DataError
 from flowers.files import write_atomically
-from flowers.prediction.table import read_rows
 
 CONFUSIONS = 20
 _SHOWN = 5

@@ -19,9 +19,10 @@ from pathlib import Path
 from flowers import console
 from flowers.config.status import StatusConfig
 from flowers.data.paths import readable
+from flowers.data.tables import sidecar_path
 from flowers.locks import is_held
 from flowers.prediction import parts
-from flowers.prediction.table import finished_facts, sidecar_path
+from flowers.prediction.table import finished_facts
 from flowers.prediction.work import DAMAGE, Work, lock_of
 from flowers.prediction.work_folder import job_folders, work_folder_of
 

@@ -14,16 +14,17 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowers.config.predict import OUTPUT_KINDS
 from flowers.data import workbook
 from flowers.data.paths import readable
-from flowers.errors import DataError, OutputError, UsageError
+from flowers.data.tables import parquet_rows, read_sidecar, sidecar_path, workbook_rows
+from flowers.errors import DataError, OutputError
 from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
-from flowers.parsing import parse_json, read_json
+from flowers.parsing import parse_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
 
@@ -34,14 +35,6 @@ Thumbnails = Callable[[Iterator[dict]], Iterator[tuple[dict, bytes | None]]]
 """Gives each row of a table its photo as a small JPEG, or None."""
 
 _ROW_GROUP = 65536
-csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
-_SIDECAR_BYTES = 1 << 24  # more than any of ours has
-
-
-def sidecar_path(output: Path) -> Path:
-    """The JSON file beside an output."""
-    is_csv = output.name.lower().endswith(".csv")
-    return output.with_suffix(".json") if is_csv else output.with_name(f"{output.name}.json")
 
 
 def stamps_path(output: Path) -> Path:
@@ -53,23 +46,6 @@ def page_path(output: Path) -> Path:
     """The page beside an output: ``predictions.html`` beside ``predictions.csv``."""
     suffix = next(suffix for suffix in OUTPUT_KINDS if output.name.lower().endswith(suffix))
     return output.with_name(output.name[: -len(suffix)] + ".html")
-
-
-def require_writer(output: Path) -> None:
-    """Say now, not after hours of work, that a library is missing.
-
-    Raises:
-        UsageError: pyarrow is needed and not there, or what .xlsx takes.
-    """
-    if output.name.lower().endswith(".xlsx"):
-        workbook.require_libraries(output)
-    if output.name.lower().endswith(".parquet"):
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise UsageError(
-                f"--output {readable(output)}: parquet needs pyarrow: pip install 'flowers[parquet]', or choose .csv.gz"
-            ) from None
 
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
@@ -206,37 +182,6 @@ def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
         raise explain_os_error(error, sidecar_path(output)) from error
 
 
-def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Read a predictions file of any kind row by row, all values as text, empty where there is none.
-
-    Raises:
-        DataError: the file cannot be read, or is no predictions file.
-    """
-    name = path.name.lower()
-    try:
-        if name.endswith(".parquet"):
-            yield from (_as_text(row, path) for row in _parquet_rows(path))
-            return
-        if name.endswith(".xlsx"):
-            yield from (_as_text(row, path) for row in _workbook_rows(path))
-            return
-        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            if name.endswith(".jsonl"):
-                yield from (_as_text(parse_json(line), path) for line in file)
-                return
-            reader = csv.DictReader(file)
-            _check_columns(reader.fieldnames or [], path)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{readable(path)}: line {reader.line_num} has another number of cells than the header"
-                    )
-                yield row
-    except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
-
-
 def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     """Path, status and line of each row of a finished table, the line as parts hold it.
 
@@ -253,9 +198,9 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     empty = dict.fromkeys(every)
     try:
         if name.endswith(".parquet"):
-            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in _parquet_rows(path))
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in parquet_rows(path))
         elif name.endswith(".xlsx"):
-            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in _workbook_rows(path))
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in workbook_rows(path))
         elif name.endswith(".jsonl"):
             with open(path, "rb") as file:
                 for line in file:
@@ -272,18 +217,6 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
                 yield from ((row[of_path], row[of_status], csv_line(row)) for row in rows)
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, StopIteration) as error:
         raise DataError(f"{readable(path)}: cannot be read: {' '.join(str(error).split())}") from error
-
-
-def read_sidecar(output: Path) -> dict | None:
-    """Read the sidecar of an output, which it may not fit any more; None if there is none, or it is something else."""
-    sidecar = sidecar_path(output)
-    with contextlib.suppress(OSError, ValueError):
-        if sidecar.stat().st_size <= _SIDECAR_BYTES:
-            facts = read_json(sidecar)
-            kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}
-            if isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
-                return facts
-    return None
 
 
 def _is_as_written(path: Path, known: dict) -> bool:
@@ -374,32 +307,3 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     for block in blocks:
         *lines, rest = (rest + block).split(b"\n")
         yield from lines
-
-
-def _parquet_rows(path: Path) -> Iterator[dict]:
-    require_writer(path)
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
-
-
-def _workbook_rows(path: Path) -> Iterator[dict]:
-    rows = workbook.read_workbook(path)
-    names = list(map(workbook.as_text, next(rows, (1, []))[1]))
-    for _, cells in rows:
-        row = zip(names, cells, strict=True)
-        yield {name: cell if cell is None or name.startswith("prob") else workbook.as_text(cell) for name, cell in row}
-
-
-def _check_columns(found: Collection[str], path: Path) -> None:
-    if "path" not in found:
-        raise DataError(f"{readable(path)}: no column 'path'; expected what jobs/predict.py writes")
-    if "class" not in found and "label" not in found:
-        raise DataError(f"{readable(path)}: no column 'class' or 'label'; expected what jobs/predict.py writes")
-
-
-def _as_text(row: object, path: Path) -> dict[str, str]:
-    _check_columns(row if isinstance(row, dict) else (), path)
-    return {name: "" if value is None else str(value) for name, value in row.items()}

@@ -214,7 +214,7 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmeti
             own = checkpoint.path.parent.parent / CORRECTIONS_FILE
             hint = "leave it out" if before is None else f"give --corrections {own}, as this run was begun with"
         elif name in ("train images", "valid images", "classes"):
-            hint = "the data changed since"
+            hint = "the data or --add changed since" if name == "train images" else "the data changed since"
         elif name.startswith(SIZES_OF):
             hint = "photos were replaced since, under the same names"
         elif name == "--epochs":

@@ -26,7 +26,7 @@ FREE_FLAGS = {
     "data_dir", "output_dir", "config", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
     "class_names", "exclude", "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep",
     "resume", "max_hours", "log_interval", "log_with", "project", "run_name", "report", "corrections",
-    "group", "max_pixels", "calibrate", "grad_checkpointing", "deterministic",
+    "add", "group", "max_pixels", "calibrate", "grad_checkpointing", "deterministic",
 }  # fmt: skip
 HEAD_DEFAULTS = {
     "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "label_smoothing": 0.1, "model_ema_decay": 0.0,

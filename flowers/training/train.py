@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from flowers import console, distributed
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
+from flowers.data.added import add_to_train, read_added
 from flowers.data.choice import Choice
-from flowers.data.corrections import read_corrections
+from flowers.data.corrections import read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
+from flowers.data.grouping import warn_of_leaks
 from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import DataError, StoppedError
@@ -120,7 +122,8 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             for folder in (run_dir, run_dir / HEAD_STAGE):
                 remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
-        corrections = read_corrections(config.corrections) if config.corrections else None
+        corrections = read_all_corrections(config.corrections or ())
+        tables = [read_added(table, Choice(exclude=config.exclude), corrections) for table in config.add or ()]
         # A start that failed before its first checkpoint, on a broken image say, may have left a split.
         anew = not _has_checkpoints(run_dir)
         draw = ValidationDraw(config.val_fraction, config.seed, run_dir / "split.json", anew, config.group)
@@ -132,6 +135,10 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
                 choice=Choice(exclude=config.exclude),
                 corrections=corrections,
             )
+        if tables:
+            data = add_to_train(data, tables)
+            if config.group:
+                warn_of_leaks({name: samples.paths for name, samples in data.splits.items()}, config.group)
         data = data.at_most(config.max_images, config.max_train_images, config.seed)
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         if config.deterministic:
