@@ -243,9 +243,9 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     kept = {"--" + name.replace("_", "-"): value for name, value in flags.items() if name not in FREE_FLAGS}
     return {
-        "global_batch_size": global_batch_size,
         "--corrections": data.corrections and data.corrections.digest,
         **data_digests(data),
+        "global_batch_size": global_batch_size,  # of a head fitted at once it is the number of images
         **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
         "--mixed-precision": precision,
     }
