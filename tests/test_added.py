@@ -11,16 +11,14 @@ import yaml
 from trees import load, touch
 
 from flowers.cli import parse
-from flowers.config.evaluate import EvaluateConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.data.added import add_to_train, read_added
 from flowers.data.choice import Choice
-from flowers.data.corrections import read_all_corrections
-from flowers.data.folders import ImageFolders
+from flowers.data.corrections import read_all_corrections, read_corrections
+from flowers.data.folders import ImageFolders, load_split
 from flowers.data.tables import read_rows
 from flowers.errors import CheckpointError, DataError
-from jobs.evaluate import main as evaluate
 from jobs.predict import main as predict
 from jobs.train import main as train
 
@@ -165,10 +163,9 @@ def test_a_table_of_a_job_becomes_training_images_of_a_run_that_resumes(sample_s
     assert train(parse(TrainConfig, ["--config", str(run / "config.yaml")])) == 0, "it is finished, and knows that"
     with pytest.raises(CheckpointError, match=r"train images was 32 .*, is now 39 .* the data or --add changed since"):
         train(parse(TrainConfig, [*map(str, words), "--add", str(every)]))
-    output = tmp_path / "m.json"
-    words = ["--checkpoint", run, "--data-dir", data, "--split", "train", "--no-report", "-j", 0, "--output", output]
-    assert evaluate(parse(EvaluateConfig, list(map(str, words)))) == 0
-    assert json.loads(output.read_text())["images"] == 24
+    own = read_corrections(run / "corrections.csv", of_other_data=True)
+    measured = load_split(data, "train", drawn.classes, run / "split.json", own)
+    assert measured.paths == drawn.train.paths, "evaluation knows the run's corrections, and nothing of the added ones"
 
 
 def test_no_photo_of_the_run_is_named_by_a_path_of_this_machine(place: Path) -> None:

@@ -29,9 +29,10 @@ from flowers.data.folders import ClassIndex
 from flowers.data.formats import limits
 from flowers.data.images import Decoded, decode_image, read_image
 from flowers.data.paths import decode_path
+from flowers.data.tables import read_rows
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
-from flowers.prediction import parts, sort_photos, table
+from flowers.prediction import parts, sort_photos
 from flowers.prediction import pipeline as pipeline_module
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
@@ -512,7 +513,7 @@ def test_every_kind_of_output_says_the_same(run: Callable, tmp_path: Path) -> No
     kinds = ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet", "a.xlsx"]
     for kind in kinds:
         run(output=tmp_path / kind, min_prob=0.5)
-    found = [list(table.read_rows(tmp_path / kind)) for kind in kinds]
+    found = [list(read_rows(tmp_path / kind)) for kind in kinds]
     for rows in found:
         assert [list(row) for row in rows] == [list(row) for row in found[0]]
         for row, wanted in zip(rows, found[0], strict=True):
