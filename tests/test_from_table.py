@@ -13,7 +13,7 @@ from odd_files import half_jpeg
 
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
-from flowers.data.tables import read_rows
+from flowers.data.tables import read_rows, read_sidecar
 from flowers.errors import DataError, FlowersError, OutputError, UsageError
 from flowers.prediction.predict import predict
 from jobs.predict import main
@@ -72,7 +72,7 @@ def test_the_new_table_and_folders_are_those_of_a_job_with_this_threshold(
     assert Path("new.csv").read_bytes() == fresh.read_bytes()
     assert tree(place / "sorted") == tree(place / "fresh")
     new, then = (json.loads(Path(name).read_text()) for name in ("new.json", "fresh.json"))
-    for name in ("settings", "contents", "counts", "files", "stamps", "model", "engine", "input_root"):
+    for name in ("settings", "contents", "counts", "files", "stamps", "model", "engine", "input_root", "classes"):
         assert new[name] == then[name], name
     statuses = {row["status"] for row in read_rows(fresh)}
     assert statuses == {"ok", "error", "damaged", *(["unsure"] if min_prob != "0" else [])}
@@ -98,6 +98,8 @@ def test_of_any_kind_with_any_columns_and_back(bundle: Path, place: Path, name: 
     config = PredictConfig(from_table=Path("out.csv"), min_prob=0.6, output=Path(name), **flags)
     assert main(config) == 0
     assert Path(name).read_bytes() == job(bundle, place, f"fresh-{name}", min_prob=0.6, **flags).read_bytes()
+    new, fresh = (read_sidecar(Path(path)) for path in (name, f"fresh-{name}"))
+    assert [new[fact] for fact in ("settings", "classes")] == [fresh[fact] for fact in ("settings", "classes")]
     if not flags:
         back = PredictConfig(from_table=Path(name), min_prob=0.7, output=Path("back.csv"))
         assert main(back) == 0

@@ -23,7 +23,7 @@ from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.archives import Archive
 from flowers.data.classes import display_names, names_digest
-from flowers.data.paths import decode_path, readable
+from flowers.data.paths import decode_path, encode_path, readable
 from flowers.data.remote import address_of
 from flowers.data.tables import photo_roots, read_rows, read_sidecar, recorded_input, require_writer, sidecar_path
 from flowers.data.workbook import check_room
@@ -81,7 +81,7 @@ def predict_from_table(config: PredictConfig) -> int:
             "taken as they are now"
         )
     with StopRequest() as stop:
-        marks = _Marks(_min_prob(config, facts), _labels(config, names))
+        marks = _Marks(_min_prob(config, facts), _labels(config, facts, names))
         rows = functools.partial(_marked, table, marks, stop.check)
         settings = _settings(config, facts, names, marks)
         if config.output is not None:
@@ -91,14 +91,15 @@ def predict_from_table(config: PredictConfig) -> int:
         if config.copy_to or config.link_to or config.report or config.thumbnails:
             job = dataclasses.replace(job, input=_inputs(config, facts, rows))
             check_target(job)
+        facts["settings"] = settings
+        if marks.labels and facts.get("classes"):
+            facts["classes"] = dict(marks.labels)
         if config.output is None:
             counts = Counter(row["status"] for row in rows())
         else:
-            counts = _write(
-                config, {**facts, "settings": settings} if is_whole else None, names, rows, _thumbnails(job)
-            )
-        found = {**facts, "settings": settings, "counts": counts, "files": counts.total()}
-        finish(job, rows, found, stop.check, wrote_table=config.output is not None)
+            counts = _write(config, facts if is_whole else None, names, rows, _thumbnails(job))
+        facts |= {"counts": counts, "files": counts.total()}
+        finish(job, rows, facts, stop.check, wrote_table=config.output is not None)
     return EXIT_STRICT if config.strict and counts["error"] else 0
 
 
@@ -142,14 +143,16 @@ def _min_prob(config: PredictConfig, facts: dict) -> float | None:
     return value
 
 
-def _labels(config: PredictConfig, names: list[str]) -> dict[str, str]:
-    """The display names of ``--class-names``, for the classes that stand in the table."""
+def _labels(config: PredictConfig, facts: dict, names: list[str]) -> dict[str, str]:
+    """The display names of ``--class-names``, as in rows: for all classes of the model, or those that rows name."""
     if config.class_names is None:
         return {}
-    of_class = [name for name in names if name.startswith("class")]
-    folders = {row[name] for row in read_rows(config.from_table) for name in of_class} - {""}
-    ordered = tuple(sorted(folders))
-    return dict(zip(ordered, display_names(ordered, Path(), config.class_names), strict=True))
+    folders = list(facts.get("classes") or ())
+    if not folders:  # a table of an earlier version
+        of_class = [name for name in names if name.startswith("class")]
+        folders = sorted({row[name] for row in read_rows(config.from_table) for name in of_class} - {""})
+    labels = display_names(tuple(map(decode_path, folders)), Path(), config.class_names)
+    return dict(zip(folders, map(encode_path, labels), strict=True))
 
 
 def _marked(table: Path, marks: _Marks, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
@@ -179,7 +182,7 @@ def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Mark
     if marks.min_prob is not None:
         settings["min_prob"] = marks.min_prob
     if marks.labels:
-        settings["class_names"] = names_digest(list(marks.labels.values()))
+        settings["class_names"] = names_digest(list(map(decode_path, marks.labels.values())))
     if config.output is None:
         return settings
     chosen = config.chosen_columns() or names
