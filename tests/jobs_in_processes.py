@@ -14,7 +14,7 @@ from pathlib import Path
 
 server = multiprocessing.get_context("forkserver")
 """Its processes have imported what the jobs import, and nothing that a test has done."""
-server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.predict", "timm", "accelerate"])
+server.set_forkserver_preload(["flowers.training.train", "flowers.prediction.predict", "tests.preloaded"])
 
 TIMEOUT_S = 120
 

@@ -334,6 +334,7 @@ def test_made_names_versions_and_commit() -> None:
 
 def test_made_outside_git_or_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(bundles, "_git_commit", bundles._git_commit.__wrapped__)  # asked anew
     assert how_made()["git_commit"] is None
     monkeypatch.setattr(bundles.flowers, "__file__", str(tmp_path / "flowers" / "__init__.py"))
     assert how_made()["git_commit"] is None

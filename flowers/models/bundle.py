@@ -174,12 +174,8 @@ def load_bundle(path: Path) -> Bundle:
 
 def how_made(config: Mapping | None = None) -> dict:
     """When, with which versions, from which commit (where the code stands in a git tree) and which config."""
-    versions = {"python": platform.python_version(), "flowers": flowers.__version__}
-    for package in ("torch", "torchvision", "timm", "accelerate"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    made = {"date": date, "versions": versions, "git_commit": _git_commit()}
+    made = {"date": date, "versions": dict(_versions()), "git_commit": _git_commit(Path(flowers.__file__).parents[1])}
     return made if config is None else {**made, "config": dict(config)}
 
 
@@ -343,8 +339,18 @@ def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:
         raise ModelError(f"{where}: {WEIGHTS_FILE} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _git_commit() -> str | None:
-    root = Path(flowers.__file__).parents[1]
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "flowers": flowers.__version__}
+    for package in ("torch", "torchvision", "timm", "accelerate"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+@functools.cache
+def _git_commit(root: Path) -> str | None:
+    """The commit that the process started from; asked once, as a run saves many bundles."""
     if not (root / ".git").exists():  # installed elsewhere: a commit of another project would be a lie
         return None
     try:

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 from pathlib import Path
 
 import flowers
@@ -26,6 +27,13 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
 def render(template: str, **values: object) -> str:
     """Fill in a template as ``write_page`` does, and return the page."""
+    written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return templates().get_template(template).render(flowers_version=flowers.__version__, written=written, **values)
+
+
+@functools.cache
+def templates() -> "jinja2.Environment":  # noqa: F821
+    """The templates of this package, each of which is compiled once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -36,8 +44,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(flowers_version=flowers.__version__, written=written, **values)
+    return environment
 
 
 def jpeg_uri(content: bytes) -> str:

@@ -5,7 +5,7 @@ import re
 import jinja2
 import pytest
 
-from flowers.reports.page import write_page
+from flowers.reports.page import templates, write_page
 
 TEMPLATE = """\
 {% extends "base.html" %}
@@ -30,10 +30,9 @@ ROWS = [("b10", 9, 0.5), ("<script>alert(1)</script>", 100, 0.125), ("b9", 20, 1
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    loader = jinja2.PackageLoader("flowers.reports")
     with pytest.MonkeyPatch.context() as patch:
-        both = jinja2.ChoiceLoader([jinja2.DictLoader({"made.html": TEMPLATE}), loader])
-        patch.setattr(jinja2, "PackageLoader", lambda package: both)
+        both = jinja2.ChoiceLoader([jinja2.DictLoader({"made.html": TEMPLATE}), templates().loader])
+        patch.setattr(templates(), "loader", both)
         write_page(path, "made.html", title="<b>made</b>", rows=ROWS)
     return path.as_uri()
 
