@@ -285,6 +285,8 @@ def predict_folder(config: PredictConfig) -> FolderResult:
     from flowers.data.tables import sidecar_path
     from flowers.prediction.predict import predict
 
+    if config.from_table is not None:
+        raise UsageError("from_table: predict_folder runs a model; start jobs/predict.py --from for a finished table")
     predict(config)
     facts = json.loads(sidecar_path(config.output).read_text(encoding="utf-8"))
     return FolderResult(config.output, facts["counts"])

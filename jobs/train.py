@@ -2,6 +2,7 @@
 
 python jobs/train.py --data-dir data/sample
 python jobs/train.py --data-dir data/flowers102 --model densenet121 --finetune full --mixed-precision bf16
+python jobs/train.py --data-dir data/sample --add predictions.csv --corrections corrections.csv
 flowers-launch --num-processes 2 jobs/train.py --data-dir data/flowers102 --output-dir runs/flowers
 """
 

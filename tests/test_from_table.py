@@ -11,6 +11,7 @@ import pytest
 import tiny_job
 from odd_files import half_jpeg
 
+from flowers.api import predict_folder
 from flowers.cli import parse
 from flowers.config.predict import PredictConfig
 from flowers.data.tables import read_rows, read_sidecar
@@ -197,6 +198,8 @@ def test_what_does_not_fit_is_one_line(place: Path, words: str, message: str) ->
         again("--min-prob", "0.5", *words.split())
     assert again("--min-prob", "0.5", *words.split(), "--overwrite") == 0
     assert again("--min-prob", "0.5", *words.split()) == 0, "once more: the same"
+    with pytest.raises(UsageError, match="from_table: predict_folder runs a model"):
+        predict_folder(PredictConfig(from_table=Path("out.csv"), output=Path("a.csv")))
 
 
 def test_a_start_that_was_killed_halfway_leaves_the_way_free(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

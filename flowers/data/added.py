@@ -123,7 +123,7 @@ def add_to_train(data: ImageFolders, tables: Sequence[AddedTable]) -> ImageFolde
     named: dict[File, _Photo] = {}
     for table in tables:
         _check_classes(table, data)
-        for file, photo in _files(table, data.corrections):
+        for file, photo in _files(table):
             other = named.setdefault(file, photo)
             if other.folder != photo.folder:
                 raise DataError(
@@ -153,7 +153,7 @@ def _check_classes(table: AddedTable, data: ImageFolders) -> None:
         )
 
 
-def _files(table: AddedTable, corrections: Corrections | None) -> Iterator[tuple[File, _Photo]]:
+def _files(table: AddedTable) -> Iterator[tuple[File, _Photo]]:
     """Each photo of a table with its file.
 
     Raises:
@@ -180,9 +180,9 @@ def _known(data: ImageFolders, named: dict[File, _Photo]) -> dict[File, tuple[st
     """Path and class in the data set of the photos that it holds; the class is None if corrections leave it out."""
     splits = [(samples.full_path, samples.paths, samples.targets) for samples in data.splits.values()]
     if (corrections := data.corrections) is not None:
-        left_out = [path for path in corrections.found if corrections.classes[path] is None]
-        roots = Samples(data.train.root, left_out, np.full(len(left_out), -1))
-        splits.append((roots.full_path, left_out, roots.targets))
+        paths = [path for path in corrections.found if corrections.classes[path] is None]
+        left_out = Samples(data.train.root, paths, np.full(len(paths), -1))
+        splits.append((left_out.full_path, left_out.paths, left_out.targets))
     inodes = np.array([inode for _, inode in named])
     found: dict[File, tuple[str, str | None]] = {}
     for full_path, paths, targets in splits:

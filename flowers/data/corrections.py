@@ -1,8 +1,8 @@
 """Corrected labels: a small CSV beside a data set that gives some of its images other classes, or leaves them out.
 
-The header is ``path,class``, other columns are ignored. Paths are those of the listing, relative to the data folder; a
-class is the name of a class folder, and ``-`` leaves the image out. (A class of that name is written ``\\x2d``.) The
-photos themselves are never touched.
+The header is ``path,class``, other columns are ignored. Paths are those of the listing, relative to the data folder, or
+those of a predictions table whose photos are added (``flowers.data.added``); a class is the name of a class folder, and
+``-`` leaves the image out. (A class of that name is written ``\\x2d``.) The photos themselves are never touched.
 """
 
 import csv

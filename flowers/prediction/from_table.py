@@ -168,7 +168,7 @@ def _marked(table: Path, marks: _Marks, check_stop: Callable[[], None]) -> Itera
                     f"{readable(table)}: prob of {row['path']} is {row['prob']!r}, expected a number"
                 ) from None
         for name in [name for name in row if name.startswith("label")] if marks.labels else ():
-            row[name] = marks.labels.get(row[name.replace("label", "class", 1)], "")
+            row[name] = marks.labels.get(row[name.replace("label", "class", 1)], row[name])
         yield row
 
 
@@ -232,7 +232,7 @@ def _inputs(config: PredictConfig, facts: dict, rows: Callable[[], Iterator[dict
     for root in roots:
         if not paths or any(_is_there(root, path) for path in paths):
             return config.input or _as_given(facts, root)
-    looked = " or ".join(map(readable, roots))
+    looked = " or ".join(map(readable, roots)) or "the folder that its .json names"
     raise DataError(
         f"the photos of {readable(table)}{f', such as {readable(paths[0])},' if paths else ''} are not in "
         f"{looked}; give --input with the folder that its paths start from"
