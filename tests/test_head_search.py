@@ -74,6 +74,29 @@ def test_a_search_is_stopped_within_a_fit(sample_set: Path, tmp_path: Path, monk
     assert not (tmp_path / "run" / "tuning.json").exists()
 
 
+def test_a_wide_search_is_stopped_and_its_features_are_kept(
+    sample_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop file is obeyed once; what a start has computed, the next one takes."""
+
+    def stopped(stage, problem, weight_decays):
+        raise StoppedError("stopped while tuning the head")
+
+    monkeypatch.setattr("flowers.training.feature_search.cross_validate", stopped)
+    run = tmp_path / "run"
+    flags = ["--data-dir", str(sample_set), "--output-dir", str(run), "--tune-head", "wide", "--no-report"]
+    config = parse(TrainConfig, [*flags, *FLAGS])
+    run.mkdir()
+    with pytest.raises(StoppedError, match="stopped while tuning the head"):
+        train(config)
+    (run / "stop").touch()
+    before = (run / "tuning" / "0" / "features" / "train.npy").stat()
+    with pytest.raises(StoppedError):
+        train(config)
+    assert not (run / "stop").exists()
+    assert (run / "tuning" / "0" / "features" / "train.npy").stat().st_mtime_ns == before.st_mtime_ns
+
+
 def _stopped(stage, batches):
     from flowers import stopping
     from flowers.training.head_search import tune_head

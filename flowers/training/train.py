@@ -153,6 +153,8 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
         try:
             yield Session(accelerator, data, stop)
         except StoppedError:  # on all ranks alike; after any other error the ranks are no longer in step
+            if accelerator.is_main_process:
+                stop.clear()
             accelerator.end_training()
             raise
         accelerator.end_training()
@@ -216,26 +218,21 @@ def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | Non
     searches_lr = config.lr == "auto" and resumed is None
     save_config(stage)
     stage.describe(searches_lr)
-    try:
-        batches = build_batches(stage)
-        if config.tune_head and config.uses_features and resumed is None:
-            stage = tune_head(stage, batches)
-        trainer = Trainer(stage, batches)
-        save_config(stage)  # now the arithmetic is as the trainer has set it
-        console.verbose(console.plain(f"arithmetic: {said_arithmetic(stage)}"))
-        if resumed is not None:
-            restore(trainer, resumed)
-        elif session.accelerator.is_main_process:
-            trainer.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
-        if searches_lr:
-            trainer.take_lr(search_lr(trainer).suggestion or stage.config.lr)
-            save_config(trainer.stage)
-        start_trackers(trainer.stage, trainer.progress.step)
-        trainer.fit()
-    except StoppedError:
-        if session.accelerator.is_main_process:
-            session.stop.clear()
-        raise
+    batches = build_batches(stage)
+    if config.tune_head and config.uses_features and resumed is None:
+        stage = tune_head(stage, batches)
+    trainer = Trainer(stage, batches)
+    save_config(stage)  # now the arithmetic is as the trainer has set it
+    console.verbose(console.plain(f"arithmetic: {said_arithmetic(stage)}"))
+    if resumed is not None:
+        restore(trainer, resumed)
+    elif session.accelerator.is_main_process:
+        trainer.history.cut(0)  # lines of an earlier start, killed before its first checkpoint
+    if searches_lr:
+        trainer.take_lr(search_lr(trainer).suggestion or stage.config.lr)
+        save_config(trainer.stage)
+    start_trackers(trainer.stage, trainer.progress.step)
+    trainer.fit()
     finish(trainer)
     return True
 
