@@ -128,10 +128,11 @@ class _Cells:
 
     def __init__(self, book: Any, sheet: Any):
         self._sheet = sheet
-        self.bold = book.add_format({"bold": True})
-        self._prob = book.add_format({"num_format": "0.0%"})
-        self._text = book.add_format({})
-        self._quoted = book.add_format({"quote_prefix": True})  # stays text when somebody edits the cell
+        usual = {"valign": "vcenter"}  # beside a picture
+        self.bold = book.add_format({**usual, "bold": True})
+        self._prob = book.add_format({**usual, "num_format": "0.0%"})
+        self._text = book.add_format(usual)
+        self._quoted = book.add_format({**usual, "quote_prefix": True})  # stays text when somebody edits the cell
 
     def write(self, row: int, column: int, value: Cell) -> None:
         if value is None or value == "":
@@ -141,9 +142,9 @@ class _Cells:
             return
         text = value.replace("\ufffe", r"\xef\xbf\xbe").replace("\uffff", r"\xef\xbf\xbf")
         if text.startswith("<r>") and text.endswith("</r>"):  # which the library would take for XML of its own
-            self._sheet.write_rich_string(row, column, text[0], self._text, text[1:])
+            self._sheet.write_rich_string(row, column, text[0], self._text, text[1:], self._text)
         else:
-            self._sheet.write_string(row, column, text, self._quoted if text.startswith(_FORMULA) else None)
+            self._sheet.write_string(row, column, text, self._quoted if text.startswith(_FORMULA) else self._text)
 
 
 def read_workbook(path: Path) -> Iterator[tuple[int, list[Cell]]]:
