@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
@@ -63,6 +64,8 @@ def test_where_the_head_is_cut(name: str, num_features: int) -> None:
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_efficientnet", "timm/test_mambaout", "timm/test_maxvit"])
 def test_timm_models_lose_their_head(name: str) -> None:
+    if not timm.is_model(name.removeprefix("timm/")):
+        pytest.skip("came with a later version of timm")
     shape, num_features = output_shape(name)
     assert shape == (2, num_features)
 
@@ -391,7 +394,6 @@ def test_weights_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_default_tag_of_timm_has_a_source_that_timm_itself_takes() -> None:
     """custom_load marks the authors' .npz at the URL; a hub repository has the same under timm's names."""
-    import timm
 
     without = []
     for name in timm.list_models(pretrained=True, include_tags=False):

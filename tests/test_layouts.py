@@ -10,6 +10,7 @@ import tiny_job
 import torch
 import torchvision
 import yaml
+from packaging.version import parse
 
 from flowers.config.export import ExportConfig
 from flowers.data.images import read_image
@@ -18,7 +19,7 @@ from flowers.exports.export import export
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
-from flowers.models.layouts import timm_layout, torchvision_layout
+from flowers.models.layouts import LOADS_FOLDERS, timm_layout, torchvision_layout
 from flowers.models.temperature import store, with_temperature
 
 
@@ -53,6 +54,10 @@ def untrained(name: str, size: int | None = None, head: HeadSpec | None = None) 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit"])
 def test_timm_gives_the_same_logits(name: str, photos: Path, tmp_path: Path) -> None:
     tiny_job.make_bundle(tmp_path / "best", model=name)
+    if parse(timm.__version__) < parse(LOADS_FOLDERS):
+        with pytest.raises(ModelError, match="cannot load a folder: pip install 'timm>="):
+            make_export(tmp_path, photos, "hub", format="timm")
+        return
     store(with_temperature(load_bundle(tmp_path / "best"), 1.5))
     bundle, folder = make_export(tmp_path, photos, "hub", format="timm", model_card=True)
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -186,4 +186,8 @@ def synchronize_batch_norm(classifier: Classifier) -> Classifier:
     """
     from timm.layers import convert_sync_batchnorm
 
-    return convert_sync_batchnorm(classifier)
+    modes = {name: module.training for name, module in classifier.named_modules()}
+    converted = convert_sync_batchnorm(classifier)
+    for name, module in converted.named_modules():  # of earlier versions of timm, new modules are in training mode
+        module.training = modes[name]
+    return converted

@@ -16,6 +16,8 @@ from flowers.models.stages import split_name
 
 SAME = 1e-3
 """Largest difference of logits, as a share of the largest logit, with which two networks are the same."""
+LOADS_FOLDERS = "1.0.26"
+"""Version of timm that is the first to load a local folder with safetensors."""
 TWINS = {
     "mobilenet_v2": "mobilenetv2_100",
     "vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224", "vit_l_16": "vit_large_patch16_224",
@@ -99,9 +101,16 @@ def torchvision_layout(bundle: Bundle) -> Layout:
 
 
 def load_timm(folder: Path) -> nn.Module:
-    """Load a folder as timm's users do."""
-    from timm import create_model
+    """Load a folder as timm's users do.
 
+    Raises:
+        ModelError: the installed timm is too old for that.
+    """
+    from packaging.version import parse
+    from timm import __version__, create_model
+
+    if parse(__version__) < parse(LOADS_FOLDERS):
+        raise ModelError(f"timm {__version__} cannot load a folder: pip install 'timm>={LOADS_FOLDERS}'")
     return create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
