@@ -1,6 +1,8 @@
 """The measurements themselves: every script has its place and its flags, ratios are of one round, the table is kept."""
 
 import functools
+import importlib
+import json
 import re
 import shutil
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_job
+from jobs_in_processes import Job
 
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -97,6 +100,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle", model="timm/test_resnet")
 
 
+AS_A_COMMAND = "scan"
+"""The measurement that starts as a user starts it; the others' processes have imported torch already."""
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("name", bench_run.NAMES)
@@ -115,14 +122,27 @@ def test_every_measurement_runs_and_says_against_what(
     if name == "unfamiliar":  # which needs a hundred known photos, four fifths of those of three classes
         draw_garden(tmp_path, species=4, train=8, valid=45, test=1, image_size=64, seed=0)
         flags += ["--data-dir", str(tmp_path)]
-    rows = bench_run.measure(name, flags)
-    output = capfd.readouterr()
-    assert rows, output.err
-    assert "torch" in output.out.splitlines()[0]
+    if name == AS_A_COMMAND:
+        rows = bench_run.measure(name, flags)
+        output = capfd.readouterr().out
+    else:
+        job = Job("test_bench:run_script", [f"bench_{name}", *flags, "--json", "rows.json"], folder=tmp_path)
+        assert job.wait(360) == [0], job.output
+        rows = [Row(*row) for row in json.loads((tmp_path / "rows.json").read_text())]
+        output = job.output
+    assert rows, output
+    assert "torch" in output.splitlines()[0]
     for row in rows:
         assert re.search(r"\d", row.figure), row
-        assert row.figure in output.out
+        assert row.figure in output
         assert row.against, row
+
+
+def run_script() -> None:
+    """In a job: do what the script of that name does as a command."""
+    del sys.argv[0]
+    script = importlib.import_module(sys.argv[0])
+    measuring.run_alone(script.measure, script.add_flags, script.__doc__)
 
 
 def test_quick_figures_go_into_no_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

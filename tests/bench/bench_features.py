@@ -26,6 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this script."""
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102, help="with train/ and valid/")
     parser.add_argument("--model", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="default", help="as in jobs/train.py")
     parser.add_argument("--per-class", type=int, help="take only so many images of each class and split")
     parser.add_argument("--rounds", type=int, default=2)
 
@@ -35,18 +36,19 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         data_dir = link(options.data_dir, Path(temporary, "data"), options.per_class)
         images = sum(1 for split in SPLITS for _ in (data_dir / split).glob("*/*"))
+        network = ["--model", options.model, "--weights", options.weights]
         tops: list[float] = []
 
         def ours() -> None:
             run_dir = Path(temporary, f"run-{len(tops)}")
-            flags = ["--data-dir", data_dir, "--model", options.model, "--output-dir", run_dir]
+            flags = ["--data-dir", data_dir, "--output-dir", run_dir, *network]
             done = subprocess.run(
                 [sys.executable, ROOT / "jobs" / "train.py", *flags], capture_output=True, text=True, cwd=temporary
             )
             assert done.returncode == 0, done.stderr
             tops.append(json.loads((run_dir / "metrics.json").read_text())["valid"]["top1"])
 
-        with contestants({"plain": (plain_pass, data_dir, options.model)}) as processes:
+        with contestants({"plain": (plain_pass, data_dir, options.model, options.weights)}) as processes:
             seconds = take_turns({**processes, "ours": ours}, options.rounds, warm_up=False)
     return [
         Row(
@@ -68,7 +70,7 @@ def link(data_dir: Path, target: Path, per_class: int | None) -> Path:
     return target
 
 
-def plain_pass(data_dir: Path, model: str) -> Callable[[], None]:
+def plain_pass(data_dir: Path, model: str, weights: str) -> Callable[[], None]:
     """The backbone over all images of all splits, as people write it."""
     import torch
     from torch.utils.data import ConcatDataset, DataLoader
@@ -79,7 +81,7 @@ def plain_pass(data_dir: Path, model: str) -> Callable[[], None]:
     from flowers.models.backbones import build_backbone
 
     torch.set_num_threads(cpus_per_process())
-    backbone = build_backbone(model)
+    backbone = build_backbone(model, weights)
     network, view = backbone.network.eval(), backbone.preprocessing
     mode = getattr(transforms.InterpolationMode, view.interpolation.upper())
     steps = [transforms.Resize(view.resize, mode), transforms.CenterCrop(view.crop), transforms.ToTensor()]

@@ -24,6 +24,8 @@ RECALL_AT = 1.5
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this script."""
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102 / "train", help="class folders")
+    parser.add_argument("--model", default="efficientnet_lite0+2")
+    parser.add_argument("--weights", default="default", help="as in jobs/audit.py")
     parser.add_argument("--share", type=float, default=0.05, help="of the labels to change")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=5)
@@ -32,7 +34,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
     from flowers.audit.neighbours import find_neighbours
-    from flowers.config.audit import AuditConfig
     from flowers.data.folders import load_image_folders
     from flowers.datasets.near_duplicates import groups
     from flowers.models.backbones import build_backbone
@@ -42,10 +43,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
     data = load_image_folders(options.data_dir)
     targets, num_classes = data.train.targets, len(data.classes)
     with tempfile.TemporaryDirectory() as temporary:
-        flags = ["--data-dir", options.data_dir, "--output-dir", temporary]
+        network = ["--model", options.model, "--weights", options.weights]
+        flags = ["--data-dir", options.data_dir, "--output-dir", temporary, *network]
         subprocess.run([sys.executable, ROOT / "jobs" / "audit.py", *flags], check=True, capture_output=True)
         features = np.load(Path(temporary, "features", "train.npy"))[:, 0]
-    widths = build_backbone(AuditConfig.model).network.widths
+    widths = build_backbone(options.model, "none").network.widths
     rows = FeatureRows([features], np.arange(len(features)), widths)
     same = groups(len(targets), find_neighbours(features, "cpu").pairs)
     changed = round(options.share * len(targets))

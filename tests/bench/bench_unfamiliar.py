@@ -42,6 +42,8 @@ KINDS = ("noise", "plain", "shapes", "text", "screens", "drawn")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this script."""
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102, help="train/ and valid/ with class folders")
+    parser.add_argument("--model", default="efficientnet_lite0+2")
+    parser.add_argument("--weights", default="default", help="as in jobs/train.py")
     parser.add_argument("--left-out", type=int, default=20, help="classes that are not trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="each draws other classes")
     parser.add_argument("--pictures", type=int, default=40, help="far pictures of each kind")
@@ -56,6 +58,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         run, drawn = Path(temporary, "run"), Path(temporary, "far")
         flags = ["--data-dir", options.data_dir, "--output-dir", run, "--no-report", "--no-calibrate"]
+        flags += ["--model", options.model, "--weights", options.weights]
         subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *flags], check=True, capture_output=True)
         splits = {name: np.load(run / "features" / f"{name}.npy")[:, 0] for name in ("train", "valid")}
         paths = {kind: list(draw(kind, options.pictures, drawn)) for kind in KINDS}
@@ -86,7 +89,7 @@ def one_round(splits: dict, targets: dict, far: dict, left_out: int, seed: int) 
     widths = (1280, 320, 112) if width == 1712 else (width,)  # the default network's and its two stages'
     head = fit_linear_head(HeadProblem(*of["train"], num_classes - left_out, widths), weight_decay=0.001)
     known, known_targets = of["valid"]
-    temperature = fit_temperature(head.logits(known).numpy(), known_targets)
+    temperature = fit_temperature(head.logits(known).numpy(), known_targets) or 1.0  # None where no one fits best
 
     def logits(features: np.ndarray) -> np.ndarray:
         return head.logits(features).numpy().astype(np.float64) / temperature

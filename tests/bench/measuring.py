@@ -135,12 +135,15 @@ def _gpu() -> str:
 class Contestant:
     """A way that lives in a process of its own: its settings and memory disturb no other, and it waits idle.
 
+    It is forked from a process that has imported torch and done nothing else.
+
     Args:
         prepare: called there with the arguments after it; returns what one turn does. Must be a module's function.
     """
 
     def __init__(self, prepare: Callable[..., Callable[[], object]], *arguments: object):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torchvision", "timm"])
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_live, args=(other, prepare, arguments))
         self._process.start()

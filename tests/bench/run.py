@@ -38,13 +38,13 @@ QUICK = {
     "predict": "--files 2000 --seconds 0.1 --engines torch --rounds 1",
     "predict_overhead": "--files 2000 --seconds 0.1",
     "scan": "--files 200 --rounds 1",
-    "features": "--per-class 2 --rounds 1",
+    "features": "--per-class 2 --rounds 1 --model timm/test_resnet --weights none",
     "train_step": "--sizes 64 --batch-size 4 --steps 1 --rounds 1 --no-compile",
     "saving": "--saves 1",
     "scaling": "--files 2000 --per-class 2 --rounds 1",
     "exports": "--images 8 --rounds 1",
-    "labels": "--seeds 0 --folds 2 --share 0.1",
-    "unfamiliar": "--seeds 0 --pictures 2 --left-out 1",
+    "labels": "--seeds 0 --folds 2 --share 0.1 --model timm/test_resnet+2 --weights none",
+    "unfamiliar": "--seeds 0 --pictures 2 --left-out 1 --model timm/test_resnet+2 --weights none",
 }
 """Flags with which each script does a little of everything it does."""
 
