@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
+from flowers import console
 from flowers.data.paths import readable
 from flowers.errors import DataError, UsageError
 
@@ -28,6 +29,7 @@ PICTURES = "photo"
 SIDE = 72
 """Pixels of a picture's side."""
 
+_ROWS_AT_A_TIME = 1000
 _MADE = datetime(1980, 1, 1)
 _WIDTHS = {"path": 44, "status": 11, "error": 40, PICTURES: 11}
 _WIDTH, _WIDTH_OF_NUMBERS = 20, 9
@@ -106,7 +108,7 @@ def write_workbook(
             usual = _WIDTH_OF_NUMBERS if name.startswith("prob") else _WIDTH
             sheet.set_column(place, place, _WIDTHS.get(name, usual))
             sheet.write_string(0, place, name, cells.bold)
-        for count, (row, picture) in enumerate(rows, start=1):
+        for count, (row, picture) in enumerate(_shown(rows), start=1):
             if count > most:
                 raise UsageError(f"the table has more than {most:,} rows, the most of an .xlsx; choose .csv")
             for place, name in enumerate(names, start=first):
@@ -121,6 +123,15 @@ def write_workbook(
             book.close()
         except FileCreateError as error:
             raise error.args[0] from None
+
+
+def _shown(rows: Iterable) -> Iterator:
+    """The same rows, with a bar or a line now and then: a million of them take minutes."""
+    with console.progress("write", None, "rows") as meter:
+        for count, row in enumerate(rows, start=1):
+            yield row
+            if count % _ROWS_AT_A_TIME == 0:
+                meter.advance(_ROWS_AT_A_TIME)
 
 
 class _Cells:
