@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
+from flowers.engines import openvino_engine
 from flowers.errors import FlowersError, StoppedError
 from flowers.models.bundle import load_bundle
 from flowers.training.trainer import Trainer
@@ -97,6 +98,14 @@ def walk(run: Run, whole: Path, folder: Path, capsys: pytest.CaptureFixture, pat
             ends[case] = ""
     assert not [case for case, line in ends.items() if "\n" in line]
     return ends
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_conversion() -> Iterator[None]:
+    """The backbone runs in PyTorch: converting it for OpenVINO would be half the time of many of these starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_engine, "why_not", lambda: "is left out")
+        yield
 
 
 @pytest.fixture(scope="module")
