@@ -21,6 +21,9 @@ else
 fi
 sets=("${@:-oldest newest}")
 read -ra sets <<< "${sets[*]}"
+for set in "${sets[@]}"; do
+  [[ $set =~ ^(oldest|newest)$ ]] || { echo "tests/versions.sh: got $set, expected oldest or newest" >&2; exit 2; }
+done
 
 place=${FLOWERS_VERSIONS:-$(mktemp -d)}
 mkdir -p "$place"
