@@ -21,7 +21,7 @@ from flowers.training.features import Piece, _join, _whole_pieces, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
 
-TINY = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1]
+TINY = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1]
 
 
 def flags(data_dir: Path, run_dir: Path, *more: object) -> list[str]:
@@ -126,15 +126,23 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.fixture(scope="module")
+def whole(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and its features."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert train(parse(TrainConfig, flags(sample_set, run_dir, "--no-report"))) == 0
+    return run_dir
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [("train.npy", flip, True), ("valid.npy", cut, True), ("test.npy", Path.unlink, True), ("train.json", cut, False)],
 )
 def test_damaged_features_are_computed_again(
-    name: str, damage: Callable, said: bool, sample_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    whole, run_dir = tmp_path / "whole", tmp_path / "run"
-    assert train(parse(TrainConfig, flags(sample_set, whole, "--no-report"))) == 0
+    name: str, damage: Callable, said: bool, whole: Path, sample_set: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    run_dir = tmp_path / "run"
     shutil.copytree(whole / "features", run_dir / "features")
     damage(run_dir / "features" / name)
     capsys.readouterr()
