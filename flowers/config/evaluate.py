@@ -50,9 +50,9 @@ class EvaluateConfig:
     change, answers do not."""
 
     predictions: Path | None = None
-    """Instead of a model: a file that jobs/predict.py wrote, or another CSV with path and class."""
+    """Instead of a model: a file that jobs/predict.py wrote, or another CSV or .xlsx with path and class."""
     labels: Path | None = None
-    """With --predictions: CSV with path,class. Default: the class of a file is the folder that it lies in."""
+    """With --predictions: CSV or .xlsx with path,class. Default: the class of a file is the folder that it lies in."""
     match_labels: bool = False
     """With --predictions: take a label that is spelled almost like a class for that class: 1 for 01, Rose for rose."""
     against: Annotated[Path | None, Flag(takes="a predictions file")] = None

@@ -4,7 +4,7 @@ All columns are ``path,status,label,class,prob,label_2,class_2,prob_2,...,error`
 CR LF, cells are quoted where needed). ``status`` is the first of these that applies: ``error`` (the reason stands in
 ``error``, the rest is empty), ``damaged`` (guesses all the same; what is wrong with the photo stands in ``error``),
 ``unfamiliar`` (guesses all the same, of a photo like none of the classes), ``unsure`` (best probability, as it is
-written, under ``--min-prob``), ``ok``. ``.jsonl`` and ``.parquet`` have the same columns. Parts always have all of
+written, under ``--min-prob``), ``ok``. ``.jsonl``, ``.parquet`` and ``.xlsx`` have the same columns. Parts have all of
 them; a finished table may have some only, those of ``--columns``.
 
 Names are valid UTF-8 whatever the disk says: see ``flowers.data.paths.encode_path``.
