@@ -19,7 +19,7 @@ from jobs.evaluate import main as evaluate
 from jobs.prepare import main as prepare
 from jobs.train import main as train
 
-TINY = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1, "--no-report"]
+TINY = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1, "--no-report"]
 
 
 def write(path: Path, *rows: str) -> Path:

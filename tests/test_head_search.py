@@ -17,7 +17,7 @@ from flowers.training.flags import check_flags
 from flowers.training.head_search import WEIGHT_DECAYS, Trial, choose
 from flowers.training.train import train
 
-FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "-j", "0")
+FLAGS = ("--model", "timm/test_resnet", "--weights", "none", "--image-size", "32", "-j", "0")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from flowers.training.linear_head import (
     out_of_fold,
 )
 
-FLAGS = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "-j", "0")
+FLAGS = ("--model", "timm/test_resnet", "--weights", "none", "--image-size", "32", "-j", "0")
 
 
 def make_problem(weights: np.ndarray | None = None) -> HeadProblem:
