@@ -58,7 +58,7 @@ class TrainConfig:
     exists."""
     add: Annotated[tuple[Path, ...] | None, Flag(takes="predictions tables")] = None
     """Tables of jobs/predict.py: their photos of status ok become further training images, with the class that was
-    predicted. None of them is held out for validation."""
+    predicted. They are never held out for validation."""
     corrections: Annotated[tuple[Path, ...] | None, Flag(takes="CSVs of path,class")] = None
     """Corrected labels, such as jobs/audit.py makes: CSV of path,class; the class - leaves an image out. Paths are
     those of the data, or of a table of --add, whose unsure photos are taken too if they stand here. Photos stay as they
