@@ -20,6 +20,11 @@ _OF_TABLE = {
 """Fields that need no network, and so go with --from."""
 
 
+def suffix_of(table: Path) -> str:
+    """The ending of a table's name, one of ``OUTPUT_KINDS``."""
+    return next(suffix for suffix in OUTPUT_KINDS if table.name.lower().endswith(suffix))
+
+
 @dataclass(frozen=True)
 class PredictConfig:
     """Classify every photo of folders, lists and archives. The result has exactly one row per file.
@@ -262,7 +267,7 @@ class PredictConfig:
 
     def suffix(self) -> str:
         """The ending of --output, one of ``OUTPUT_KINDS``."""
-        return next(suffix for suffix in OUTPUT_KINDS if self.output.name.lower().endswith(suffix))
+        return suffix_of(self.output)
 
     def extensions(self) -> frozenset[str] | None:
         """--ext in lower case and with its dot; None stands for those of all images."""

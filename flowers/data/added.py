@@ -16,17 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers import console
-from flowers.data.archives import Archive
 from flowers.data.choice import Choice
 from flowers.data.corrections import Corrections, written_class
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.paths import PathList, decode_path, readable, some
 from flowers.data.remote import address_of
 from flowers.data.scan import file_ids
-from flowers.data.tables import photo_roots, read_rows, read_sidecar
+from flowers.data.tables import LOOKED_FOR, find_root, photo_roots, read_rows, read_sidecar
 from flowers.errors import DataError
 
-_LOOKED_FOR = 32
 File = tuple[int, int]
 """Device and inode."""
 
@@ -100,12 +98,12 @@ def _root(table: Path, where: str, paths: Sequence[str]) -> Path:
     if remote := next((path for path in paths if address_of(path) is not None), None):
         raise DataError(f"{where}: {readable(remote)} is an address; download the photos, and classify their folder")
     roots = photo_roots(table, read_sidecar(table) or {})
-    first = list(itertools.islice(paths, _LOOKED_FOR))
-    for root in roots:
-        if any(os.path.lexists(os.path.join(root, path)) for path in first):
-            return root
-        if any(Archive(root).find(path) for path in first):
+    first = list(itertools.islice(paths, LOOKED_FOR))
+    if found := find_root(roots, first):
+        root, in_archive = found
+        if in_archive:
             raise DataError(f"{where}: {readable(first[0])} lies in an archive; unpack it, and classify the folder")
+        return root
     looked = " or ".join(map(readable, roots)) or "the folder that its .json names"
     raise DataError(
         f"{where}: the photos, such as {readable(first[0])}, are not in {looked}; move them back, or classify them "

@@ -19,6 +19,8 @@ from flowers.errors import DataError
 from flowers.files import write_atomically
 
 LEAVE_OUT = "-"
+CORRECTIONS_FILE = "corrections.csv"
+"""A run's own copy of the labels that it was trained with beside those of the folders; not there without any."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,16 +169,11 @@ def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:
         path_of: gives the path of a file by its index.
     """
 
-    def stamp(index: int) -> tuple[int, int]:
-        try:
-            status = os.stat(path_of(index))
-        except NotADirectoryError:
-            return stamp_of(path_of(index))
-        except OSError:
-            return -1, -1
-        return status.st_size, status.st_mtime_ns
+    def stamp(path: str) -> tuple[int, int]:
+        status = _status(path)
+        return stamp_of(path) if status is None else (status.st_size, status.st_mtime_ns)
 
-    return _looked_at(stamp, count)
+    return _looked_at(path_of, count, stamp)
 
 
 def file_ids(path_of: Callable[[int], str], count: int) -> np.ndarray:
@@ -188,21 +183,24 @@ def file_ids(path_of: Callable[[int], str], count: int) -> np.ndarray:
         path_of: gives the path of a file by its index.
     """
 
-    def identity(index: int) -> tuple[int, int]:
-        try:
-            status = os.stat(path_of(index))
-        except OSError:
-            return -1, -1
-        return status.st_dev & _INT64_MAX, status.st_ino & _INT64_MAX
+    def identity(path: str) -> tuple[int, int]:
+        status = _status(path)
+        return (-1, -1) if status is None else (status.st_dev & _INT64_MAX, status.st_ino & _INT64_MAX)
 
-    return _looked_at(identity, count)
+    return _looked_at(path_of, count, identity)
 
 
-def _looked_at(look: Callable[[int], tuple[int, int]], count: int) -> np.ndarray:
-    """What ``look`` tells of each index, [count, 2] int64; in threads, since each look may take a round trip."""
+def _status(path: str) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
+
+
+def _looked_at(path_of: Callable[[int], str], count: int, look: Callable[[str], tuple[int, int]]) -> np.ndarray:
+    """What ``look`` tells of each file, [count, 2] int64; in threads, since each look may take a round trip."""
 
     def part(indices: np.ndarray) -> np.ndarray:
-        return np.array([look(int(index)) for index in indices], np.int64).reshape(-1, 2)
+        return np.array([look(path_of(int(index))) for index in indices], np.int64).reshape(-1, 2)
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         return np.concatenate(list(pool.map(part, np.array_split(np.arange(count), _LOOKS_AT_ONCE))))

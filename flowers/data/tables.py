@@ -7,17 +7,21 @@ import contextlib
 import csv
 import glob
 import gzip
+import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from flowers.data import workbook
+from flowers.data.archives import Archive
 from flowers.data.paths import readable
 from flowers.errors import DataError, UsageError
 from flowers.parsing import parse_json, read_json
 
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
 _SIDECAR_BYTES = 1 << 24  # more than any of ours has
+LOOKED_FOR = 32
+"""Photos of a table, its first ones, by which their folder is found."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -66,6 +70,22 @@ def photo_roots(table: Path, facts: dict) -> list[Path]:
     elif not known and (len(given) > 1 or (given and (given[0] == "-" or glob.has_magic(given[0])))):
         roots.append(Path())
     return roots if facts else [table.parent]
+
+
+def find_root(roots: Sequence[Path], paths: Sequence[str]) -> tuple[Path, bool] | None:
+    """The first folder that holds one of the photos, and whether all that it holds of them lies in archives.
+
+    Args:
+        roots: as ``photo_roots`` gives them.
+        paths: of a table's first photos, as they are on disk.
+    """
+    for root in roots:
+        if any(os.path.lexists(os.path.join(root, path)) for path in paths):
+            return root, False
+        archive = Archive(root)
+        if any(map(archive.find, paths)):
+            return root, True
+    return None
 
 
 def require_writer(output: Path) -> None:

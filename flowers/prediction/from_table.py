@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import shutil
 import uuid
@@ -21,11 +20,19 @@ from pathlib import Path
 from flowers import console
 from flowers.cli import to_plain
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig
-from flowers.data.archives import Archive
 from flowers.data.classes import display_names, names_digest
 from flowers.data.paths import decode_path, encode_path, readable
 from flowers.data.remote import address_of
-from flowers.data.tables import photo_roots, read_rows, read_sidecar, recorded_input, require_writer, sidecar_path
+from flowers.data.tables import (
+    LOOKED_FOR,
+    find_root,
+    photo_roots,
+    read_rows,
+    read_sidecar,
+    recorded_input,
+    require_writer,
+    sidecar_path,
+)
 from flowers.data.workbook import check_room
 from flowers.distributed import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
@@ -40,13 +47,14 @@ from flowers.prediction.table import (
     finished_facts,
     output_facts,
     put_in_place,
+    sidecar_text,
     stamps_path,
+    thumbnails_of,
     write_rows,
 )
 from flowers.prediction.work import refusal
 from flowers.stopping import StopRequest
 
-_PHOTOS_LOOKED_FOR = 32
 _ROWS_BETWEEN_STOPS = 1000
 
 
@@ -97,7 +105,7 @@ def predict_from_table(config: PredictConfig) -> int:
         if config.output is None:
             counts = Counter(row["status"] for row in rows())
         else:
-            counts = _write(config, facts if is_whole else None, names, rows, _thumbnails(job))
+            counts = _write(config, facts if is_whole else None, names, rows, thumbnails_of(job))
         facts |= {"counts": counts, "files": counts.total()}
         finish(job, rows, facts, stop.check, wrote_table=config.output is not None)
     return EXIT_STRICT if config.strict and counts["error"] else 0
@@ -227,11 +235,11 @@ def _inputs(config: PredictConfig, facts: dict, rows: Callable[[], Iterator[dict
     """
     table = config.from_table
     known = (row["path"] for row in rows() if row["status"] != "error")
-    paths = [decode_path(path) for path in itertools.islice(known, _PHOTOS_LOOKED_FOR)]
+    paths = [decode_path(path) for path in itertools.islice(known, LOOKED_FOR)]
     roots = [input_root(config.input)] if config.input else photo_roots(table, facts)
-    for root in roots:
-        if not paths or any(_is_there(root, path) for path in paths):
-            return config.input or _as_given(facts, root)
+    anywhere = not paths or any(address_of(path) is not None for path in paths)
+    if found := (roots[0], False) if anywhere and roots else find_root(roots, paths):
+        return config.input or _as_given(facts, found[0])
     looked = " or ".join(map(readable, roots)) or "the folder that its .json names"
     raise DataError(
         f"the photos of {readable(table)}{f', such as {readable(paths[0])},' if paths else ''} are not in "
@@ -246,10 +254,6 @@ def _as_given(facts: dict, root: Path) -> tuple[Path, ...]:
         if given and os.path.samefile(input_root(given), root):
             return given
     return (root,)
-
-
-def _is_there(root: Path, path: str) -> bool:
-    return address_of(path) is not None or os.path.lexists(os.path.join(root, path)) or Archive(root).find(path)
 
 
 def _write(
@@ -289,14 +293,6 @@ def _write(
     return counts
 
 
-def _thumbnails(config: PredictConfig) -> Thumbnails | None:
-    if not config.thumbnails:
-        return None
-    from flowers.prediction.thumbnails import with_thumbnails  # decodes photos, which takes torch
-
-    return functools.partial(with_thumbnails, config.input)
-
-
 def _write_sidecar(config: PredictConfig, facts: dict) -> None:
     """Write JSON and stamps of the new table, from those of the old one."""
     output, table = config.output, config.from_table
@@ -313,4 +309,4 @@ def _write_sidecar(config: PredictConfig, facts: dict) -> None:
                 shutil.copyfileobj(old, new)
             facts["stamps"] = stamps
     with write_atomically(sidecar_path(output)) as file:
-        file.write(json.dumps(facts, indent=1, default=str) + "\n")
+        file.write(sidecar_text(facts))

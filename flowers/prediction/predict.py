@@ -38,9 +38,9 @@ from flowers.prediction.table import (
     finished_facts,
     join_parts,
     read_lines,
+    thumbnails_of,
     write_sidecar,
 )
-from flowers.prediction.thumbnails import with_thumbnails
 from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
 from flowers.prediction.work_folder import WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
@@ -361,8 +361,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         return None
     start_s = time.monotonic()
     work.check_engines()
-    thumbnails = functools.partial(with_thumbnails, config.input) if config.thumbnails else None
-    totals = join_parts(work, config.output, config.suffix(), stop.check, thumbnails)
+    totals = join_parts(work, config.output, config.suffix(), stop.check, thumbnails_of(config))
     embeddings = embeddings_file(config, bundle, work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()

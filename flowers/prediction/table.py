@@ -9,6 +9,7 @@ import codecs
 import collections
 import contextlib
 import csv
+import functools
 import gzip
 import itertools
 import json
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowers.config.predict import OUTPUT_KINDS
+from flowers.config.predict import OUTPUT_KINDS, PredictConfig, suffix_of
 from flowers.data import workbook
 from flowers.data.paths import readable
 from flowers.data.tables import parquet_rows, read_sidecar, sidecar_path, workbook_rows
@@ -44,8 +45,16 @@ def stamps_path(output: Path) -> Path:
 
 def page_path(output: Path) -> Path:
     """The page beside an output: ``predictions.html`` beside ``predictions.csv``."""
-    suffix = next(suffix for suffix in OUTPUT_KINDS if output.name.lower().endswith(suffix))
-    return output.with_name(output.name[: -len(suffix)] + ".html")
+    return output.with_name(output.name[: -len(suffix_of(output))] + ".html")
+
+
+def thumbnails_of(config: PredictConfig) -> Thumbnails | None:
+    """What gives the rows of a job their pictures; None without ``--thumbnails``."""
+    if not config.thumbnails:
+        return None
+    from flowers.prediction.thumbnails import with_thumbnails  # decodes photos, which takes torch
+
+    return functools.partial(with_thumbnails, config.input)
 
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
@@ -174,12 +183,17 @@ def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
     facts = {"output": output_facts(output, output), **facts}
     temporary = work.folder / f"facts-{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(sidecar_text(facts), encoding="utf-8")
         put_in_place(temporary, sidecar_path(output))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise explain_os_error(error, sidecar_path(output)) from error
+
+
+def sidecar_text(facts: dict) -> str:
+    """The JSON that says how a table was made."""
+    return json.dumps(facts, indent=1, default=str) + "\n"
 
 
 def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flowers import console
+from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
 from flowers.parsing import parse_json, read_json
@@ -175,8 +176,8 @@ def _audit_command(background: Background, config: Mapping[str, object]) -> str:
     words, run_dir = ["--data-dir", background.data_dir or "DATA", "--output-dir", "AUDIT"], background.run_dir
     if run_dir is not None and config.get("finetune") == "head" and config.get("feature_cache"):
         words += ["--checkpoint", run_dir]
-    if run_dir is not None and (run_dir / "corrections.csv").is_file() and not config.get("add"):
-        words += ["--corrections", run_dir / "corrections.csv"]  # with --add some are of photos of other folders
+    if run_dir is not None and (run_dir / CORRECTIONS_FILE).is_file() and not config.get("add"):
+        words += ["--corrections", run_dir / CORRECTIONS_FILE]  # with --add some are of photos of other folders
     return shlex.join(console.job_command("audit", *words))
 
 

@@ -20,6 +20,7 @@ import torch
 
 from flowers.config.train import TrainConfig
 from flowers.console import warn
+from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import file_digest, replace_folder
 from flowers.locks import refuse_others
@@ -33,8 +34,6 @@ HISTORY_FILE = "history.jsonl"
 DEFAULTS = {f"--{flag.name.replace('_', '-')}": flag.default for flag in fields(TrainConfig)}
 SIZES_OF = "sizes in bytes of"
 """Begins the names of what earlier versions did not keep in a fingerprint; a run of theirs resumes without."""
-CORRECTIONS_FILE = "corrections.csv"
-"""The run's own copy of the labels that it was trained with beside those of the folders; not there without any."""
 
 
 @dataclass

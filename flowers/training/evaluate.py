@@ -9,7 +9,7 @@ from flowers import console, distributed
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import renamed
-from flowers.data.corrections import Corrections, read_corrections
+from flowers.data.corrections import CORRECTIONS_FILE, Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.formats import limits
 from flowers.errors import DataError, NoSplitError, OutputError
@@ -19,7 +19,6 @@ from flowers.parsing import read_json
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
 from flowers.training.calibrated import calibrate, learn_unfamiliar
-from flowers.training.checkpoint import CORRECTIONS_FILE
 from flowers.training.evaluation import as_trained, measure, precision_in_training
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
 

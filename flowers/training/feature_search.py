@@ -54,42 +54,40 @@ def choose_features(asked: TrainConfig, config: TrainConfig, compute: Compute) -
     run_dir = asked.output_dir
     trials: list[tuple[TrainConfig, Trial]] = []
 
-    def attempt(config: TrainConfig) -> tuple[TrainConfig, Trial]:
+    def attempt(config: TrainConfig) -> None:
         folder = run_dir / FOLDER / str(len(trials))
         stage, batches = compute(dataclasses.replace(config, output_dir=folder))
         (trial,) = from_main(lambda: cross_validate(stage, batches.problem(stage), (FIT_DEFAULTS["weight_decay"],)))
         trials.append((dataclasses.replace(config, image_size=stage.model.preprocessing.crop), trial))
-        return trials[-1]
 
-    begun_s = time.monotonic()
-    best, least = attempt(config)
-    changes = [change for change in (other_stages, larger_images, more_views) if change(asked, best)]
+    begun_s, best = time.monotonic(), 0
+    attempt(config)
+    changes = [change for change in (other_stages, larger_images, more_views) if change(asked, trials[best][0])]
     seconds = time.monotonic() - begun_s
     console.say(
         f"--tune-head wide: {len(changes)} more sets of features are tried; each takes about as long as this one, "
         f"{seconds:.0f} s, larger images up to twice and more views up to {MANY_VIEWS} times as long"
     )
     for change in changes:
+        so_far, least = trials[best]
         try:
-            other, trial = attempt(dataclasses.replace(best, **change(asked, best)))
+            attempt(dataclasses.replace(so_far, **change(asked, so_far)))
         except ModelError as error:  # a network without such stages, or of one size
             console.say(f"left out: {error}")
             continue
+        _, trial = trials[-1]
         if trial.loss < least.loss - trial.loss_error:
-            best, least = other, trial
+            best = len(trials) - 1
     rows = [
         (of.model, of.image_size, of.views, f"{trial.top1:.4f}", f"{trial.loss:.4f} ± {trial.loss_error:.4f}")
         for of, trial in trials
     ]
     console.table("tried for the features", ("model", "pixels", "views", "top1 out of fold", "loss out of fold"), rows)
-    number = next(number for number, (of, _) in enumerate(trials) if of is best)
-    from_main(lambda: _keep(run_dir, number, [{**_settings(of), **asdict(trial)} for of, trial in trials]))
-    console.say(f"taken: {best.model}, {best.image_size} px, views: {best.views}")
-    return best
-
-
-def _settings(config: TrainConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in FOUND_WIDE}
+    written = [{**{name: getattr(of, name) for name in FOUND_WIDE}, **asdict(trial)} for of, trial in trials]
+    from_main(lambda: _keep(run_dir, best, written))
+    chosen, _ = trials[best]
+    console.say(f"taken: {chosen.model}, {chosen.image_size} px, views: {chosen.views}")
+    return chosen
 
 
 def _keep(run_dir: Path, number: int, trials: list[dict]) -> None:

@@ -8,11 +8,11 @@ import torch
 from flowers import console
 from flowers.reports.label_errors import BLOCK, LabelCheck, find_suspicions, judge
 from flowers.training.features import FeatureBatches
+from flowers.training.flags import FIT_DEFAULTS
 from flowers.training.head_search import folds_of
 from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
 from flowers.training.stage import Stage
 
-WEIGHT_DECAY = 0.001
 MOST_JUDGED = 2_500_000_000
 """Images times features times classes that are judged at the end of a training, in about a minute on two cores."""
 
@@ -84,7 +84,7 @@ def held_out_probs(
         several = len(features.widths) > 1
         return HeadProblem(features.only(rows), targets[rows], num_classes, features.widths, unit_blocks=several)
 
-    head = fit_linear_head(problem(~held_out), weight_decay=WEIGHT_DECAY, device=device)
+    head = fit_linear_head(problem(~held_out), weight_decay=FIT_DEFAULTS["weight_decay"], device=device)
     asked, probs = problem(held_out), np.empty((int(held_out.sum()), num_classes), np.float32)
     for first in range(0, len(probs), BLOCK):
         here = slice(first, first + BLOCK)

@@ -14,7 +14,7 @@ from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.added import add_to_train, read_added
 from flowers.data.choice import Choice
-from flowers.data.corrections import read_all_corrections
+from flowers.data.corrections import CORRECTIONS_FILE, read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
 from flowers.data.grouping import warn_of_leaks
@@ -30,7 +30,6 @@ from flowers.training.bad_images import handle_bad_images, listing_all_faults, l
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.calibrated import calibrate_trained, features_of_some, learn_unfamiliar
 from flowers.training.checkpoint import (
-    CORRECTIONS_FILE,
     Checkpoint,
     check_fingerprint,
     list_checkpoints,
