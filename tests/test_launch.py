@@ -390,7 +390,7 @@ from flowers.distributed import start
 accelerator = start()
 seen = accelerator.gather(__import__("torch").tensor([accelerator.process_index])).tolist()
 if accelerator.is_main_process:
-    print(seen)
+    print(seen, flush=True)  # os._exit flushes nothing
 accelerator.end_training()
 os._exit(0)
 """
