@@ -455,7 +455,8 @@ def test_flags_of_a_job_under_torchrun() -> None:
 
 
 def test_what_is_piped_in_reaches_the_first_process_only(tmp_path: Path) -> None:
-    (tmp_path / "worker.py").write_text(WORKER.format(body="print(rank, repr(sys.stdin.read()), flush=True)"))
+    body = r"os.write(1, f'{rank} {sys.stdin.read()!r}\n'.encode())"  # one write: the two never mix within a line
+    (tmp_path / "worker.py").write_text(WORKER.format(body=body))
     done = subprocess.run(
         [sys.executable, "-m", "flowers.launch", "--num-processes", "2", "worker.py"],
         cwd=tmp_path,
