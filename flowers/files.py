@@ -145,6 +145,12 @@ def make_folder(path: Path) -> None:
         raise explain_os_error(error, path) from error
 
 
+def user_cache() -> Path | None:
+    """Where this project keeps what it can make again; None for those without a home, as in some containers."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "flowers" if os.path.isabs(caches) else None
+
+
 def file_digest(path: Path) -> dict[str, int | str]:
     """Size and SHA-256 of a file, as they are stored beside it to notice damage.
 

@@ -1,6 +1,7 @@
 """Fixtures that every test may use. All tests run on CPU and offline."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,14 @@ os.environ.setdefault("COLUMNS", "160")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks on a busy machine: threads would wait for each other
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder of this run, which its worker processes and all jobs share: not the user's."""
+    if not hasattr(config, "workerinput"):
+        caches = tempfile.TemporaryDirectory(prefix="flowers-cache-")
+        os.environ["XDG_CACHE_HOME"] = caches.name
+        config.add_cleanup(caches.cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import re
 import shutil
 import sys
@@ -21,11 +22,12 @@ from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
 from flowers.engines import engine as engine_module
 from flowers.engines import openvino_engine
-from flowers.engines.engine import Engine, build_engine
+from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
+from flowers.models.weights import tensors_key
 
 try:
     import openvino  # noqa: F401
@@ -42,14 +44,6 @@ ENGINES = [
     pytest.param("openvino", "float32", marks=needs_openvino),
     pytest.param("openvino", "bf16", marks=needs_bf16),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Bundles that are in memory only have their conversions kept in the user's cache folder: not in the real one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def run(engine: Engine, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
@@ -548,6 +542,52 @@ def test_who_has_no_home_needs_none(saved: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # in a container, under a number that it has no name for
     openvino_probs(saved)
     assert len(list((saved / "converted").iterdir())) == 1
+
+
+@needs_openvino
+def test_a_network_with_a_key_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """So a second training run, or its evaluation, starts without converting the backbone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    backbone = build_backbone("timm/test_resnet", "none")
+    images = noise(3, backbone.preprocessing.crop)
+
+    def features(network: nn.Module) -> np.ndarray:
+        keyed = KeyedNetwork(network, tensors_key("timm/test_resnet", network))
+        engine = build_engine(keyed, backbone.preprocessing, engine="openvino", precision="float32", threads=1)
+        outputs = engine.submit(images).result()
+        engine.close()
+        assert outputs.probs is None
+        return outputs.features
+
+    first = features(backbone.network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_engine, "convert", lambda *args: pytest.fail("converted again"))
+        assert np.array_equal(features(backbone.network), first)
+    with torch.no_grad():
+        next(backbone.network.parameters()).mul_(1.5)
+    assert not np.allclose(features(backbone.network), first)
+    assert len(list((tmp_path / "flowers").iterdir())) == 2
+
+
+@needs_openvino
+def test_models_that_were_not_used_for_longest_go_first(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved / "converted"
+    for age, name in enumerate(("openvino-new", "openvino-old", "openvino-oldest")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.bin").write_bytes(bytes(1000))
+        os.utime(folder / name, (10**9 - age, 10**9 - age))
+    expected = openvino_probs(saved)
+    assert len(list(folder.iterdir())) == 4
+    (own,) = {path.name for path in folder.iterdir()} - {"openvino-new", "openvino-old", "openvino-oldest"}
+    size = sum(path.stat().st_size for path in (folder / own).iterdir())
+    shutil.rmtree(folder / own)
+    monkeypatch.setattr(openvino_engine, "KEPT_BYTES", size + 1500)
+    assert np.array_equal(openvino_probs(saved), expected)
+    assert {path.name for path in folder.iterdir()} == {own, "openvino-new"}
 
 
 @needs_openvino

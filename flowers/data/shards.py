@@ -28,7 +28,7 @@ from flowers.data.formats.limits import check_size
 from flowers.data.lists import SPLIT_NAMES, ListedImage
 from flowers.data.paths import PathList, readable
 from flowers.errors import DataError, FlowersError, ImageError
-from flowers.files import NPZ_DAMAGE, write_atomically
+from flowers.files import NPZ_DAMAGE, user_cache, write_atomically
 from flowers.locks import take_turns
 from flowers.parsing import parse_json
 
@@ -177,9 +177,11 @@ def index_of(shard: Path) -> Index:
 
 @functools.cache
 def _index(shard: str, size: int, changed_ns: int) -> Index:
+    cache = user_cache()
+    if cache is None:
+        return _make(Path(shard))
     key = f"{FORMAT} {size} {changed_ns} {os.path.abspath(shard)}"
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    place = Path(caches, "flowers", "shards", f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npz")
+    place = cache / "shards" / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npz"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, FlowersError):  # a folder that cannot be written
             stack.enter_context(take_turns(place.parent / "lock"))  # the others find what the first has made

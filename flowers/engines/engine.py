@@ -12,7 +12,6 @@ Three things make the answers the same whatever runs beside:
 """
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from flowers.engines import openvino_engine
 from flowers.engines.pool import Pool, cut, run_all
 from flowers.engines.torch_engine import DTYPES, PixelNetwork, drawn_pictures, torch_worker
 from flowers.errors import ModelError, UsageError
+from flowers.files import user_cache
 from flowers.machine import cpu_has_bf16, cpus_per_process
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier
@@ -137,8 +137,15 @@ def _log(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probs, 1e-30))
 
 
+class KeyedNetwork(NamedTuple):
+    """A network with a key of all that decides its features, so that it is converted once for all runs that use it."""
+
+    network: nn.Module
+    key: str
+
+
 def build_engine(
-    model: Bundle | nn.Module,
+    model: Bundle | KeyedNetwork | nn.Module,
     preprocessing: Preprocessing | None = None,
     *,
     engine: str = "auto",
@@ -155,7 +162,8 @@ def build_engine(
     itself: it takes a while at first, and on CPUs it was seen to help in float32 only.
 
     Args:
-        model: a bundle; a Classifier; or a backbone alone, whose features are all that comes out. Not changed.
+        model: a bundle; a Classifier; or a backbone alone, whose features are all that comes out. Not changed. What is
+            converted is kept for the next time, unless it is a module without a key.
         preprocessing: how images become numbers; of a bundle its own is the default.
         engine: "auto", "torch", "compile" or "openvino".
         precision: of the backbone: "auto", "float32", "bf16" or "fp16".
@@ -237,12 +245,16 @@ def _best_precision(engine: str, device: torch.device) -> str:
 
 
 class _Source:
-    """The network of a bundle or a module, copied only when it is needed; a converted model in the cache saves that."""
+    """A network and its preprocessing, copied only when it is needed; a converted model in the cache saves that."""
 
-    def __init__(self, model: Bundle | nn.Module, preprocessing: Preprocessing | None):
-        self._model = model
+    def __init__(self, model: Bundle | KeyedNetwork | nn.Module, preprocessing: Preprocessing | None):
+        self._model, self._key, self._folder = model, None, None
+        if isinstance(model, KeyedNetwork):
+            self._model, self._key = model
+        elif isinstance(model, Bundle):
+            self._key, self._folder = model.hash, model.folder
         self._preprocessing = preprocessing or model.preprocessing
-        self.has_head = isinstance(model, Bundle | Classifier)
+        self.has_head = isinstance(self._model, Bundle | Classifier)
         self.size = self._preprocessing.crop
 
     def network(self, precision: str, fold: bool = False) -> PixelNetwork:
@@ -250,15 +262,13 @@ class _Source:
         return PixelNetwork(network, self._preprocessing, DTYPES[precision], fold)
 
     def key(self) -> str | None:
-        """Return a key of everything that a bundle's network depends on; None for a module, which is not cached."""
-        return f"{self._model.hash} {self._preprocessing}" if isinstance(self._model, Bundle) else None
+        """Return a key of everything that the network depends on; None for one that is not kept."""
+        return None if self._key is None else f"{self._key} {self._preprocessing}"
 
     def cache_folders(self) -> list[Path]:
         """Return the folders that may hold converted models, the preferred one first."""
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        user = Path(caches) / "flowers" if os.path.isabs(caches) else None  # not everyone in a container has a home
-        beside = self._model.folder / "converted" if self._model.folder is not None else None
-        return [folder for folder in (beside, user) if folder is not None]
+        beside = self._folder / "converted" if self._folder is not None else None
+        return [folder for folder in (beside, user_cache()) if folder is not None]
 
 
 def _torch_pools(source: _Source, choice: _Choice, batch_size: int, threads: int) -> tuple[Pool, Pool | None]:

@@ -1,8 +1,11 @@
 """A network in OpenVINO: converted from PyTorch once, kept beside its bundle, run one thread a stream."""
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +26,7 @@ from flowers.files import file_digest, remove, sync_file
 from flowers.parsing import read_json
 
 RECIPE = 2  # part of the cache's key: count up whenever conversion changes
+KEPT_BYTES = 2**30  # of converted models in a folder
 _MODEL_FILE = "model.xml"
 _FILES = (_MODEL_FILE, "model.bin")
 _DIGESTS_FILE = "digests.json"
@@ -155,16 +159,16 @@ def _refusal(reason: object) -> ModelError:
 def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], PixelNetwork], size: int):
     """A converted model from the first folder that has it; else convert, and keep it in the first that takes it.
 
-    Several processes and threads may do so at once. Where nothing can be written the model lives in memory only.
+    Several processes and threads may do so at once. Where nothing can be written the model lives in memory only. A
+    folder keeps the models that were used last, ``KEPT_BYTES`` in all.
 
     Args:
         key: all that the network depends on; versions and the size are added here.
         folders: where converted models may be kept, the best place first.
         build: gives the network when it is needed.
     """
-    import openvino
-
-    content = f"{key} {size} {RECIPE} {openvino.__version__} {torch.__version__}"
+    versions = [importlib.metadata.version(name) for name in ("openvino", "torch", "torchvision", "timm")]
+    content = f"{key} {size} {RECIPE} {' '.join(versions)}"
     name = f"openvino-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     folders = list(folders)
     for folder in folders:
@@ -173,6 +177,8 @@ def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], Pixel
                 continue
             written = read_json(folder / name / _DIGESTS_FILE)
             if all(file_digest(folder / name / file) == written[file] for file in _FILES):
+                with contextlib.suppress(OSError):
+                    os.utime(folder / name)
                 return _core().read_model(folder / name / _MODEL_FILE)
         except PermissionError:  # not for us to read
             continue
@@ -183,8 +189,19 @@ def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], Pixel
     model = convert(build(), size)
     for folder in folders:
         if _keep(model, folder / name):
+            _forget_oldest(folder)
             break
     return model
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Keep the models that were used last, at least one; a process that has another one mapped goes on with it."""
+    with contextlib.suppress(OSError):  # another process removes, too
+        models = sorted(folder.glob("openvino-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        sizes = itertools.accumulate(sum(file.stat().st_size for file in path.iterdir()) for path in models)
+        for path, size in list(zip(models, sizes, strict=True))[1:]:
+            if size > KEPT_BYTES:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep(model, target: Path) -> bool:

@@ -7,6 +7,8 @@ Source: Evci et al. 2022, "Head2Toe: Utilizing Intermediate Representations for 
 arXiv:2201.03529.
 """
 
+import copy
+
 import torch
 from torch import nn
 
@@ -58,11 +60,12 @@ def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[S
         ModelError: the network does not give its stages, or has fewer.
     """
     stages = Stages(network, count)
-    was_training = network.training
+    tensors = [*network.parameters(), *network.buffers()]
+    # A copy without numbers, on which nothing is computed: the first real convolutions take a second.
+    shapes = copy.deepcopy(stages, {id(tensor): tensor.detach().to("meta") for tensor in tensors}).eval()
     try:
         with torch.inference_mode():
-            device = next(network.parameters()).device
-            blocks = stages.eval().blocks(torch.zeros(1, 3, size, size, device=device))
+            blocks = shapes.blocks(torch.zeros(1, 3, size, size, device="meta"))
             stages.widths, width = tuple(block.shape[1] for block in blocks), torch.cat(blocks, dim=1).shape[1]
     except (
         AttributeError,
@@ -78,5 +81,5 @@ def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[S
             f"{name}: no features of {count} stages from this network ({reason}); "
             "efficientnet_lite0+2 has them, as have most of timm/NAME; fewer may do"
         ) from None
-    stages.train(was_training)
+    stages.train(network.training)
     return stages, width

@@ -27,10 +27,10 @@ from flowers.data.order import Draw, eval_batches
 from flowers.data.paths import readable
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_all, from_main
-from flowers.engines.engine import Engine, build_engine
+from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
-from flowers.models.weights import add_tensors
+from flowers.models.weights import tensors_key
 from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
@@ -115,19 +115,18 @@ def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str,
         StoppedError: a rank was asked to stop; finished pieces are kept.
     """
     config, model, folder = stage.config, stage.model, stage.run_dir / "features"
+    network = KeyedNetwork(model.classifier.backbone, tensors_key(config.model, model.classifier.backbone))
     engine = build_engine(
-        model.classifier.backbone,
+        network,
         model.preprocessing,
         precision=ENGINE_PRECISION[config.mixed_precision],
         batch_size=config.batch_size,
         device=stage.accelerator.device,
     )
     console.say(f"features by {engine.description}")
-    # Everything that features depend on. The tensors themselves, not their source: a seed or a file may change. The
-    # sizes of the images too: one may have been replaced since an earlier start. (Not times: copies have their own.)
-    backbone = hashlib.sha256(config.model.encode())
-    add_tensors(backbone, model.classifier.backbone.state_dict())
-    key = {"backbone": backbone.hexdigest(), "engine": engine.name, "precision": engine.precision}
+    # Everything that features depend on. The sizes of the images too: one may have been replaced since an earlier
+    # start. (Not times: copies have their own.)
+    key = {"backbone": network.key, "engine": engine.name, "precision": engine.precision}
     key["preprocessing"] = model.preprocessing.to_dict()
 
     def features_of(name: str, samples: Samples) -> np.ndarray:
