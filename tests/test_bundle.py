@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flowers
+import flowers.made
 from flowers.data.folders import ClassIndex
 from flowers.errors import FlowersError, ModelError
+from flowers.made import how_made
 from flowers.models import bundle as bundles
 from flowers.models.backbones import build_backbone
-from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle, write_bundle
+from flowers.models.bundle import Bundle, load_bundle, save_bundle, write_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 
 MODEL = "timm/test_resnet"
@@ -334,9 +336,9 @@ def test_made_names_versions_and_commit() -> None:
 
 def test_made_outside_git_or_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(bundles, "_git_commit", bundles._git_commit.__wrapped__)  # asked anew
+    monkeypatch.setattr(flowers.made, "_git_commit", flowers.made._git_commit.__wrapped__)  # asked anew
     assert how_made()["git_commit"] is None
-    monkeypatch.setattr(bundles.flowers, "__file__", str(tmp_path / "flowers" / "__init__.py"))
+    monkeypatch.setattr(flowers, "__file__", str(tmp_path / "flowers" / "__init__.py"))
     assert how_made()["git_commit"] is None
 
 

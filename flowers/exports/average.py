@@ -15,7 +15,8 @@ from flowers.cli import to_plain
 from flowers.config.export import ExportConfig
 from flowers.errors import DataError, ModelError
 from flowers.exports.photos import Photos, photos_in, photos_of_run
-from flowers.models.bundle import Bundle, how_made, load_bundle, save_bundle
+from flowers.made import how_made
+from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import BATCH_NORM, Classifier
 
 BATCH_SIZE = 32

@@ -21,7 +21,8 @@ from flowers.exports import graph, quantize
 from flowers.exports.compare import Agreement, compare, compare_with
 from flowers.exports.photos import Photos, photos_in, photos_of_run
 from flowers.files import explain_os_error, file_digest, sync_file, sync_folder, write_atomically
-from flowers.models.bundle import Bundle, how_made, load_bundle
+from flowers.made import how_made
+from flowers.models.bundle import Bundle, load_bundle
 
 
 def export(config: ExportConfig) -> int:

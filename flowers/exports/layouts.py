@@ -19,7 +19,8 @@ from flowers.errors import UsageError
 from flowers.exports.compare import Agreement
 from flowers.exports.model_card import model_card
 from flowers.files import allow_as_usual, replace_folder, write_atomically
-from flowers.models.bundle import WEIGHTS_FILE, Bundle, how_made
+from flowers.made import how_made
+from flowers.models.bundle import WEIGHTS_FILE, Bundle
 from flowers.models.layouts import load_timm, timm_config, timm_layout, torchvision_layout
 
 CHECKED_FILE = "flowers.json"

@@ -16,15 +16,10 @@ Version 2 has one more entry, "unfamiliar", see ``flowers.models.familiarity``; 
 earlier versions have none; they load.
 """
 
-import contextlib
-import datetime
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +54,7 @@ class Bundle:
 
     Attributes:
         metrics: figures by name, as plain values.
-        made: how, when and with what it was made, as plain values; see ``how_made``.
+        made: how, when and with what it was made, as plain values; see ``flowers.made``.
         state_dict: tensors on the CPU, named ``backbone.*`` and ``head.*``.
         folder: where it was loaded from.
         familiarity: tells photos of none of the classes; None in a model that cannot.
@@ -170,13 +165,6 @@ def load_bundle(path: Path) -> Bundle:
                     f'with; copy it again (or, if you edited {DESCRIPTION_FILE}, remove "hash" from its "made")'
                 )
             return bundle
-
-
-def how_made(config: Mapping | None = None) -> dict:
-    """When, with which versions, from which commit (where the code stands in a git tree) and which config."""
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    made = {"date": date, "versions": dict(_versions()), "git_commit": _git_commit(Path(flowers.__file__).parents[1])}
-    return made if config is None else {**made, "config": dict(config)}
 
 
 def _describe(bundle: Bundle) -> dict:
@@ -337,24 +325,3 @@ def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:
         raise ModelError(f"{where}: {WEIGHTS_FILE} is missing: copy the whole folder") from None
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{where}: {WEIGHTS_FILE} cannot be read: {' '.join(str(error).split())}") from None
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "flowers": flowers.__version__}
-    for package in ("torch", "torchvision", "timm", "accelerate"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-@functools.cache
-def _git_commit(root: Path) -> str | None:
-    """The commit that the process started from; asked once, as a run saves many bundles."""
-    if not (root / ".git").exists():  # installed elsewhere: a commit of another project would be a lie
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -19,8 +19,9 @@ from flowers import console
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.errors import DataError, ModelError, OutputError
+from flowers.made import how_made
 from flowers.models.backbones import build_from_file
-from flowers.models.bundle import DESCRIPTION_FILE, Bundle, how_made, save_bundle
+from flowers.models.bundle import DESCRIPTION_FILE, Bundle, save_bundle
 from flowers.models.heads import HeadSpec
 from flowers.models.trained_view import TrainedView, read_view
 from flowers.models.weight_match import TRAINING_ONLY, Match

@@ -27,7 +27,8 @@ from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_e
 from flowers.errors import DataError, ImageError, ModelError, UsageError
 from flowers.files import make_folder, write_atomically
 from flowers.machine import available_cpus
-from flowers.models.bundle import Bundle, how_made, load_bundle
+from flowers.made import how_made
+from flowers.models.bundle import Bundle, load_bundle
 from flowers.prediction.inputs import input_root, list_inputs, read_input
 from flowers.prediction.pipeline import PhotoReader, Pipeline
 from flowers.prediction.rows import RowFormat

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from flowers import console
 from flowers.cli import to_plain
-from flowers.config.predict import OUTPUT_KINDS, PredictConfig
+from flowers.config.predict import PredictConfig
 from flowers.data.archives import Entry
 from flowers.data.choice import Choice
-from flowers.data.classes import names_digest, renamed
+from flowers.data.classes import renamed
 from flowers.data.formats import limits
-from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.paths import PathList, decode_path, encode_path, readable
 from flowers.data.tables import read_rows, require_writer
 from flowers.distributed import Place, from_main, take_place
@@ -24,15 +23,15 @@ from flowers.engines.exported import ExportedModel, open_model
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import file_digest
 from flowers.locks import share
-from flowers.models.bundle import Bundle, how_made
+from flowers.made import how_made
+from flowers.models.bundle import Bundle
 from flowers.prediction import parts
 from flowers.prediction.finish import finish
-from flowers.prediction.inputs import input_root, lies_in_input, list_inputs
+from flowers.prediction.flags import check_flags, extensions_of, settings_of, stored_min_prob
+from flowers.prediction.inputs import input_root, list_inputs
 from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError
-from flowers.prediction.rows import columns
 from flowers.prediction.shard_loop import classify, embeddings_file, row_format
-from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import (
     check_free,
     finished_facts,
@@ -98,7 +97,7 @@ def _watch(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, 
 
 
 def _predict(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
-    folder = WorkFolder(config.output, _settings(config, bundle), lambda: _finished(config))
+    folder = WorkFolder(config.output, settings_of(config, bundle), lambda: _finished(config))
     try:
         found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
         if found.get("then_again"):
@@ -151,78 +150,8 @@ def _do_and_join(
         return _facts_of_equal(config, folder) if place.rank == 0 else None
 
 
-def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
-    """Refuse before the work begins what would fail when all is done, or be input the next time.
-
-    Raises:
-        UsageError: an output is a folder, or lies in the input folder and ends like a photo; embeddings of an export,
-            or a column that there is not.
-    """
-    _check_features(config, bundle)
-    every = columns(_topk(config, bundle))
-    if unknown := [name for name in config.chosen_columns() if name not in every]:
-        raise UsageError(f"--columns: got {','.join(unknown)}, expected some of {','.join(every)}")
-    for flag, path in (("--output", config.output), ("--embeddings", config.embeddings)):
-        if path is None:
-            continue
-        if os.path.isdir(path):
-            raise UsageError(f"{flag} {readable(path)}: this is a folder, a file name was expected")
-        inside = lies_in_input(config.input, path)
-        if inside and path.name.lower().endswith(tuple(_extensions(config))):
-            raise UsageError(f"{flag} {readable(path)} lies in the input folder, and --ext makes it input")
-    check_target(config)
-    if config.topk > max(len(bundle.classes.folders), PredictConfig.topk):  # fewer than the default surprise nobody
-        console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
-
-
-def stored_min_prob(bundle: Bundle | ExportedModel) -> float:
-    """The threshold that was fitted on validation images.
-
-    Raises:
-        UsageError: the model has none.
-    """
-    value = bundle.made.get("min_prob")
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UsageError(
-            "--min-prob auto: the model stores no threshold; training does with enough validation images, so does "
-            "evaluate --calibrate; or give a probability"
-        )
-    return value
-
-
 def _finished(config: PredictConfig) -> dict | None:
     return finished_facts(config.output, config.embeddings)
-
-
-def _check_features(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
-    if config.embeddings is not None and isinstance(bundle, ExportedModel):
-        raise UsageError("--embeddings: an exported file gives probabilities only; use the bundle it was made of")
-
-
-def _settings(config: PredictConfig, bundle: Bundle | ExportedModel) -> dict:
-    """All that decides the rows, but for the files; flags that came later count only where they are not the default."""
-    later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel", "thumbnails")}
-    names = config.chosen_columns()
-    chosen = {"columns": names} if names and names != columns(_topk(config, bundle)) else {}
-    return {
-        "model": bundle.hash,
-        "kind": OUTPUT_KINDS[config.suffix()],
-        "topk": _topk(config, bundle),
-        "min_prob": config.min_prob,
-        "tta": config.tta,
-        "engine": config.engine,
-        "precision": config.precision,
-        "batch_size": config.batch_size,
-        "embeddings": config.embeddings and os.path.relpath(config.embeddings, config.output.parent),
-        **{name: value for name, value in later.items() if value != getattr(PredictConfig, name)},
-        **chosen,
-        **({"unfamiliar": config.unfamiliar} if getattr(bundle, "familiarity", None) is not None else {}),
-        **({"class_names": names_digest(bundle.classes.labels)} if config.class_names is not None else {}),
-    }
-
-
-def _topk(config: PredictConfig, bundle: Bundle | ExportedModel) -> int:
-    return min(config.topk, len(bundle.classes.folders))
 
 
 def _find_work(
@@ -303,13 +232,8 @@ def _facts_of_equal(config: PredictConfig, folder: WorkFolder) -> dict:
     return facts
 
 
-def _extensions(config: PredictConfig) -> frozenset[str]:
-    given = config.extensions()
-    return IMAGE_EXTENSIONS if given is None else given
-
-
 def _choice(config: PredictConfig) -> Choice:
-    return Choice(_extensions(config), config.exclude, config.by_content)
+    return Choice(extensions_of(config), config.exclude, config.by_content)
 
 
 def _entries(config: PredictConfig, choice: Choice, stop: StopRequest) -> Iterator[Entry]:

@@ -15,7 +15,8 @@ from flowers.data.folders import ImageFolders
 from flowers.data.image_cache import ImageCache
 from flowers.data.order import Order
 from flowers.distributed import arithmetic
-from flowers.models.bundle import Bundle, how_made
+from flowers.made import how_made
+from flowers.models.bundle import Bundle
 from flowers.stopping import StopRequest
 from flowers.training.model import Model
 
