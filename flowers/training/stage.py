@@ -86,10 +86,16 @@ class Stage:
         test = f", {len(data.test)} test" if data.test else ""
         images = f"{len(data.train)} train, {len(data.valid)} valid{test} images, {len(data.classes)} classes"
         how = "head on cached features" if config.uses_features else config.finetune
-        lr = "auto" if searches_lr else f"{config.lr:g}"
+        by = f"{config.optimizer}, lr {'auto' if searches_lr else f'{config.lr:g}'}"
         batch = str(order.global_batch_size)
         if order.global_batch_size != order.batch_size or console.is_verbose():
             batch = f"{order.batch_arithmetic} = {batch}"
+        length = [
+            ("batch", f"{batch} images a step"),
+            ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
+        ]
+        if config.optimizer == "lbfgs":
+            by, length = "fitted to all images at once", []
         threads = f", {torch.get_num_threads()} threads" if self.accelerator.device.type == "cpu" else ""
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         rows = [
@@ -97,9 +103,8 @@ class Stage:
             ("model", f"{config.model}, {start}, {view.crop} px"),
             ("normalisation", f"mean {_numbers(view.mean)}, std {_numbers(view.std)}, {view.interpolation} resizing"),
             ("color profiles", "converted to sRGB" if view.to_srgb else "ignored"),
-            ("training", f"{how}: {trainable:,} of {total:,} parameters, {config.optimizer}, lr {lr}"),
-            ("batch", f"{batch} images a step"),
-            ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
+            ("training", f"{how}: {trainable:,} of {total:,} parameters, {by}"),
+            *length,
             ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}{threads}"),
             ("run folder", str(config.output_dir)),
         ]

@@ -323,8 +323,8 @@ def finish(trainer: Trainer) -> None:
         (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
         for split, values in results.items()
     ]
-    title = f"best model, after epoch {epoch:.4g} of {stage.config.epochs}"
-    console.table(title, ("split", "images", "loss", "top1", "top5"), rows)
+    when = "" if stage.config.optimizer == "lbfgs" else f", after epoch {epoch:.4g} of {stage.config.epochs}"
+    console.table(f"best model{when}", ("split", "images", "loss", "top1", "top5"), rows)
     if wants_report(stage) and stage.accelerator.is_main_process:
         with or_warn():
             labels = check_labels(stage, trainer.batches)

@@ -127,6 +127,7 @@ class Trainer:
             StoppedError: on request; the same command fits again.
         """
         stage, started_s = self.stage, time.monotonic()
+        meter.describe("fit the head")
         count = len(stage.data.train)
 
         def check_stop() -> None:
@@ -385,11 +386,12 @@ class Trainer:
 
     def _say(self, figures: str) -> None:
         progress, valid = self.progress, self.last_metrics
-        best = ", the best so far" if progress.best_step == progress.step else ""
-        console.say(
-            f"epoch {progress.epoch + 1}/{self.config.epochs}{figures}; "
-            f"valid loss {valid.loss:.4f} top1 {valid.top1:.4f} top5 {valid.top5:.4f}{best}"
-        )
+        when, best = f"epoch {progress.epoch + 1}/{self.config.epochs}", ""
+        if self.config.optimizer == "lbfgs":
+            when = "fitted"
+        elif progress.best_step == progress.step:
+            best = ", the best so far"
+        console.say(f"{when}{figures}; valid loss {valid.loss:.4f} top1 {valid.top1:.4f} top5 {valid.top5:.4f}{best}")
 
     def save_bundle(self, name: str, metrics: Metrics) -> None:
         """Write the model into the run folder, on rank 0."""
