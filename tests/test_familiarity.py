@@ -13,6 +13,8 @@ import torch
 import flowers
 from flowers.config.predict import PredictConfig
 from flowers.data.folders import Samples
+from flowers.demo.answer import Oracle
+from flowers.demo.page import ask
 from flowers.errors import ModelError, OutputError
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.familiarity import Familiarity, fit_familiarity
@@ -141,7 +143,7 @@ def test_damaged_comes_before_unfamiliar_and_that_before_unsure() -> None:
     assert rows.guessed("x", [0], [0.5], None, False)[0] == "unsure"
 
 
-def test_a_job_marks_them_sorts_them_and_answers_as_the_api(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_a_job_the_api_and_the_demo_mark_the_same(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     def rows(name: str, **flags: object) -> list[dict]:
         output = tmp_path / f"{name}.csv"
         config = PredictConfig(checkpoint=bundle.folder, input=photos, output=output, **{**PLAIN, **flags})
@@ -161,6 +163,12 @@ def test_a_job_marks_them_sorts_them_and_answers_as_the_api(bundle: Bundle, phot
     with flowers.load(bundle.folder, engine="torch", precision="float32", batch_size=4) as model:
         answers = model.predict([photos / row["path"] for row in marked])
         assert [row["path"] for row, answer in zip(marked, answers, strict=True) if answer.unfamiliar] == unfamiliar
+    oracle = Oracle(bundle.folder, engine="torch", precision="float32")  # of the demo page
+    for row in (marked[0], next(row for row in marked if row["status"] != marked[0]["status"])):
+        page = ask(oracle, photos / row["path"])
+        assert ("like none of the classes" in page) == (row["status"] == "unfamiliar")
+        assert f'data-prob="{row["prob"]}"' in page
+    oracle.close()
     with pytest.raises(OutputError, match="unfamiliar: mark then, keep now"):
         rows("marked", min_prob=1.0, unfamiliar="keep")
 

@@ -18,6 +18,7 @@ from flowers.data.images import decode_image
 from flowers.engines.engine import Engine
 from flowers.engines.exported import open_model
 from flowers.engines.exported_engine import open_engine
+from flowers.models.bundle import Bundle
 from flowers.prediction.rows import Guess, best_classes
 
 STEPS = 8
@@ -76,6 +77,7 @@ class Answer(NamedTuple):
         evidence: float32 [n, n], of the best guess; see ``occlusion_map``.
         size: width and height of the photo as decoded, upright.
         damage: what is missing or wrong in the file, or None.
+        unfamiliar: the photo is like none of the classes; always False of a model that cannot tell.
     """
 
     guesses: list[Guess]
@@ -83,6 +85,7 @@ class Answer(NamedTuple):
     evidence: np.ndarray
     size: tuple[int, int]
     damage: str | None = None
+    unfamiliar: bool = False
 
 
 class Oracle:
@@ -107,7 +110,9 @@ class Oracle:
         if class_names is not None:
             self.labels = display_names(self.folders, Path(), class_names)
         self._preprocessing = model.preprocessing
-        self._engine: Engine = open_engine(model, engine=engine, precision=precision, batch_size=_BATCH_SIZE)
+        self._familiarity = model.familiarity if isinstance(model, Bundle) else None
+        options = {"engine": engine, "precision": precision, "batch_size": _BATCH_SIZE}
+        self._engine: Engine = open_engine(model, **options, features=self._familiarity is not None)
 
     @property
     def description(self) -> str:
@@ -124,12 +129,13 @@ class Oracle:
         how = {"min_short_side": preprocessing.min_short_side, "to_srgb": preprocessing.to_srgb}
         image, damage = decode_image(source, **how)
         view = preprocessing.view(image)
-        probs = self._engine.submit(view[None]).result().probs
+        probs, features = self._engine.submit(view[None]).result()
         best = best_classes(probs, min(TOPK, len(self.folders)))[0]
         guesses = [Guess(self.labels[index], self.folders[index], float(probs[0, index])) for index in best]
         fill = tuple(round(255 * min(max(value, 0), 1)) for value in preprocessing.mean)
         evidence = occlusion_map(self._engine, view, int(best[0]), guesses[0].prob, fill)
-        return Answer(guesses, view, evidence, (image.shape[1], image.shape[0]), damage)
+        unfamiliar = self._familiarity is not None and bool(self._familiarity.unfamiliar(probs, features)[0])
+        return Answer(guesses, view, evidence, (image.shape[1], image.shape[0]), damage, unfamiliar)
 
     def close(self) -> None:
         """Free the network."""

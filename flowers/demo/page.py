@@ -35,9 +35,11 @@ def answer_html(name: str, answer: Answer) -> str:
     """
     best = answer.guesses[0]
     width, height = answer.size
-    damaged = "" if answer.damage is None else f'<p class="damaged">The file is damaged: {_text(answer.damage)}.</p>'
+    notes = "" if answer.damage is None else f'<p class="damaged">The file is damaged: {_text(answer.damage)}.</p>'
+    if answer.unfamiliar:
+        notes += '<p class="unfamiliar">This photo is like none of the classes; these are the nearest.</p>'
     return (
-        f'<section class="answer"><p class="of">{_text(name)}, {width} × {height} pixels</p>{damaged}'
+        f'<section class="answer"><p class="of">{_text(name)}, {width} × {height} pixels</p>{notes}'
         f'<ol class="guesses">{"".join(map(_guess, answer.guesses))}</ol>'
         '<div class="views">'
         f"{_figure(answer.view, 'what the network saw', 'view')}"

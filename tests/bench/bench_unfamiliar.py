@@ -3,10 +3,10 @@
     python tests/bench/bench_unfamiliar.py                      # the real photos, where the checkout has them beside it
     python tests/bench/bench_unfamiliar.py --far FOLDER         # and other pictures that are no flowers
 
-Of the classes of a data set some are left out, and the default head is trained on the others (on features, as train.py
-does). Near: all photos of the classes left out. Far: noise, plain colours, shapes, text, screenshots and the project's
-own drawn flowers. Known: validation photos of the other classes; what is marked of a fifth of them is told by a score
-that was fitted to the other four.
+Of the classes of a data set some are left out, and the head of train.py's default flags is fitted to the others. Near:
+all photos of the classes left out. Far: noise, plain colours, shapes, text, screenshots and the project's own drawn
+flowers. Known: validation photos of the other classes; what is marked of a fifth of them is told by a score that was
+fitted to the other four.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, default=FLOWERS102, help="train/ and valid/ with class folders")
     parser.add_argument("--model", default="efficientnet_lite0+2")
     parser.add_argument("--weights", default="default", help="as in jobs/train.py")
+    parser.add_argument("--views", type=int, default=1, help="as in jobs/train.py")
     parser.add_argument("--left-out", type=int, default=20, help="classes that are not trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="each draws other classes")
     parser.add_argument("--pictures", type=int, default=40, help="far pictures of each kind")
@@ -54,13 +55,16 @@ def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
     import flowers
     from flowers.data.folders import load_image_folders
+    from flowers.models.bundle import load_bundle
 
     with tempfile.TemporaryDirectory() as temporary:
         run, drawn = Path(temporary, "run"), Path(temporary, "far")
         flags = ["--data-dir", options.data_dir, "--output-dir", run, "--no-report", "--no-calibrate"]
-        flags += ["--model", options.model, "--weights", options.weights]
-        subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *flags], check=True, capture_output=True)
-        splits = {name: np.load(run / "features" / f"{name}.npy")[:, 0] for name in ("train", "valid")}
+        flags += ["--model", options.model, "--weights", options.weights, "--views", options.views]
+        command = [sys.executable, ROOT / "jobs" / "train.py", *map(str, flags)]
+        subprocess.run(command, check=True, capture_output=True)
+        splits = {name: np.load(run / "features" / f"{name}.npy") for name in ("train", "valid")}
+        bundle = load_bundle(run)
         paths = {kind: list(draw(kind, options.pictures, drawn)) for kind in KINDS}
         if options.far is not None:
             paths[options.far.name] = sorted(path for path in options.far.rglob("*") if path.is_file())
@@ -69,14 +73,16 @@ def measure(options: argparse.Namespace) -> list[Row]:
     far = {kind: features[np.isfinite(features).all(1)] for kind, features in far.items()}
     data = load_image_folders(options.data_dir)
     targets = {"train": np.asarray(data.train.targets), "valid": np.asarray(data.valid.targets)}
-    rounds = [one_round(splits, targets, far, options.left_out, seed) for seed in options.seeds]
+    blocks = bundle.head.unit_blocks
+    rounds = [one_round(splits, targets, far, blocks, options.left_out, seed) for seed in options.seeds]
     return rows_of(rounds, [*far], options, len(data.classes))
 
 
-def one_round(splits: dict, targets: dict, far: dict, left_out: int, seed: int) -> dict:
+def one_round(splits: dict, targets: dict, far: dict, blocks: tuple[int, ...], left_out: int, seed: int) -> dict:
     """Leave classes out, train on the others: AUROC of each score, and shares that are marked."""
     from flowers.models.familiarity import fit_familiarity
     from flowers.reports.calibration import fit_temperature, softmax
+    from flowers.training.flags import FIT_DEFAULTS
     from flowers.training.linear_head import HeadProblem, fit_linear_head
 
     num_classes = int(targets["train"].max()) + 1
@@ -85,21 +91,31 @@ def one_round(splits: dict, targets: dict, far: dict, left_out: int, seed: int) 
     index[np.setdiff1d(np.arange(num_classes), out)] = np.arange(num_classes - left_out)
     own = {name: index[found] for name, found in targets.items()}
     of = {name: (splits[name][own[name] >= 0], own[name][own[name] >= 0]) for name in splits}
-    width = splits["train"].shape[1]
-    widths = (1280, 320, 112) if width == 1712 else (width,)  # the default network's and its two stages'
-    head = fit_linear_head(HeadProblem(*of["train"], num_classes - left_out, widths), weight_decay=0.001)
-    known, known_targets = of["valid"]
-    temperature = fit_temperature(head.logits(known).numpy(), known_targets) or 1.0  # None where no one fits best
+
+    def problem(features: np.ndarray, found: np.ndarray) -> HeadProblem:
+        count, views, width = features.shape
+        rows, repeated = features.reshape(count * views, width), np.repeat(found, views)
+        return HeadProblem(rows, repeated, num_classes - left_out, blocks or (width,), None, views, bool(blocks))
+
+    defaults = {name: FIT_DEFAULTS[name] for name in ("weight_decay", "label_smoothing")}
+    head = fit_linear_head(problem(*of["train"]), **defaults)
+
+    def raw_logits(features: np.ndarray) -> np.ndarray:
+        seen = problem(features[:, None], np.zeros(len(features), np.int64)).seen(slice(None))
+        return head.logits(seen).numpy().astype(np.float64)
+
+    known, known_targets = of["valid"][0][:, 0], of["valid"][1]
+    temperature = fit_temperature(raw_logits(known), known_targets) or 1.0  # None where no one fits best
 
     def logits(features: np.ndarray) -> np.ndarray:
-        return head.logits(features).numpy().astype(np.float64) / temperature
+        return raw_logits(features) / temperature
 
-    near = np.concatenate([splits[name][own[name] < 0] for name in splits])
+    near = np.concatenate([splits[name][own[name] < 0, 0] for name in splits])
     groups = {"known": known, "near": near, "far": np.concatenate([*far.values()]), **far}
     found = fit_familiarity(softmax(logits(known)), known)
     ours = {"ours": lambda features: found.scores(softmax(logits(features)), features)}
     areas: dict[str, dict[str, float]] = {}
-    for name, score in {**ours, **other_scores(logits, of["train"][0])}.items():
+    for name, score in {**ours, **other_scores(logits, of["train"][0][:, 0])}.items():
         scores = {group: score(features) for group, features in groups.items()}
         areas[name] = {group: auroc(scores["known"], scores[group]) for group in groups if group != "known"}
     marked = []
