@@ -254,6 +254,7 @@ def test_a_compiled_network_trains_and_saves_plain_names(sample_set: Path, tmp_p
     compiled = Job("train", [*flags, "--compile"], folder=tmp_path, before=compile_with, arguments=(backend,))
     assert compiled.wait(360) == [0], compiled.output  # a quarter of a minute of compiling for each size, when quiet
     assert "recompile_limit" not in compiled.output, "torch runs the rest uncompiled"
+    assert "unfamiliar photos will not be marked: 16 validation images" in " ".join(compiled.output.split())
     plain = tmp_path / "plain"
     plain.mkdir()
     eager = Job("train", flags, folder=plain, before=small_network)

@@ -148,7 +148,7 @@ class FeatureTable(LogitTable):
         num_images: N, of the whole split.
         width: D.
         step: keep the images 0, step, 2 * step, ...
-        head: whose inputs they are; it must not have been compiled.
+        head: whose inputs they are; it must not run compiled.
     """
 
     def __init__(self, num_images: int, width: int, step: int, head: nn.Module):

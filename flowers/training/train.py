@@ -345,8 +345,7 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
         if split == "train" or (split == "valid" and not gathers):
             continue
         table, seen = LogitTable(len(samples), len(classes)) if gathers else None, None
-        # The hook that sees features is not called in a network that was compiled before.
-        if split == "valid" and stage.config.calibrate and not stage.config.compile and best.familiarity is None:
+        if split == "valid" and stage.config.calibrate and best.familiarity is None:
             seen = features_of_some(len(samples), best, stage.model.classifier.head)
         results[split] = trainer.evaluate(split, table, seen).to_dict()
         if table is not None:

@@ -327,8 +327,13 @@ class Trainer:
         if split not in self._evaluation:
             self._evaluation[split] = self.batches.evaluation(split)
         batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
-        inputs = self.batches.inputs
-        return evaluate(self.accelerator, self.network, inputs, batches, num_images, logits=logits, features=features)
+        inputs, stance = self.batches.inputs, contextlib.nullcontext()
+        if features is not None and self.config.compile:  # the hook that sees features is not called in compiled code
+            stance = torch.compiler.set_stance("force_eager")
+        with stance:
+            return evaluate(
+                self.accelerator, self.network, inputs, batches, num_images, logits=logits, features=features
+            )
 
     def validate(self) -> None:
         """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.
