@@ -4,12 +4,17 @@ import csv
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jobs_in_processes import Job, die
+from traps import nothing
 
+from flowers.audit import audit as audit_job
 from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
 from flowers.config.audit import ApplyConfig, AuditConfig
@@ -18,6 +23,8 @@ from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.reports.label_errors import LabelCheck, judge
+from flowers.stopping import LOOK_EVERY_S
+from flowers.training import held_out
 from flowers.training.held_out import FeatureRows, assign_folds, check_labels, held_out_probs
 from flowers.training.linear_head import HeadProblem
 from jobs.audit import main as audit
@@ -150,6 +157,51 @@ class TestLabelsOfTheTrainingImages:
         monkeypatch.setattr("flowers.training.held_out.MOST_JUDGED", 61 * 8 * 4 - 1)
         assert self.judged(np.append(np.arange(60) % 3, 3)).left_out == "61 images of 4 classes are too many"
         assert "fit a linear head at once" in self.judged(np.zeros(61, int), optimizer="sgd").left_out
+
+
+def test_an_audit_that_was_killed_and_stopped_ends_the_same_on_two_processes(sample_set: Path, tmp_path: Path) -> None:
+    def start(output: Path, processes: int = 1, trap: Callable | None = None) -> list[int]:
+        flags = ["--data-dir", sample_set, "--output-dir", output, "-j", 0, "--model", "timm/test_resnet"]
+        flags += ["--weights", "none", "--image-size", 32, "-b", 4]
+        job = Job("audit", flags, folder=tmp_path, processes=processes, before=trap, arguments=(str(output),))
+        codes = job.wait()
+        print(job.output)
+        return codes
+
+    whole, output = tmp_path / "whole", tmp_path / "audit"
+    assert start(whole, trap=nothing) == [0]
+    assert start(output, trap=die_after_a_fold) == [-9]
+    kept = {path.name: path.stat().st_mtime_ns for path in (output / "folds").iterdir()}
+    assert kept.keys() == {"0.npz"}
+    assert start(output, trap=stop_in_a_fold) == [75]
+    assert {path.name: path.stat().st_mtime_ns for path in (output / "folds").iterdir()} == kept, "the first is kept"
+    assert start(output, processes=2, trap=nothing) == [0, 0]
+    assert not (output / "stop").exists()
+    for name in ("labels.csv", "audit.json"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+
+
+def die_after_a_fold(output: str) -> None:
+    """In a job: SIGKILL before the second fold."""
+    judge_fold = audit_job._judge_fold
+
+    def judge_one(path: Path, *arguments: object) -> None:
+        judge_fold(path, *arguments)
+        die()
+
+    audit_job._judge_fold = judge_one
+
+
+def stop_in_a_fold(output: str) -> None:
+    """In a job: a stop file appears when the next head is being fitted."""
+    fit = held_out.fit_linear_head
+
+    def fit_after_request(*arguments: object, **flags: object) -> object:
+        (Path(output) / "stop").touch()
+        time.sleep(2 * LOOK_EVERY_S)
+        return fit(*arguments, **flags)
+
+    held_out.fit_linear_head = fit_after_request
 
 
 def test_wrong_flags() -> None:

@@ -67,7 +67,7 @@ def audit(config: AuditConfig) -> int:
             console.say(f"{console.plain(config.output_dir)} is finished already; open audit.html in it")
             return 0
         device = stage.accelerator.device
-        neighbours = distributed.from_main(lambda: find_neighbours(audited.features, device))
+        neighbours = distributed.from_main(lambda: find_neighbours(audited.features, device, session.stop.check))
         later = np.flatnonzero(together != np.arange(len(together)))
         links = np.stack([together[later], later], axis=1)
         same = groups(len(audited.targets), np.concatenate([neighbours.pairs, links]))
@@ -79,7 +79,7 @@ def audit(config: AuditConfig) -> int:
         def judge_share() -> None:
             with console.progress("judging", config.folds, "folds") as meter:
                 for fold in share:
-                    _fold_probs(folder / f"{fold}.npz", key, audited, folds == fold, device)
+                    _judge_fold(folder / f"{fold}.npz", key, audited, folds == fold, stage)
                     meter.advance(stage.accelerator.num_processes)
 
         distributed.from_all(judge_share)
@@ -186,11 +186,17 @@ def _is_finished(folder: Path, key: str) -> bool:
         return False
 
 
-def _fold_probs(path: Path, key: str, audited: Audited, held_out: np.ndarray, device: object) -> None:
-    """Judge the photos of one fold, unless an earlier start has."""
+def _judge_fold(path: Path, key: str, audited: Audited, held_out: np.ndarray, stage: Stage) -> None:
+    """Judge the photos of one fold, unless an earlier start has.
+
+    Raises:
+        StoppedError: on request; the folds that are finished are kept.
+    """
     if _load_fold(path, key) is None:
-        num_classes = len(audited.classes)
-        probs = held_out_probs(audited.features, audited.targets, held_out, num_classes, device)
+        num_classes, device = len(audited.classes), stage.accelerator.device
+        probs = held_out_probs(
+            audited.features, audited.targets, held_out, num_classes, device, check_stop=stage.stop.check
+        )
         with write_atomically(path, "wb") as file:
             np.savez(file, probs=probs, key=np.array(key))
 

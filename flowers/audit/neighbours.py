@@ -1,10 +1,12 @@
 """Neighbours by features, block by block: photos that show the same, and photos that are like no other."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from flowers import console
 from flowers.reports.label_errors import BLOCK, TINY
 
 SAME = 0.93
@@ -40,11 +42,14 @@ def mean_and_spread(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), spread.astype(np.float32)
 
 
-def find_neighbours(features: np.ndarray, device: torch.device | str) -> Neighbours:
+def find_neighbours(
+    features: np.ndarray, device: torch.device | str, check_stop: Callable[[], None] = lambda: None
+) -> Neighbours:
     """Compare each photo with all others.
 
     Args:
         features: float32 [N, D]; read in blocks. A projected copy, or the features of a small set, are kept.
+        check_stop: called before each block of photos; what it raises ends the comparison.
     """
     count, width = features.shape
     everything = np.arange(count)
@@ -65,17 +70,20 @@ def find_neighbours(features: np.ndarray, device: torch.device | str) -> Neighbo
     nearest = min(NEAREST, count - 1)
     least = SAME - (0.0 if projection is None else PROJECTION_ERROR)
     pairs, closeness = [np.empty((0, 2), np.int64)], np.ones(count, np.float32)
-    for cut in cuts:
-        top = torch.full((len(cut), nearest), -1.0, device=device)
-        for other in cuts:
-            cosines = units[cut[0] : cut[-1] + 1] @ units[other[0] : other[-1] + 1].T
-            if cut[0] == other[0]:
-                cosines.fill_diagonal_(-1.0)
-            if other[0] >= cut[0]:
-                found = torch.nonzero(cosines >= least).cpu().numpy() + np.array([cut[0], other[0]])
-                pairs.append(found[found[:, 0] < found[:, 1]])
-            top = torch.cat([top, cosines], dim=1).topk(nearest, dim=1).values
-        closeness[cut] = top.mean(dim=1).cpu().numpy()
+    with console.progress("comparing", count, "photos") as meter:
+        for cut in cuts:
+            check_stop()
+            top = torch.full((len(cut), nearest), -1.0, device=device)
+            for other in cuts:
+                cosines = units[cut[0] : cut[-1] + 1] @ units[other[0] : other[-1] + 1].T
+                if cut[0] == other[0]:
+                    cosines.fill_diagonal_(-1.0)
+                if other[0] >= cut[0]:
+                    found = torch.nonzero(cosines >= least).cpu().numpy() + np.array([cut[0], other[0]])
+                    pairs.append(found[found[:, 0] < found[:, 1]])
+                top = torch.cat([top, cosines], dim=1).topk(nearest, dim=1).values
+            closeness[cut] = top.mean(dim=1).cpu().numpy()
+            meter.advance(len(cut))
     found = np.concatenate(pairs)
     if projection is not None:
         cosines = [(unit(part[:, 0], False) * unit(part[:, 1], False)).sum(axis=1) for part in _parts(found)]

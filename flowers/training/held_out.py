@@ -1,6 +1,6 @@
 """Out-of-fold probabilities of a linear head on cached features, by which labels are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -67,7 +67,12 @@ class FeatureRows:
 
 
 def held_out_probs(
-    features: FeatureRows, targets: np.ndarray, held_out: np.ndarray, num_classes: int, device: torch.device | str
+    features: FeatureRows,
+    targets: np.ndarray,
+    held_out: np.ndarray,
+    num_classes: int,
+    device: torch.device | str,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Fit the linear head of training to the photos that are not held out, and ask it about those that are.
 
@@ -75,6 +80,7 @@ def held_out_probs(
         features: float32 [N, D]; read in blocks.
         targets: [N] int64.
         held_out: [N] bool.
+        check_stop: called again and again while the head is fitted; what it raises ends the fit.
 
     Returns:
         float32 [held out, num_classes].
@@ -84,7 +90,8 @@ def held_out_probs(
         several = len(features.widths) > 1
         return HeadProblem(features.only(rows), targets[rows], num_classes, features.widths, unit_blocks=several)
 
-    head = fit_linear_head(problem(~held_out), weight_decay=FIT_DEFAULTS["weight_decay"], device=device)
+    weight_decay = FIT_DEFAULTS["weight_decay"]
+    head = fit_linear_head(problem(~held_out), weight_decay=weight_decay, device=device, check_stop=check_stop)
     asked, probs = problem(held_out), np.empty((int(held_out.sum()), num_classes), np.float32)
     for first in range(0, len(probs), BLOCK):
         here = slice(first, first + BLOCK)
