@@ -15,17 +15,18 @@ import flowers
 def how_made(config: Mapping | None = None) -> dict:
     """When, with which versions, from which commit (where the code stands in a git tree) and which config."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    made = {"date": date, "versions": dict(_versions()), "git_commit": _git_commit(Path(flowers.__file__).parents[1])}
+    made = {"date": date, "versions": dict(versions()), "git_commit": _git_commit(Path(flowers.__file__).parents[1])}
     return made if config is None else {**made, "config": dict(config)}
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "flowers": flowers.__version__}
+def versions() -> dict[str, str]:
+    """Of Python, of this project and of the libraries that networks come from."""
+    found = {"python": platform.python_version(), "flowers": flowers.__version__}
     for package in ("torch", "torchvision", "timm", "accelerate"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 @functools.cache

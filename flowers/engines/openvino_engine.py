@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -23,6 +22,7 @@ from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
 from flowers.errors import ModelError
 from flowers.files import file_digest, remove, sync_file
+from flowers.made import versions
 from flowers.parsing import read_json
 
 RECIPE = 2  # part of the cache's key: count up whenever conversion changes
@@ -167,8 +167,9 @@ def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], Pixel
         folders: where converted models may be kept, the best place first.
         build: gives the network when it is needed.
     """
-    versions = [importlib.metadata.version(name) for name in ("openvino", "torch", "torchvision", "timm")]
-    content = f"{key} {size} {RECIPE} {' '.join(versions)}"
+    import openvino
+
+    content = f"{key} {size} {RECIPE} {openvino.__version__} {versions()}"
     name = f"openvino-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     folders = list(folders)
     for folder in folders:

@@ -61,9 +61,9 @@ def with_stages(network: nn.Module, count: int, size: int, name: str) -> tuple[S
     """
     stages = Stages(network, count)
     tensors = [*network.parameters(), *network.buffers()]
-    # A copy without numbers, on which nothing is computed: the first real convolutions take a second.
-    shapes = copy.deepcopy(stages, {id(tensor): tensor.detach().to("meta") for tensor in tensors}).eval()
     try:
+        # A copy without numbers, on which nothing is computed: the first real convolutions take a second.
+        shapes = copy.deepcopy(stages, {id(tensor): tensor.detach().to("meta") for tensor in tensors}).eval()
         with torch.inference_mode():
             blocks = shapes.blocks(torch.zeros(1, 3, size, size, device="meta"))
             stages.widths, width = tuple(block.shape[1] for block in blocks), torch.cat(blocks, dim=1).shape[1]
