@@ -152,7 +152,7 @@ def test_a_table_of_a_job_becomes_training_images_of_a_run_that_resumes(sample_s
     corrections = write(tmp_path / "c.csv", "path,class", *changed)
 
     run = tmp_path / "run"
-    tiny = "--model shufflenet_v2_x0_5 --weights none --image-size 32 -j 0 -b 8 --no-report"
+    tiny = "--model timm/test_resnet --weights none --image-size 32 -j 0 -b 8 --no-report"
     words = [*tiny.split(), "--data-dir", data, "--output-dir", run, "--corrections", corrections]
     assert train(parse(TrainConfig, [*map(str, words), "--add", str(table)])) == 0
     split = json.loads((run / "split.json").read_text())

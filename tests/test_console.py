@@ -255,7 +255,7 @@ def test_predict_in_a_pipe(place: Path, tmp_path: Path, flags: list[str]) -> Non
 
 
 def test_training_as_json_and_the_commands_it_ends_with(sample_set: Path, tmp_path: Path) -> None:
-    model = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--finetune", "full", "--train-size", 32]
+    model = ["--model", "timm/test_resnet", "--weights", "none", "--finetune", "full", "--train-size", 32]
     job = Job(
         "train",
         ["--data-dir", sample_set, *model, "--epochs", 2, "-b", 8, "-j", 1, "--log", "json", "--log-interval", 1],

@@ -84,7 +84,7 @@ def test_timm_gives_the_same_logits(name: str, photos: Path, tmp_path: Path) -> 
 
 
 def test_torchvision_gives_the_same_logits(photos: Path, tmp_path: Path) -> None:
-    tiny_job.make_bundle(tmp_path / "best")
+    tiny_job.make_bundle(tmp_path / "best", model="shufflenet_v2_x0_5")
     bundle, file = make_export(tmp_path, photos, "model.pth", format="torchvision")
     network = torchvision.models.get_model(bundle.model, weights=None, num_classes=bundle.head.num_classes)
     network.load_state_dict(torch.load(file, weights_only=True))

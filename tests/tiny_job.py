@@ -16,7 +16,7 @@ SIDE = 32
 CLASSES = ClassIndex(("1", "10", "2", "a b"), ("daisy", 'rose, "red"', "tulip", "été"))
 
 
-def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, model: str = "shufflenet_v2_x0_5") -> Path:
+def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, model: str = "timm/test_resnet") -> Path:
     """Save a model with random weights whose answers differ from photo to photo."""
     torch.manual_seed(seed)
     backbone = build_backbone(model, "none", SIDE)
@@ -27,9 +27,10 @@ def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, mode
     views = np.stack([preprocessing.view(draw_photo(rng)) for _ in range(64)])
     with torch.no_grad():
         images = preprocessing.normalize(torch.from_numpy(views))
-        classifier.train()
-        for _ in range(30):  # batch norm gets to know what activations look like
-            classifier(images)
+        for module in classifier.train().modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0  # one pass, and it knows what activations look like
+        classifier(images)
         logits = classifier.eval()(images)
         head = classifier.head.output
         head.bias.sub_(logits.mean(0))

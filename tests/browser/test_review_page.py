@@ -144,7 +144,7 @@ def test_ten_are_judged_with_keys_and_saved(reviewed: Reviewed, tmp_path: Path, 
     assert watched.errors == watched.exceptions == []
     assert {address.partition(":")[0] for address in watched.requests} <= {"file", "data", "blob"}
     if "#check" not in reviewed.url:
-        flags = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1]
+        flags = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "-j", 0, "--epochs", 1]
         flags += ["--no-report", "--data-dir", reviewed.data, "--output-dir", tmp_path / "run", "--corrections", saved]
         assert train(parse(TrainConfig, [str(flag) for flag in flags])) == 0
         assert read_corrections(tmp_path / "run" / "corrections.csv").classes == expected
