@@ -11,6 +11,7 @@ Three things make the answers the same whatever runs beside:
   EfficientNet-Lite0 and a linear head on 1,118 flower photos: bf16 alone changed 13 labels.)
 """
 
+import copy
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -258,7 +259,7 @@ class _Source:
         self.size = self._preprocessing.crop
 
     def network(self, precision: str, fold: bool = False) -> PixelNetwork:
-        network = self._model.build() if isinstance(self._model, Bundle) else self._model
+        network = self._model.build() if isinstance(self._model, Bundle) else copy.deepcopy(self._model)
         return PixelNetwork(network, self._preprocessing, DTYPES[precision], fold)
 
     def key(self) -> str | None:

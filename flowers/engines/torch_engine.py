@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from flowers.data.augment import Preprocessing
@@ -28,7 +28,7 @@ class PixelNetwork(nn.Module):
     The backbone computes in ``dtype``; normalisation, head and softmax always in float32.
 
     Args:
-        network: a Classifier, or a backbone alone; it is copied, not changed.
+        network: a Classifier, or a backbone alone; it becomes part of this one and is changed.
         fold: batch norms into convolutions.
     """
 
@@ -40,7 +40,7 @@ class PixelNetwork(nn.Module):
         fold: bool = False,
     ):
         super().__init__()
-        network = copy.deepcopy(network).eval().requires_grad_(False)
+        network = network.eval().requires_grad_(False)
         has_head = isinstance(network, Classifier)
         backbone = network.backbone if has_head else network
         if fold:
@@ -156,8 +156,8 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> nn.Module:
     pairs, outputs = _folding_pairs(folded, images)
     names = {module: name for name, module in folded.named_modules()}
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(conv, norm)
-        conv.weight, conv.bias = fused.weight, fused.bias
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         parent, _, own = names[norm].rpartition(".")
         setattr(folded.get_submodule(parent), own, _rest_of(norm))
     difference = (folded(images) - outputs).abs().max()
