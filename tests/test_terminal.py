@@ -211,7 +211,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and photos to predict, some with names that would turn the screen around."""
     folder = tmp_path_factory.mktemp("terminal")
     make_bundle(folder / "model")
-    make_bundle(folder / "of-sample", ClassIndex(("1", "2", "3", "4"), ("daisy", "rose", "tulip", "été")))
+    classes = ClassIndex(("1", "2", "3", "4"), ("daisy", "rose", "tulip", "été"))
+    make_bundle(folder / "of-sample", classes, model="shufflenet_v2_x0_5")  # which torchvision has
     make_photos(folder / "photos", 6)
     (folder / "photos" / "a\u202egpj.exe.jpg").write_bytes(b"no picture")
     (folder / "photos" / "b\x1b[2J\u2066.jpg").write_bytes(b"no picture")
