@@ -282,6 +282,8 @@ def test_a_batch_may_be_overwritten_once_it_is_submitted(tiny: Bundle) -> None:
         mine[:] = 0
     assert all(np.array_equal(handle.result().probs, expected) for handle in handles)
     assert np.array_equal(handles[0].result().probs, expected)  # a result can be asked for again
+    lent = [engine.submit(images[:count], lent=True) for count in (8, 7)]  # the last chunk of seven is filled up
+    assert all(np.array_equal(h.result().probs, expected[:count]) for h, count in zip(lent, (8, 7), strict=True))
     engine.close()
 
 

@@ -294,7 +294,7 @@ def test_probabilities_that_are_no_numbers_are_an_error(
     class Broken:
         name, precision, description, batch_size, on_cpu = "torch", "float32", "broken", 4, True
 
-        def submit(self, images: np.ndarray) -> types.SimpleNamespace:
+        def submit(self, images: np.ndarray, *, lent: bool) -> types.SimpleNamespace:
             probs = np.full((len(images), 4), 0.25, np.float32)
             probs[0] = np.nan
             return types.SimpleNamespace(result=lambda: Outputs(probs, None))

@@ -92,7 +92,7 @@ class Preprocessing:
             raise ModelError(f"preprocessing: got {got or 'nothing'}, expected exactly {', '.join(sorted(known))}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-    def view(self, image: np.ndarray) -> np.ndarray:
+    def view(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Scale the short side to ``resize``, antialiased, and cut the centre: the one evaluation view.
 
         The same pixels as torchvision's Resize and CenterCrop give, at a third of the time. Of a picture more than
@@ -100,9 +100,10 @@ class Preprocessing:
 
         Args:
             image: uint8 [H, W, 3], any size.
+            out: where the view is written, such as its place in a batch, so that it need not be copied there.
 
         Returns:
-            uint8 [crop, crop, 3]
+            uint8 [crop, crop, 3], contiguous; ``out`` if that is given.
         """
         short = min(image.shape[:2])
         top, left = (max(0, (length - 2 * short) // 2) for length in image.shape[:2])
@@ -112,8 +113,11 @@ class Preprocessing:
         if (height, width) != pixels.shape[2:]:
             pixels = functional.interpolate(pixels, (height, width), mode=self.interpolation, antialias=True)
         top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
-        view = pixels[0, :, top : top + self.crop, left : left + self.crop]
-        return np.ascontiguousarray(view.permute(1, 2, 0).numpy())
+        view = pixels[0, :, top : top + self.crop, left : left + self.crop].permute(1, 2, 0).numpy()
+        if out is None:
+            return np.ascontiguousarray(view)
+        out[:] = view
+        return out
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Normalize pixels as the network was trained: (x / 255 - mean) / std, as one multiply-add.

@@ -96,15 +96,16 @@ class Engine:
             self.doubt = DOUBT * self._measure_noise()
             self.description += f"; scores closer than {self.doubt:.2g} settled in float32"
 
-    def submit(self, images: np.ndarray) -> Handle:
-        """Start to compute a batch; several may be in flight, and the array may be used again at once.
+    def submit(self, images: np.ndarray, *, lent: bool = False) -> Handle:
+        """Start to compute a batch; several may be in flight.
 
         Args:
-            images: uint8 [n, S, S, 3], n from 1 to batch_size.
+            images: uint8 [n, S, S, 3], n from 1 to batch_size, contiguous.
+            lent: the array stays as it is until the result is there; else it is copied and may be used again at once.
         """
         if not 1 <= len(images) <= self.batch_size:
             raise ValueError(f"got {len(images)} images, expected 1 to {self.batch_size}")
-        return Handle(self, cut(images, self.fast.chunk), len(images))
+        return Handle(self, cut(images, self.fast.chunk, lent), len(images))
 
     def close(self) -> None:
         """Stop the threads and let go of the network."""

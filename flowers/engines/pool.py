@@ -60,15 +60,23 @@ def run_all(pool: Pool, images: np.ndarray | list[np.ndarray]) -> list[np.ndarra
     """Features and probs of any number of images."""
     if not len(images):
         return [np.empty((0, 0), np.float32)] * 2
-    futures = [pool.submit(chunk) for chunk in cut(np.asarray(images), pool.chunk)]
+    futures = [pool.submit(chunk) for chunk in cut(np.asarray(images), pool.chunk, lent=True)]
     columns = zip(*[future.result() for future in futures], strict=True)
     return [np.concatenate(column)[: len(images)] for column in columns]
 
 
-def cut(images: np.ndarray, chunk: int) -> list[np.ndarray]:
-    """Copy images into arrays of ``chunk`` each, the last one filled up with black ones."""
-    chunks = [np.zeros((chunk, *images.shape[1:]), np.uint8) for _ in range(0, len(images), chunk)]
-    for index, block in enumerate(chunks):
-        part = images[index * chunk : (index + 1) * chunk]
-        block[: len(part)] = part
-    return chunks
+def cut(images: np.ndarray, chunk: int, lent: bool) -> list[np.ndarray]:
+    """Cut images into arrays of ``chunk`` each, the last one filled up with black ones.
+
+    Args:
+        lent: full chunks are parts of ``images``, which nobody changes until they are computed; else they are copies.
+    """
+    parts = [images[first : first + chunk] for first in range(0, len(images), chunk)]
+    return [part if lent and len(part) == chunk else _filled_up(part, chunk) for part in parts]
+
+
+def _filled_up(part: np.ndarray, chunk: int) -> np.ndarray:
+    block = np.empty((chunk, *part.shape[1:]), np.uint8)
+    block[: len(part)] = part
+    block[len(part) :] = 0
+    return block

@@ -139,7 +139,7 @@ def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
     else:
         paths, is_list = (path for path in read_paths(source) if not choice.excludes_listed(path)), True
     found = absent = 0
-    example, archive = "", Archive(root)
+    example, archive, is_folder = "", Archive(root), base == source
     for path in paths:
         if is_list and (address := address_of(path)) is not None:
             if not found:
@@ -148,7 +148,7 @@ def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
             yield Entry(os.fsencode(address), PLACE + b"-1")
             continue
         path = os.path.join(shown, path) if shown.parts else path
-        if path.lower().endswith(ARCHIVES) or (base != source and path.lower().endswith(COMPRESSED)):
+        if path.lower().endswith(ARCHIVES) or (not is_folder and path.lower().endswith(COMPRESSED)):
             entries = members(root, os.fsencode(path), choice)
         else:
             entries = [(archive.entry(path) if is_list else None) or Entry(os.fsencode(path))]

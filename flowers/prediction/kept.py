@@ -101,7 +101,7 @@ class StampingReader:
             return read_input(self._root, entry)
         time_ns = _time_ns(self._root, entry)
         data = read_input(self._root, entry)
-        self._stamps[entry.path] = len(data), time_ns, _digest(bytes(data[:_HEAD_BYTES]))
+        self._stamps[entry.path] = len(data), time_ns, _digest(memoryview(data)[:_HEAD_BYTES])
         return data
 
     def take(self, entries: list[Entry]) -> np.ndarray:
@@ -236,7 +236,7 @@ def _time_ns(root: bytes, entry: Entry) -> int:
         return -1
 
 
-def _digest(head: bytes) -> int:
+def _digest(head: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(head, digest_size=8).digest(), "little", signed=True)
 
 

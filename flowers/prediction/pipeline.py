@@ -95,8 +95,11 @@ class PhotoReader:
     on_damaged: str = "mark"
     ahead: Callable[[Entry], None] = lambda entry: None
 
-    def view(self, data: bytes | bytearray) -> tuple[np.ndarray, str | None]:
-        """The picture in a file's bytes, uint8 [S, S, 3], and what is wrong with the file if that is to be marked.
+    def view(self, data: bytes | bytearray, out: np.ndarray) -> str | None:
+        """Write the picture in a file's bytes to ``out``, uint8 [S, S, 3].
+
+        Returns:
+            What is wrong with the file, if that is to be marked.
 
         Raises:
             ImageError: no picture can be had from them.
@@ -105,7 +108,8 @@ class PhotoReader:
         image, damage = decode_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb)
         if damage and self.on_damaged == "error":
             raise ImageError(damage)
-        return view.view(image), damage if self.on_damaged == "mark" else None
+        view.view(image, out)
+        return damage if self.on_damaged == "mark" else None
 
 
 class Pipeline:
@@ -227,32 +231,32 @@ class Pipeline:
         """One thread's work until ``close``."""
         while (task := self._tasks.get()) is not None:
             batch, slot = task
-            begin_s = time.thread_time()
             try:
                 start_s = time.perf_counter()
                 data = self._photos.read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
-                start_s = time.thread_time()
-                batch.images[slot], damage = self._photos.view(data)
-                if damage:
+                read_s = time.thread_time()
+                if damage := self._photos.view(data, batch.images[slot]):
                     batch.damage[slot] = damage
-                clock[1] += time.thread_time() - start_s
             except ImageError as error:
                 batch.reasons[slot] = str(error)
             except Exception as error:  # whatever a file does to a decoder, it is this file's row, not the job's end
                 batch.reasons[slot] = f"{type(error).__name__}: {error}"
+            now_s = time.thread_time()  # since the thread began
             if slot in batch.reasons:
                 batch.images[slot] = 0
-            clock[2] += time.thread_time() - begin_s
+            else:
+                clock[1] += now_s - read_s
+            clock[2] = now_s
             batch.one_done()
 
     def _submit(self, batch: _Batch) -> None:
         start_s = time.perf_counter()
         if len(batch.reasons) < len(batch.entries):
             images = batch.images[: len(batch.entries)]
-            batch.handles.append(self._engine.submit(images))
+            batch.handles.append(self._engine.submit(images, lent=True))  # used again once all results are there
             if self._flip:
-                batch.handles.append(self._engine.submit(np.ascontiguousarray(images[:, :, ::-1])))
+                batch.handles.append(self._engine.submit(np.ascontiguousarray(images[:, :, ::-1]), lent=True))
         self._infer_s += time.perf_counter() - start_s
 
     def _collect(self, batch: _Batch) -> None:
