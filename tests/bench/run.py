@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- measurements: begin -->", "<!-- measurements: end -->"
 NAMES = (
     "startup", "decode", "augment", "engines", "predict", "predict_overhead", "scan", "features", "train_step",
-    "saving", "scaling", "exports", "labels", "unfamiliar",
+    "training_overhead", "cache_memory", "saving", "scaling", "exports", "labels", "unfamiliar",
 )  # fmt: skip
 HEADER = ("what", "figure", "against, in the same run", "script")
 QUICK = {
@@ -40,6 +40,8 @@ QUICK = {
     "scan": "--files 200 --rounds 1",
     "features": "--per-class 2 --rounds 1 --model timm/test_resnet --weights none",
     "train_step": "--sizes 64 --batch-size 4 --steps 1 --rounds 1 --no-compile",
+    "training_overhead": "--batches 4 --rounds 1",
+    "cache_memory": "--processes 2 --megabytes 5",
     "saving": "--saves 1",
     "scaling": "--files 2000 --per-class 2 --rounds 1",
     "exports": "--images 8 --rounds 1",
