@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import multiprocessing
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import tiny_job
-from jobs_in_processes import Job
+from forked_python import fork_python
+from jobs_in_processes import Job, server
 
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -49,7 +51,8 @@ def test_figures_come_with_their_spread_and_ratios_are_of_one_round() -> None:
     assert times_faster([3.0, 6.0], [1.0, 2.0]) == "3.0x (3.0 to 3.0)"
 
 
-def test_a_contestant_measures_itself_in_its_own_process() -> None:
+def test_a_contestant_measures_itself_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "start_method", lambda: server)
     with measuring.contestants({"half": (functools.partial, float, 0.5)}) as living:  # prepared: partial(float, 0.5)
         assert take_turns(living, 1) == {"half": [0.5]}
 
@@ -101,7 +104,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 AS_A_COMMAND = "scan"
-"""The measurement that starts as a user starts it; the others' processes have imported torch already."""
+"""The measurement that starts as a user starts it; the others' processes, and what they start, have torch already."""
 
 
 @pytest.mark.slow
@@ -126,7 +129,8 @@ def test_every_measurement_runs_and_says_against_what(
         rows = bench_run.measure(name, flags)
         output = capfd.readouterr().out
     else:
-        job = Job("test_bench:run_script", [f"bench_{name}", *flags, "--json", "rows.json"], folder=tmp_path)
+        words = [f"bench_{name}", *flags, "--json", "rows.json"]
+        job = Job("test_bench:run_script", words, folder=tmp_path, before=fork_python)
         assert job.wait(360) == [0], job.output
         rows = [Row(*row) for row in json.loads((tmp_path / "rows.json").read_text())]
         output = job.output
@@ -139,7 +143,8 @@ def test_every_measurement_runs_and_says_against_what(
 
 
 def run_script() -> None:
-    """In a job: do what the script of that name does as a command."""
+    """In a job, which has imported torch: do what the script of that name does as a command."""
+    measuring.start_method = functools.partial(multiprocessing.get_context, "fork")
     del sys.argv[0]
     script = importlib.import_module(sys.argv[0])
     measuring.run_alone(script.measure, script.add_flags, script.__doc__)

@@ -5,6 +5,7 @@ figure comes with its spread over the rounds, and every run says on which machin
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -13,8 +14,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import date
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,18 +133,22 @@ def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
+def start_method() -> BaseContext:
+    """How contestants start: as forks of a process that has imported torch and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "timm"])
+    return context
+
+
 class Contestant:
     """A way that lives in a process of its own: its settings and memory disturb no other, and it waits idle.
-
-    It is forked from a process that has imported torch and done nothing else.
 
     Args:
         prepare: called there with the arguments after it; returns what one turn does. Must be a module's function.
     """
 
     def __init__(self, prepare: Callable[..., Callable[[], object]], *arguments: object):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torchvision", "timm"])
+        context = start_method()
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_live, args=(other, prepare, arguments))
         self._process.start()
@@ -156,6 +161,8 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send("end")
         self._pipe.close()
         self._process.join(10)
         self._process.kill()
@@ -165,7 +172,8 @@ def _live(pipe, prepare: Callable[..., Callable[[], object]], arguments: tuple) 
     turn = prepare(*arguments)
     while True:
         try:
-            pipe.recv()
+            if pipe.recv() == "end":
+                return
         except EOFError:
             return
         start_s = time.perf_counter()
@@ -173,7 +181,7 @@ def _live(pipe, prepare: Callable[..., Callable[[], object]], arguments: tuple) 
         pipe.send(own_s if isinstance(own_s, float) else time.perf_counter() - start_s)
 
 
-@contextmanager
+@contextlib.contextmanager
 def contestants(ways: Mapping[str, tuple]) -> Iterator[dict[str, Contestant]]:
     """Processes by name, from ``(prepare, *arguments)``; ended with the block."""
     living = {name: Contestant(*way) for name, way in ways.items()}
