@@ -10,6 +10,7 @@ from torch import nn
 from flowers.training.losses import mix, weighted_loss
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
 from flowers.training.schedule import Schedule, step_seed
+from flowers.training.trainer import seed_dropout
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,13 @@ def test_average_follows_its_formula_and_gives_the_weights_back() -> None:
     other = WeightAverage(nn.Linear(1, 1, bias=False), decay=0.99)
     other.load_state_dict(average.state_dict())
     assert other.state_dict()["weight"].item() == pytest.approx(expected)
+
+
+def test_dropout_draws_what_torch_manual_seed_says() -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(5)
+    seed_dropout(123, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)
 
 
 def test_step_seeds_differ_and_stay() -> None:

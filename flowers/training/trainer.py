@@ -205,7 +205,7 @@ class Trainer:
             group["lr"] = lr * group["lr_scale"]
         for micro_step, batch in enumerate(micro_batches):
             # Dropout depends on the step alone, so no generator's state needs saving.
-            torch.manual_seed(step_seed(config.seed, step, micro_step, accelerator.process_index))
+            seed_dropout(step_seed(config.seed, step, micro_step, accelerator.process_index), accelerator.device)
             is_last = micro_step == len(micro_batches) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.network):
                 images, targets = self.batches.inputs(batch), batch.targets
@@ -221,8 +221,9 @@ class Trainer:
             self.unread.append(MicroStep(step, sums, batch.indices))
         if config.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # Accelerate's wrapper serves the loss scale of fp16; at each call it also searches sys.path for a package.
+        (self.optimizer if accelerator.scaler is not None else self.optimizer.optimizer).step()
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step + 1)
 
@@ -424,6 +425,18 @@ class Trainer:
             )
         )
         self._saved_s = time.monotonic()
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generators that a network on this device draws from, as ``torch.manual_seed`` does.
+
+    For each kind of device that is not in use, that one writes down its callers, which takes longer than the rest.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def forward(network: nn.Module, images: Tensor) -> Tensor:
