@@ -29,7 +29,7 @@ def make_bundle(folder: Path, classes: ClassIndex = CLASSES, seed: int = 0, mode
         images = preprocessing.normalize(torch.from_numpy(views))
         for module in classifier.train().modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0  # one pass, and it knows what activations look like
+                module.momentum = 1 - 0.9**30  # one pass does what thirty would: batch norm gets to know its inputs
         classifier(images)
         logits = classifier.eval()(images)
         head = classifier.head.output
