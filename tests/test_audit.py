@@ -135,7 +135,7 @@ class TestLabelsOfTheTrainingImages:
         features = np.repeat(np.eye(4, 8)[right] * 8 + rng.normal(size=(61, 8)), 2, axis=0).astype(np.float32)
         features[1::2] = 1e3  # another view: not asked about
         problem = HeadProblem(features, np.repeat(targets, 2), 4, (6, 2), views=2, unit_blocks=True)
-        config = SimpleNamespace(**{"optimizer": "lbfgs", "group": (), "seed": 0, **settings})
+        config = TrainConfig(data_dir=Path(), **{"optimizer": "lbfgs", **settings})
         train_set = Samples(Path(), [f"{index}.jpg" for index in range(61)], targets)
         data = SimpleNamespace(train=train_set, classes=ClassIndex(tuple("abcd"), ("ant", "bee", "cat", "dog")))
         stop, accelerator = SimpleNamespace(reason=lambda: None), SimpleNamespace(device="cpu")

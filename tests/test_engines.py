@@ -27,7 +27,6 @@ from flowers.errors import ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
-from flowers.models.weights import tensors_key
 
 try:
     import openvino  # noqa: F401
@@ -556,7 +555,7 @@ def test_a_network_with_a_key_is_converted_once(
     images = noise(3, backbone.preprocessing.crop)
 
     def features(network: nn.Module) -> np.ndarray:
-        keyed = KeyedNetwork(network, tensors_key("timm/test_resnet", network))
+        keyed = KeyedNetwork("timm/test_resnet", network)
         engine = build_engine(keyed, backbone.preprocessing, engine="openvino", precision="float32", threads=1)
         outputs = engine.submit(images).result()
         engine.close()

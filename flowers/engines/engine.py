@@ -12,7 +12,10 @@ Three things make the answers the same whatever runs beside:
 """
 
 import copy
+import functools
+import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +32,7 @@ from flowers.files import user_cache
 from flowers.machine import cpu_has_bf16, cpus_per_process
 from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier
+from flowers.models.weights import add_tensors
 
 ENGINES = ("auto", "torch", "compile", "openvino")
 PRECISIONS = ("auto", *DTYPES)
@@ -139,11 +143,19 @@ def _log(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probs, 1e-30))
 
 
-class KeyedNetwork(NamedTuple):
-    """A network with a key of all that decides its features, so that it is converted once for all runs that use it."""
+@dataclass(frozen=True, eq=False)
+class KeyedNetwork:
+    """A network that is converted once for all runs that use it: one of that name with these tensors."""
 
+    name: str
     network: nn.Module
-    key: str
+
+    @functools.cached_property
+    def key(self) -> str:
+        """SHA-256 (hex) of all that decides its features, whatever file or seed the tensors came from."""
+        digest = hashlib.sha256(self.name.encode())
+        add_tensors(digest, self.network.state_dict())
+        return digest.hexdigest()
 
 
 def build_engine(
@@ -250,11 +262,8 @@ class _Source:
     """A network and its preprocessing, copied only when it is needed; a converted model in the cache saves that."""
 
     def __init__(self, model: Bundle | KeyedNetwork | nn.Module, preprocessing: Preprocessing | None):
-        self._model, self._key, self._folder = model, None, None
-        if isinstance(model, KeyedNetwork):
-            self._model, self._key = model
-        elif isinstance(model, Bundle):
-            self._key, self._folder = model.hash, model.folder
+        self._given = model
+        self._model = model.network if isinstance(model, KeyedNetwork) else model
         self._preprocessing = preprocessing or model.preprocessing
         self.has_head = isinstance(self._model, Bundle | Classifier)
         self.size = self._preprocessing.crop
@@ -265,11 +274,14 @@ class _Source:
 
     def key(self) -> str | None:
         """Return a key of everything that the network depends on; None for one that is not kept."""
-        return None if self._key is None else f"{self._key} {self._preprocessing}"
+        if isinstance(self._given, Bundle):
+            return f"{self._given.hash} {self._preprocessing}"
+        return f"{self._given.key} {self._preprocessing}" if isinstance(self._given, KeyedNetwork) else None
 
     def cache_folders(self) -> list[Path]:
         """Return the folders that may hold converted models, the preferred one first."""
-        beside = self._folder / "converted" if self._folder is not None else None
+        folder = self._given.folder if isinstance(self._given, Bundle) else None
+        beside = folder / "converted" if folder is not None else None
         return [folder for folder in (beside, user_cache()) if folder is not None]
 
 

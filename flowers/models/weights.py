@@ -1,6 +1,5 @@
 """Tensors by name: wrappers' prefixes, hashes, and loading into a network that they must fit exactly."""
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -25,13 +24,6 @@ def add_tensors(digest, tensors: Mapping[str, Tensor]) -> None:
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def tensors_key(name: str, network: nn.Module) -> str:
-    """SHA-256 (hex) of a network's name and tensors, whatever file or seed these came from."""
-    digest = hashlib.sha256(name.encode())
-    add_tensors(digest, network.state_dict())
-    return digest.hexdigest()
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

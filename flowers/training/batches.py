@@ -85,7 +85,7 @@ def eval_loader(
 
 def build_order(config: TrainConfig, data: ImageFolders, world_size: int) -> Order:
     """The order of the training images, the same for features as for images; L-BFGS takes all of them in one step."""
-    balanced, at_once = config.balance == "classes", config.optimizer == "lbfgs"
+    balanced, at_once = config.balance == "classes", config.fits_at_once
     return Order(
         num_samples=len(data.train),
         seed=config.seed,

@@ -14,7 +14,6 @@ from flowers.data.folders import Samples
 from flowers.data.loaders import Batch
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.models.bundle import Bundle
-from flowers.models.weights import tensors_key
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import FeatureTable, LogitTable, Metrics, Tally
 from flowers.training.batches import AUTOCAST, eval_loader, to_device
@@ -83,7 +82,7 @@ def measure(
     engine = None
     if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
         engine = build_engine(
-            KeyedNetwork(classifier.backbone, tensors_key(bundle.model, classifier.backbone)),
+            KeyedNetwork(bundle.model, classifier.backbone),
             bundle.preprocessing,
             precision=ENGINE_PRECISION.get(precision_in_training(trained) if trained.get("mixed_precision") else None),
             batch_size=config.batch_size,

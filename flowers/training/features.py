@@ -30,7 +30,6 @@ from flowers.distributed import from_all, from_main
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
-from flowers.models.weights import tensors_key
 from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
@@ -115,7 +114,7 @@ def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str,
         StoppedError: a rank was asked to stop; finished pieces are kept.
     """
     config, model, folder = stage.config, stage.model, stage.run_dir / "features"
-    network = KeyedNetwork(model.classifier.backbone, tensors_key(config.model, model.classifier.backbone))
+    network = KeyedNetwork(config.model, model.classifier.backbone)
     engine = build_engine(
         network,
         model.preprocessing,

@@ -105,7 +105,7 @@ def check_labels(stage: Stage, batches: FeatureBatches) -> LabelCheck:
     Args:
         batches: of the stage.
     """
-    if stage.config.optimizer != "lbfgs":
+    if not stage.config.fits_at_once:
         return LabelCheck(left_out="only runs that fit a linear head at once do that")
     problem, parts = batches.problem(stage), folds_of(stage)
     count, width, num_classes = len(parts), problem.features.shape[1], problem.num_classes

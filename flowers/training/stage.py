@@ -86,16 +86,17 @@ class Stage:
         test = f", {len(data.test)} test" if data.test else ""
         images = f"{len(data.train)} train, {len(data.valid)} valid{test} images, {len(data.classes)} classes"
         how = "head on cached features" if config.uses_features else config.finetune
-        by = f"{config.optimizer}, lr {'auto' if searches_lr else f'{config.lr:g}'}"
-        batch = str(order.global_batch_size)
-        if order.global_batch_size != order.batch_size or console.is_verbose():
-            batch = f"{order.batch_arithmetic} = {batch}"
-        length = [
-            ("batch", f"{batch} images a step"),
-            ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
-        ]
-        if config.optimizer == "lbfgs":
+        if config.fits_at_once:
             by, length = "fitted to all images at once", []
+        else:
+            by = f"{config.optimizer}, lr {'auto' if searches_lr else f'{config.lr:g}'}"
+            batch = str(order.global_batch_size)
+            if order.global_batch_size != order.batch_size or console.is_verbose():
+                batch = f"{order.batch_arithmetic} = {batch}"
+            length = [
+                ("batch", f"{batch} images a step"),
+                ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
+            ]
         threads = f", {torch.get_num_threads()} threads" if self.accelerator.device.type == "cpu" else ""
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         rows = [

@@ -323,7 +323,7 @@ def finish(trainer: Trainer) -> None:
         (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
         for split, values in results.items()
     ]
-    when = "" if stage.config.optimizer == "lbfgs" else f", after epoch {epoch:.4g} of {stage.config.epochs}"
+    when = "" if stage.config.fits_at_once else f", after epoch {epoch:.4g} of {stage.config.epochs}"
     console.table(f"best model{when}", ("split", "images", "loss", "top1", "top5"), rows)
     if wants_report(stage) and stage.accelerator.is_main_process:
         with or_warn():

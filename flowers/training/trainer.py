@@ -112,7 +112,7 @@ class Trainer:
         self._went_on_s = time.monotonic()
         done = min(progress.step_in_epoch * order.global_batch_size, order.num_samples)
         with console.progress("train", images - done) as meter:
-            if self.config.optimizer == "lbfgs" and not progress.finished:
+            if self.config.fits_at_once and not progress.finished:
                 self.fit_at_once(meter)
             while not progress.finished:
                 meter.describe(f"epoch {progress.epoch + 1}/{self.config.epochs}")
@@ -393,7 +393,7 @@ class Trainer:
     def _say(self, figures: str) -> None:
         progress, valid = self.progress, self.last_metrics
         when, best = f"epoch {progress.epoch + 1}/{self.config.epochs}", ""
-        if self.config.optimizer == "lbfgs":
+        if self.config.fits_at_once:
             when = "fitted"
         elif progress.best_step == progress.step:
             best = ", the best so far"
