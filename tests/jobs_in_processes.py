@@ -84,6 +84,42 @@ class Job:
         return "\n".join(log.read_text(errors="replace") for log in self._logs if log.exists())
 
 
+def answers(function: Callable[[int], object], local_ranks: Sequence[int]) -> list:
+    """What a function returns, or the error it raises, on each of some processes that form a group.
+
+    They are not forked from here: another test's Accelerator would be theirs too.
+
+    Args:
+        function: called with the rank.
+        local_ranks: rank by rank.
+    """
+    results = server.Queue()
+    port = free_port()
+    ranks = [
+        server.Process(target=_answer, args=(function, rank, local, len(local_ranks), port, results))
+        for rank, local in enumerate(local_ranks)
+    ]
+    for rank in ranks:
+        rank.start()
+    found = dict(results.get(timeout=60) for _ in ranks)
+    for rank in ranks:
+        rank.join()
+    return [found[rank] for rank in range(len(ranks))]
+
+
+def _answer(function: Callable[[int], object], rank: int, local: int, ranks: int, port: int, results) -> None:
+    from flowers import distributed
+    from flowers.errors import FlowersError
+
+    group = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    distributed.start("no")
+    try:
+        results.put((rank, function(rank)))
+    except FlowersError as error:
+        results.put((rank, (type(error), str(error), error.exit_code)))
+
+
 def kill_leftovers() -> None:
     """End what a failed test left running; pytest would wait for it before it could exit."""
     for process in _living:

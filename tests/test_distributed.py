@@ -4,47 +4,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
-from jobs_in_processes import free_port, server
+from jobs_in_processes import answers, free_port, server
 
 from flowers import distributed, machine
 from flowers.distributed import first_rank_here, from_all, from_main
 from flowers.errors import DataError, FlowersError, PeerError, ProcessError, UsageError
-
-
-def answers(function: Callable[[int], object], local_ranks: list[int]) -> list:
-    """What a function returns, or the error it raises, on each of some processes that form a group.
-
-    They are not forked from here: another test's Accelerator would be theirs too.
-    """
-    results = server.Queue()
-    port = free_port()
-    ranks = [
-        server.Process(target=answer, args=(function, rank, local, len(local_ranks), port, results))
-        for rank, local in enumerate(local_ranks)
-    ]
-    for rank in ranks:
-        rank.start()
-    found = dict(results.get(timeout=60) for _ in ranks)
-    for rank in ranks:
-        rank.join()
-    return [found[rank] for rank in range(len(ranks))]
-
-
-def answer(function: Callable[[int], object], rank: int, local: int, ranks: int, port: int, results) -> None:
-    group = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in group.items()})
-    distributed.start("no")
-    try:
-        results.put((rank, function(rank)))
-    except FlowersError as error:
-        results.put((rank, (type(error), str(error), error.exit_code)))
 
 
 def of_main(rank: int) -> object:

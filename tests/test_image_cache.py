@@ -1,5 +1,6 @@
 """The cache of decoded images: the same pixels, one copy, built once, whole or not at all, gone when it should be."""
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -10,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs_in_processes import free_port, server
+from jobs_in_processes import answers, server
 from odd_files import half_jpeg
 from PIL import Image
 
-from flowers import distributed
 from flowers.data import image_cache as cache_module
 from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
@@ -136,10 +136,7 @@ def test_a_ram_cache_leaves_no_name_behind(samples, memory):
     assert cache.read(0).shape == (30, 50, 3)
 
 
-def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: Path, memory: Path, results) -> None:
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in group.items()})
-    distributed.start("no")
+def open_and_report(samples: Samples, kind: str, folder: Path, memory: Path, rank: int) -> tuple:
     cache_module.SHARED_MEMORY = str(memory)
     decoded = []
     original = cache_module.decode_image
@@ -150,20 +147,13 @@ def open_and_report(rank: int, port: int, samples: Samples, kind: str, folder: P
 
     cache_module.decode_image = counted
     cache = open_cache(samples, kind, 40, folder=folder)
-    results.put((len(decoded) > 0, cache.read(20).tobytes(), os.fstat(cache._file.fileno()).st_ino))
+    return len(decoded) > 0, cache.read(20).tobytes(), os.fstat(cache._file.fileno()).st_ino
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory, kind):
-    results = server.Queue()  # forked from a process that is in no group yet
-    arguments = (free_port(), samples, kind, tmp_path / "cache", memory, results)
-    ranks = [server.Process(target=open_and_report, args=(rank, *arguments)) for rank in range(3)]
-    for rank in ranks:
-        rank.start()
-    reports = [results.get(timeout=60) for _ in ranks]
-    for rank in ranks:
-        rank.join()
+    reports = answers(functools.partial(open_and_report, samples, kind, tmp_path / "cache", memory), [0, 1, 2])
     decoded, pixels, files = zip(*reports, strict=True)
     assert sorted(decoded) == [False, False, True]
     assert len(set(pixels)) == 1
@@ -177,10 +167,7 @@ def own_memory_bytes() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def open_and_weigh(rank: int, port: int, samples: Samples, folder: Path, together, results) -> None:
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in group.items()})
-    distributed.start("no")
+def open_and_weigh(samples: Samples, folder: Path, together, rank: int) -> tuple[int, int, int]:
     cache_module.SHARED_MEMORY = str(folder)
     read_image(samples.full_path(0))  # what is imported with the first picture is there now
     before = own_memory_bytes()
@@ -189,7 +176,7 @@ def open_and_weigh(rank: int, port: int, samples: Samples, folder: Path, togethe
     together.wait(60)  # both have read all pages
     grown = own_memory_bytes() - before
     together.wait(60)  # while one ends, what it shared becomes the other's own
-    results.put((grown, seen, cache.size_bytes))
+    return grown, seen, cache.size_bytes
 
 
 @pytest.mark.processes
@@ -199,14 +186,7 @@ def test_the_pixels_of_a_ram_cache_are_no_processes_own_memory(tmp_path, memory)
     for index, path in enumerate(paths):
         Image.new("RGB", (500, 500), (2 * index, 0, 0)).save(tmp_path / path)
     samples = Samples(tmp_path, paths, np.zeros(128, np.int64))
-    results, together = server.Queue(), server.Barrier(2)
-    arguments = (free_port(), samples, memory, together, results)
-    ranks = [server.Process(target=open_and_weigh, args=(rank, *arguments)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    reports = [results.get(timeout=60) for _ in ranks]
-    for rank in ranks:
-        rank.join()
+    reports = answers(functools.partial(open_and_weigh, samples, memory, server.Barrier(2)), [0, 1])
     grown, seen, sizes = zip(*reports, strict=True)
     assert set(sizes) == {128 * 500 * 500 * 3}
     assert seen[0] == seen[1] > 0
