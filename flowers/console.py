@@ -6,7 +6,7 @@ Every job takes ``--log MODE``:
 - ``plain``: lines of text, no control characters; how far a job has come every half minute.
 - ``json``: one JSON object a line on stdout, warnings and errors too.
 - ``quiet``: warnings and errors only.
-- ``auto``, the default: rich on a terminal, plain anywhere else (a Slurm log, a pipe).
+- ``auto``, the default: rich on a terminal, plain anywhere else (a Slurm log, ``srun`` without ``--pty``, a pipe).
 
 Results and progress go to stdout, warnings and errors to stderr (but for ``json``). ``--verbose`` adds details. The
 screen is not the job: what is written to a stream that is closed or full is lost, and the job runs on.
@@ -60,13 +60,22 @@ _log_path: Path | None = None
 def _console(stderr: bool) -> Console:
     """A stream as the mode wants it; rich itself would also colour a pipe where FORCE_COLOR is set."""
     stream = sys.stderr if stderr else sys.stdout
-    on_terminal = stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    on_terminal = stream is not None and stream.isatty() and not _is_dumb_terminal()
     draws = (on_terminal and _mode != "plain") or (_mode == "rich" and not stderr)
     color_system = "auto" if draws else None
     console = Console(stderr=stderr, highlight=False, soft_wrap=True, force_terminal=draws, color_system=color_system)
     if not draws:  # a log file has no width of its own
         console.width = _LOG_FILE_WIDTH
     return console
+
+
+def _is_dumb_terminal() -> bool:
+    """True for a terminal that cannot draw, and for the one that ``srun --unbuffered`` puts between a task and a log.
+
+    ``srun --pty``, which has a person before it, sets SLURM_PTY_PORT.
+    """
+    in_step, has_person = "SLURM_STEP_ID" in os.environ, "SLURM_PTY_PORT" in os.environ
+    return os.environ.get("TERM") in ("dumb", "unknown") or (in_step and not has_person)
 
 
 _out, _err = _console(stderr=False), _console(stderr=True)

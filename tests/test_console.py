@@ -104,6 +104,23 @@ def test_plain_has_no_control_character_even_where_colour_is_forced(
     ]
 
 
+@pytest.mark.parametrize(
+    ("env", "draws"),
+    [({}, True), ({"SLURM_STEP_ID": "0"}, False), ({"SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "40301"}, True)],
+)
+def test_the_terminal_that_srun_unbuffered_gives_to_each_task_is_a_log(
+    env: dict, draws: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_STEP_ID", "SLURM_PTY_PORT", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **env}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    console.show_as("auto")
+    say_all()
+    assert bool(CONTROL.search(capsys.readouterr().out)) == draws
+
+
 def test_a_line_now_and_then(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)

@@ -67,7 +67,8 @@ class Cluster:
             cwd=ROOT,
             env=self.environment | environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # srun breaks long lines, also within a character
             timeout=120,
         )
         assert not check or done.returncode == 0, (

@@ -128,6 +128,7 @@ def test_plain_srun_trains_one_run(cluster: Cluster, train_flags: list[str], ref
     )
     assert_same_run(tmp_path / "run", reference)
     assert not re.search(r"^1: .*epoch", done.stdout, re.M), "one process speaks"
+    assert "\x1b" not in done.stdout, "lines, though --unbuffered gives each task a terminal"
 
 
 def test_wrong_data_fails_at_once(cluster: Cluster, tmp_path: Path) -> None:
