@@ -66,3 +66,12 @@ def test_models_that_do_not_belong_together_are_refused(run: Path) -> None:
         assert job.codes == [code], job.output
         assert words in job.output
         assert "Traceback" not in job.output
+
+
+def test_a_folder_that_holds_more_than_a_model_is_not_replaced(run: Path) -> None:
+    (run / "soup").mkdir(exist_ok=True)
+    (run / "soup" / "notes.txt").touch()
+    job = export(run, "--average", "run/best", "run/last")
+    assert job.codes == [1], job.output
+    assert "--output soup: holds other files than a bundle's (notes.txt); give a new folder" in job.output
+    assert (run / "soup" / "notes.txt").exists()

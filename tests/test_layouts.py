@@ -14,7 +14,7 @@ from packaging.version import parse
 
 from flowers.config.export import ExportConfig
 from flowers.data.images import read_image
-from flowers.errors import ModelError, UsageError
+from flowers.errors import ModelError, OutputError, UsageError
 from flowers.exports.export import export
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
@@ -132,6 +132,11 @@ def test_flags_and_places_that_cannot_be(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(UsageError, match="holds something else than an earlier --format timm"):
         make_export(tmp_path, photos, "mine", format="timm")
+    (tmp_path / "hub" / ".git").mkdir(parents=True)
+    (tmp_path / "hub" / "flowers.json").touch()
+    with pytest.raises(OutputError, match=r"holds other files than an export's \(\.git\)"):
+        make_export(tmp_path, photos, "hub", format="timm")
+    assert (tmp_path / "hub" / ".git").is_dir()
     for flags, message in (
         ({"format": "torchvision", "output": Path("a.onnx")}, "expected a name ending in .pth"),
         ({"format": "timm", "output": Path("a.pth")}, "expected a folder's name"),

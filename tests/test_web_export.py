@@ -11,7 +11,7 @@ import tiny_job
 
 from flowers.config.export import ExportConfig
 from flowers.data.folders import ClassIndex
-from flowers.errors import DataError, ModelError, UsageError
+from flowers.errors import DataError, ModelError, OutputError, UsageError
 from flowers.exports.export import export
 from flowers.exports.web import runtime, site
 from flowers.models.bundle import load_bundle
@@ -165,6 +165,12 @@ def test_a_foreign_folder_is_not_replaced(bundle: Path, photos: Path, package: P
     with pytest.raises(UsageError, match="not empty and no earlier site"):
         export(config(out, bundle, photos, runtime=package))
     assert (out / "thesis.tex").exists()
+    site_of_mine = config(tmp_path / "site", bundle, photos, runtime=package)
+    export(site_of_mine)
+    (site_of_mine.output / "CNAME").touch()
+    with pytest.raises(OutputError, match=r"holds other files than a site's \(CNAME\)"):
+        export(site_of_mine)
+    assert (site_of_mine.output / "CNAME").exists()
 
 
 def test_too_little_agreement_writes_nothing(bundle: Path, photos: Path, package: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flowers.config.export import ExportConfig
 from flowers.errors import DataError, ModelError
 from flowers.exports.photos import Photos, photos_in, photos_of_run
 from flowers.made import how_made
-from flowers.models.bundle import Bundle, load_bundle, save_bundle
+from flowers.models.bundle import Bundle, load_bundle, refuse_other_files, save_bundle
 from flowers.models.heads import BATCH_NORM, Classifier
 
 BATCH_SIZE = 32
@@ -30,8 +30,10 @@ def export_average(config: ExportConfig) -> int:
 
     Raises:
         ModelError: the models do not belong together, or their average is worse than each of them.
+        OutputError: there is a folder of the output's name which is no bundle; it is left alone.
         FlowersError: a model or the photos cannot be read, the output cannot be written.
     """
+    refuse_other_files(config.output)
     bundles = [load_bundle(path) for path in config.average]
     for path, bundle in zip(config.average[1:], bundles[1:], strict=True):
         check_alike(bundles[0], config.average[0], bundle, path)

@@ -20,7 +20,7 @@ from flowers.exports.compare import Agreement
 from flowers.exports.model_card import model_card
 from flowers.files import allow_as_usual, replace_folder, write_atomically
 from flowers.made import how_made
-from flowers.models.bundle import WEIGHTS_FILE, Bundle
+from flowers.models.bundle import WEIGHTS_FILE, Bundle, refuse_other_files
 from flowers.models.layouts import load_timm, timm_config, timm_layout, torchvision_layout
 
 CHECKED_FILE = "flowers.json"
@@ -103,11 +103,14 @@ def _checked(config: ExportConfig, bundle: Bundle, agreement: Agreement) -> dict
 
 
 def _refuse_foreign(output: Path) -> None:
-    """A folder that holds anything but an earlier export is not replaced.
+    """A folder that holds anything but an earlier export is not replaced: a clone of a hub's repository, say.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is no earlier export.
+        OutputError: it holds more than one.
     """
-    if not output.exists() or (output.is_dir() and (not os.listdir(output) or (output / CHECKED_FILE).is_file())):
+    if output.is_dir() and not os.listdir(output):
         return
-    raise UsageError(f"--output {output}: holds something else than an earlier --format timm; give another folder")
+    if output.exists() and not (output / CHECKED_FILE).is_file():
+        raise UsageError(f"--output {output}: holds something else than an earlier --format timm; give another folder")
+    refuse_other_files(output, (WEIGHTS_FILE, "config.json", CHECKED_FILE, "README.md"), "an export's")

@@ -20,7 +20,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from torch import Tensor
 import flowers
 from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
-from flowers.errors import ModelError
+from flowers.data.paths import readable, some
+from flowers.errors import ModelError, OutputError
 from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
 from flowers.models.familiarity import Familiarity
@@ -105,6 +106,24 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     """
     with replace_folder(folder) as temporary:
         write_bundle(bundle, temporary)
+
+
+def refuse_other_files(
+    output: Path, own: Collection[str] = (DESCRIPTION_FILE, WEIGHTS_FILE), whose: str = "a bundle's"
+) -> None:
+    """Refuse a folder that a job would replace although it holds more than that job writes, which would be lost.
+
+    Args:
+        own: names of what the job writes there.
+        whose: they are, for the message.
+
+    Raises:
+        OutputError: it does.
+    """
+    others = sorted(set(os.listdir(output)).difference(own)) if output.is_dir() else []
+    if others:
+        held = some([readable(name) for name in others])
+        raise OutputError(f"--output {readable(output)}: holds other files than {whose} ({held}); give a new folder")
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:

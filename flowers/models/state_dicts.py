@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from flowers import console
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
-from flowers.errors import DataError, ModelError, OutputError
+from flowers.errors import DataError, ModelError
 from flowers.made import how_made
 from flowers.models.backbones import build_from_file
-from flowers.models.bundle import DESCRIPTION_FILE, Bundle, save_bundle
+from flowers.models.bundle import Bundle, refuse_other_files, save_bundle
 from flowers.models.heads import HeadSpec
 from flowers.models.trained_view import TrainedView, read_view
 from flowers.models.weight_match import TRAINING_ONLY, Match
-from flowers.models.weights import WEIGHTS_FILE
 from flowers.parsing import parse_json
 
 BATCH_NORM_EPS = 1e-5
@@ -44,8 +43,7 @@ def import_state_dict(
         OutputError: there is a folder of that name which is no bundle; it is left alone.
         FlowersError: as ``bundle_from_state_dict``, and a place that cannot be written.
     """
-    if output.is_dir() and not {path.name for path in output.iterdir()} <= {DESCRIPTION_FILE, WEIGHTS_FILE}:
-        raise OutputError(f"--output {readable(output)}: holds other files than a bundle's; give a new folder")
+    refuse_other_files(output)
     bundle = bundle_from_state_dict(file, model, classes, view, config)
     save_bundle(bundle, output)
     seen = bundle.preprocessing

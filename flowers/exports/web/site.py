@@ -30,7 +30,7 @@ from flowers.exports.compare import Agreement
 from flowers.exports.photos import photos_in
 from flowers.exports.web.runtime import VERSION, copy_runtime, find_runtime
 from flowers.files import replace_folder
-from flowers.models.bundle import Bundle
+from flowers.models.bundle import Bundle, refuse_other_files
 from flowers.parsing import read_json
 from flowers.reports.photos import thumbnail
 
@@ -79,15 +79,17 @@ def export_site(config: ExportConfig, bundle: Bundle, write_checked: Callable[[P
 
 
 def _refuse_foreign(output: Path) -> None:
-    """A folder that holds anything but an earlier site is not replaced.
+    """A folder that holds anything but an earlier site is not replaced: a clone of what a host publishes, say.
 
     Raises:
-        UsageError: it is one, or a file.
+        UsageError: it is no earlier site, or a file.
+        OutputError: it holds more than one.
     """
     if not output.exists() or (output.is_dir() and not os.listdir(output)):
         return
     try:
         if read_json(output / "facts.json")["format"] == FORMAT:
+            refuse_other_files(output, (*SHELL, "model.onnx", "service_worker.js", "runtime", "examples"), "a site's")
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass
