@@ -320,6 +320,17 @@ class TestApply:
         with pytest.raises(OutputError, match="is there already"):
             self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", target)
 
+    def test_a_folder_of_its_class_name_within_a_class_folder_is_no_class(self, tree: Path, tmp_path: Path) -> None:
+        """Where an archive was unpacked into a folder of its name."""
+        tree /= "train"
+        (tree / "rose" / "rose").mkdir()
+        (tree / "rose" / "1.jpg").rename(tree / "rose" / "rose" / "1.jpg")
+        (tmp_path / "c.csv").write_text("path,class\nrose/rose/1.jpg,tulip\n")
+        flags = ["--corrections", tmp_path / "c.csv"]
+        assert self.apply(tree, *flags, "--copy-to", tmp_path / "copy") == self.apply(tree, *flags, "--move") == 0
+        for folder in (tree, tmp_path / "copy"):
+            assert self.contents(folder)["tulip/rose/1.jpg"] == "train/rose/1.jpg"
+
     @pytest.mark.parametrize("flags", [[], ["--move", "--undo"], ["--move"]])
     def test_one_thing_at_a_time(self, tree: Path, flags: list[str]) -> None:
         with pytest.raises(UsageError, match="expected one of --move|--corrections is missing"):

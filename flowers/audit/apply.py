@@ -46,8 +46,9 @@ def apply(config: ApplyConfig) -> int:
         return copy(config.data_dir, before, after, config.copy_to)
     moves = []
     taken: set[str] = set()
+    one_tree = _is_one_tree(before)
     for path in sorted(corrections.classes):
-        target = _in_class(path, before[path], after[path]) if path in after else f"{REMOVED}/{path}"
+        target = _in_class(path, before[path], after[path], one_tree) if path in after else f"{REMOVED}/{path}"
         if target != path:
             moves.append((path, _free(config.data_dir, target, taken)))
     return move(config.data_dir, moves)
@@ -100,9 +101,10 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
     if target.exists():
         raise OutputError(f"--copy-to {readable(target)}: is there already; give a new folder")
     taken: set[str] = set()
+    one_tree = _is_one_tree(before)
     with replace_folder(target) as folder:
         for path in after:
-            place = folder / _free(folder, _in_class(path, before[path], after[path]), taken)
+            place = folder / _free(folder, _in_class(path, before[path], after[path], one_tree), taken)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(data_dir / path, place)
         if (data_dir / "cat_to_name.json").exists():
@@ -126,10 +128,16 @@ def _class_place(path: str, folder: str) -> bool:
     return folder in path.split("/")[:-1][:2]
 
 
-def _in_class(path: str, old: str, new: str) -> str:
+def _is_one_tree(classes: dict[str, str]) -> bool:
+    """True if each path begins with its class, without the folder of a split."""
+    return all(path.startswith(f"{folder}/") for path, folder in classes.items())
+
+
+def _in_class(path: str, old: str, new: str, one_tree: bool) -> str:
+    """The path in another class; of rose/rose/1.jpg the class is the first folder only in one tree."""
     parts = path.split("/")
     if old in parts[:2]:
-        parts[1 if len(parts) > 2 and parts[1] == old else 0] = new
+        parts[1 if not one_tree and len(parts) > 2 and parts[1] == old else 0] = new
     return "/".join(parts)
 
 
