@@ -223,7 +223,10 @@ def _is_drawn(folder: Path, settings: dict[str, int]) -> bool:
         found = None
     except (OSError, ValueError):
         found = None
-    if found == settings:
+    gone = [split for split in SPLITS if settings[split] and not (folder / split).is_dir()]
+    if found == settings and not gone:
         return True
     held = "a sample set drawn with other settings" if isinstance(found, dict) else "other files"
+    if found == settings:
+        held = f"only a part of the sample set (no {gone[0]}/)"
     raise DataError(f"{folder} holds {held}: choose another --output-dir, or remove that folder first")

@@ -248,9 +248,14 @@ def _counts_of(folder: Path, settings: dict[str, str]) -> dict[str, int] | None:
         return None
     try:
         found = read_json(folder / MARKER)
-        if found["split"] == settings["split"]:
-            return found["counts"]
-        held = f"the set in another split ({found['split']})"
+        counts = dict(found["counts"])
+        gone = [split for split in counts if not (folder / split).is_dir()]
+        if found["split"] != settings["split"]:
+            held = f"the set in another split ({found['split']})"
+        elif gone:
+            held = f"only a part of the set (no {gone[0]}/)"
+        else:
+            return counts
     except (OSError, ValueError, KeyError, TypeError):
         held = "other files"
     raise DataError(f"{folder} holds {held}: choose another --output-dir, or remove that folder first")
