@@ -74,18 +74,26 @@ def test_folders_that_are_no_runs_are_named_in_one_line(tmp_path: Path) -> None:
     (damaged / "config.yaml").write_text("a: [")
     odd = make_run(tmp_path / "odd", [0.5])
     (odd / "history.jsonl").write_text('{"event": "valid", "step": 1}\n')
+    lines = {"none": {"images": 0}, "share": {"top1": 7}, "text": {"lr": "x"}, "huge": {"step": 10**400}}
+    for name, wrong in lines.items():
+        history = make_run(tmp_path / name, [0.5]) / "history.jsonl"
+        line = {"event": "valid", "step": 1, "epoch": 1, "loss": 1.0, "top1": 0.5, "images": 9, "lr": 0.1}
+        history.write_text("".join(json.dumps(line | {"event": event} | wrong) + "\n" for event in ("train", "valid")))
+    (make_run(tmp_path / "timed", [0.5]) / "timing.jsonl").write_text(
+        '{"event": "epoch", "seconds": 1, "images_per_s": 1}'
+    )
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UsageError) as caught:
-        read_runs([good, tmp_path / "none", tmp_path / "empty", fresh, damaged, odd, file])
+        read_runs([good, *(tmp_path / name for name in ("gone", "empty", *lines, "timed")), fresh, damaged, odd, file])
     line = str(caught.value)
     assert "\n" not in line
     for part in (
-        "none: no such folder",
+        "gone: no such folder",
         "empty: no config.yaml in it",
         "fresh: no validation in history.jsonl yet",
         "damaged: while parsing",
-        "odd: a line of its history is damaged",
+        *(f"{name}: a line of its history is damaged" for name in ("odd", *lines, "timed")),
         "file: Not a directory",
     ):
         assert part in line, line

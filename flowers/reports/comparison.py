@@ -101,7 +101,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 raise ValueError("config.yaml holds no flags")
             if not run.validations:
                 raise ValueError("no validation in history.jsonl yet")
-            _result(run)
+            _check_lines(run)
         except FileNotFoundError as error:
             what = "no such folder" if not folder.exists() else f"no {Path(error.filename).name} in it"
             bad.append(f"{readable(str(folder))}: {what}")
@@ -109,13 +109,24 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             bad.append(f"{readable(str(folder))}: {error.strerror}")
         except ValueError as error:
             bad.append(f"{readable(str(folder))}: {' '.join(str(error).split())[:200]}")
-        except (KeyError, TypeError):
-            bad.append(f"{readable(str(folder))}: a line of its history is damaged")
         else:
             runs.append(run)
     if bad:
         raise UsageError(f"{'; '.join(bad)}; expected run folders, which jobs/train.py writes")
     return runs
+
+
+def _check_lines(run: Run) -> None:
+    """Do once what the lines of its history have to be good for.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    try:
+        _result(run)
+        _curves([run])
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        raise ValueError("a line of its history is damaged") from None
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:
