@@ -53,6 +53,7 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
         target = data / split / classes[other] / f"moved & <b>{photo.name}"
         os.rename(photo, target)
         planted[target.relative_to(data).as_posix()] = (classes[other], classes[one])
+    (data / "cat_to_name.json").write_text(json.dumps({classes[0]: "\udce9"}))  # as of a folder that is not UTF-8
     twin = sorted((data / "train" / classes[0]).iterdir())[0]
     shutil.copy(twin, data / "test" / classes[0] / "twin.jpg")
 

@@ -256,6 +256,16 @@ def test_a_broken_list_of_further_pictures_is_no_reason_to_stop(data, photos):
     assert next(image for image in report.images if image.path.endswith("phone.jpg")).size == (160, 160)
 
 
+def test_a_damaged_animation_that_pillow_cannot_open_is_no_end_of_the_check(data, photos):
+    picture, file = Image.open(io.BytesIO(photos[10])), io.BytesIO()
+    picture.save(file, "PNG", save_all=True, append_images=[picture.rotate(90)])
+    broken = bytearray(file.getvalue())
+    broken[broken.index(b"acTL") + 4] ^= 1  # how many pictures there are
+    (data / "train/a/turning.png").write_bytes(broken)
+    (damaged,) = check_dataset(data).damaged
+    assert (damaged.size, damaged.mode, damaged.damage) == ((160, 160), "RGB", "a wrong checksum in its acTL chunk")
+
+
 def test_imbalance(data, photos, capsys):
     for index in range(16):
         saved_as(
@@ -297,6 +307,9 @@ def test_odd_names_survive_into_the_json(tmp_path, data, photos):
     assert content["unreadable"] == [{"path": 'train/a/caf\\xe9 "x", \\\\n \n.jpg', "reason": "truncated JPEG"}]
     assert content["trainable"] is False
     show_report(report)
+    (data / "train/a").rename(data / "train" / os.fsdecode(b"\xe9"))
+    save_report(check_dataset(data), tmp_path / "check.json")
+    assert json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["classes"]["\\xe9"] == "\\xe9"
 
 
 def test_the_json_holds_all_findings(tmp_path, data, photos):

@@ -92,7 +92,7 @@ def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspi
         "classes": [
             {
                 "class": folder,
-                "label": audited.classes.labels[index],
+                "label": encode_path(audited.classes.labels[index]),
                 "photos": int((targets == index).sum()),
                 "estimated_wrong": round(float(off[index]), 1),
                 "to_check": sum(item.given == index for item in suspicions),

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from flowers import console
@@ -266,7 +267,7 @@ def _look(root: Path, image: CheckedImage) -> CheckedImage:
         pixels, damage = decode_image(data, min_short_side=_SHORT_SIDE)
     except ImageError as error:
         return image._replace(reason=str(error))
-    with _header(data) as header:
+    with _header(data, pixels) as header:
         size, mode = header.size, header.mode
         with contextlib.suppress(Exception):  # only some formats know; and only the first picture must be whole
             mode += " animated" if header.is_animated else ""
@@ -274,12 +275,16 @@ def _look(root: Path, image: CheckedImage) -> CheckedImage:
     return image._replace(damage=damage, size=size, mode=mode, digest=digest, likeness=fingerprint(pixels))
 
 
-def _header(data: bytes) -> Image.Image:
-    """Open a file that gives a picture; Pillow gives up where only a JPEG's list of further pictures is broken."""
-    try:
-        return Image.open(io.BytesIO(data))
-    except Image.UnidentifiedImageError:
-        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+def _header(data: bytes, pixels: np.ndarray) -> Image.Image:
+    """Open a file that gives a picture, to ask for its size and mode.
+
+    Pillow gives up where only a JPEG's list of further pictures is broken; and on damaged files that decode all the
+    same, mended or by another decoder: of these it is the picture itself.
+    """
+    for read in (Image.open, JpegImagePlugin.JpegImageFile):
+        with contextlib.suppress(Exception):
+            return read(io.BytesIO(data))
+    return Image.fromarray(pixels)
 
 
 def _duplicates(images: list[CheckedImage]) -> list[list[CheckedImage]]:

@@ -93,7 +93,7 @@ def save_report(report: Report, path: Path) -> None:
         "images": len(report.images),
         "counts": {split: {encode_path(k): v for k, v in of.items()} for split, of in report.counts.items()},
         "imbalance": round(report.imbalance, 3),
-        "classes": {encode_path(name): label for name, label in report.classes.items()},
+        "classes": {encode_path(name): encode_path(label) for name, label in report.classes.items()},
         "missing_classes": {split: [encode_path(name) for name in report.missing(split)] for split in report.counts},
         "left_out": dict(report.left_out),
         "classes_alike": [[encode_path(name) for name in group] for group in report.alike],
