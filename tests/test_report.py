@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import re
 import shutil
@@ -402,6 +403,15 @@ def test_more_mistakes_than_photos_on_the_page(tmp_path: Path) -> None:
     write_model_report(tmp_path / "report.html", bundle, answers, background, answers)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"{index}.jpg" in page for index in (0, 399))
+
+
+def test_commands_hold_where_names_have_blanks(answers: Answers, tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "my model"))
+    background = Background({"test": answers.metrics.to_dict()}, data_dir="my data")
+    write_model_report(tmp_path / "report.html", bundle, answers, background, answers)
+    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"--checkpoint '{bundle.folder}' --data-dir 'my data' --split valid --calibrate</pre>" in page
+    assert "check --data-dir 'my data'</code>" in page
 
 
 def test_a_report_of_102_classes_is_small(flowers102: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _unreadable(known: Known) -> Advice | None:
     if not count:
         return None
     are = "image cannot be read and was" if count == 1 else "images cannot be read and were"
-    return Advice(f"{count:,} {are} left out. Replace the files, or remove them:", _check(known))
+    return Advice(f"{count:,} {are} left out. Replace the files, or remove them:", check_command(known))
 
 
 def _leaked(known: Known) -> Advice | None:
@@ -86,10 +86,12 @@ def _leaked(known: Known) -> Advice | None:
             split = text.removeprefix("images of ").split(" ")[0]
             return Advice(
                 f"Images of {split} that are in train, too: {count} ({examples}). The figures of {split} are better "
-                "than they should be. Remove one of the two copies:", _check(known),
+                "than they should be. Remove one of the two copies:", check_command(known),
             )  # fmt: skip
         if text in ("same picture in two classes", "exact duplicates"):
-            return Advice(f"{text.capitalize()}: {count} ({examples}). Keep one of them, in its class:", _check(known))
+            return Advice(
+                f"{text.capitalize()}: {count} ({examples}). Keep one of them, in its class:", check_command(known)
+            )
     return None
 
 
@@ -142,16 +144,23 @@ def _small(answers: Answers, known: Known) -> Advice | None:
 def _uncalibrated(known: Known) -> Advice | None:
     if known.error < UNCALIBRATED or known.calibrated_error is None or known.calibrated_error > known.error / 2:
         return None
-    data = known.data_dir or "DATA"
-    flags = ("--checkpoint", known.model or "MODEL", "--data-dir", data, "--split", "valid", "--calibrate")
     return Advice(
         f"The probabilities are not calibrated: they differ from the share of right answers by {known.error:.1%} on "
-        f"average; a temperature would leave {known.calibrated_error:.1%}:", _command("evaluate", *flags),
+        f"average; a temperature would leave {known.calibrated_error:.1%}:", calibrate_command(known),
     )  # fmt: skip
 
 
-def _check(known: Known) -> str:
+def check_command(known: Known) -> str:
+    """The command that looks for all faults of the data set."""
     return _command("prepare", "check", "--data-dir", known.data_dir or "DATA")
+
+
+def calibrate_command(known: Known) -> str:
+    """The command that stores the temperature in the model."""
+    data = known.data_dir or "DATA"
+    return _command(
+        "evaluate", "--checkpoint", known.model or "MODEL", "--data-dir", data, "--split", "valid", "--calibrate"
+    )
 
 
 def _retrain(known: Known, *flags: object) -> str:

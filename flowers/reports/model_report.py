@@ -15,7 +15,7 @@ from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
 from flowers.parsing import parse_json, read_json
 from flowers.reports import calibration
-from flowers.reports.advice import Known, advise
+from flowers.reports.advice import Known, advise, calibrate_command, check_command
 from flowers.reports.answers import Answers
 from flowers.reports.label_errors import LabelCheck
 from flowers.reports.page import write_page
@@ -130,8 +130,8 @@ def write_model_report(
         audit=_audit_command(background, config),
         facts=[*_facts(bundle, run["timing"]), *data, *background.facts],
         config=config,
-        checkpoint=bundle.folder,
-        data_dir=background.data_dir or "DATA",
+        calibrate=calibrate_command(known),
+        check=check_command(known),
     )
 
 
