@@ -117,6 +117,7 @@ def test_the_gallery_shows_the_least_certain_first_and_more_on_request(predictio
     assert f"{EVIL} 0.3%" in first.inner_text()
     href = first.locator("a").get_attribute("href")
     assert href == "../my%20photos/caf%e9%20%5C%20%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E.jpg"
+    assert page.evaluate("['a.tar/1.jpg', 'a.ZIP/1.jpg'].map(address)") == [None, None], "nothing opens what is in them"
     for count in (120, 180, 200):
         page.click("#more")
         assert len(shown(page)) == count

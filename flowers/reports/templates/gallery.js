@@ -10,7 +10,7 @@ const percent = share => `${(100 * share).toFixed(1)}%`;
 
 // The address of a photo. In names a backslash stands as \\, a byte that is no UTF-8 as \xNN.
 function address(path) {
-  if (data.base === null || /\.tar\//i.test(path)) return null;
+  if (data.base === null || /\.(tar|zip)\//i.test(path)) return null;
   const parts = path.split(/(\\\\|\\x[0-9a-f]{2})/).map(part =>
     part === "\\\\" ? "%5C" : /^\\x/.test(part) ? `%${part.slice(2)}` : part.split("/").map(encodeURIComponent).join("/"));
   return (path.startsWith("/") ? "" : data.base) + parts.join("");
