@@ -57,6 +57,7 @@ def test_of_an_output_without_work(tmp_path: Path, capsys: pytest.CaptureFixture
     assert describe(output)["state"] == "not started"
     output.write_text("path,class\r\na,b\r\n")
     assert describe(output)["state"] == "foreign"
+    assert describe(output / "out.csv")["state"] == "not started"  # below a file
     facts = {"output": file_digest(output), "files": 1, "counts": {"ok": 1}, "settings": {}, "engine": None}
     (tmp_path / "out.json").write_text(json.dumps(facts))
     assert describe(output)["state"] == "finished"

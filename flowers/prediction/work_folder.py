@@ -313,7 +313,7 @@ def _open(folder: Path) -> Work | None:
 
 def job_folders(parent: Path) -> list[Path]:
     """The folders of all jobs at work on an output."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         found = [entry for entry in os.scandir(parent) if len(entry.name) == 12 and entry.is_dir(follow_symlinks=False)]
         return sorted(Path(entry.path) for entry in found)
     return []
