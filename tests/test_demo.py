@@ -174,8 +174,10 @@ def test_only_the_visitors_own_photo_is_removed(bundle: Path, tmp_path: Path, mo
     gradio = pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     tiny_job.make_photos(tmp_path / "photos", 2)
+    os.rename(tmp_path / "photos/below/0000.jpg", tmp_path / "photos/below" / os.fsdecode(b"\xe9.jpg"))
     oracle = Oracle(bundle, **PLAIN)
     page = build_page(oracle, find_examples(tmp_path / "photos"), 20, 8)
+    json.dumps(page.get_config_file(), ensure_ascii=False, default=str).encode()  # what the page is made of is UTF-8
     answer, example = (page.fns[number].fn for number in sorted(page.fns))
     thumbnails = [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
     assert len(thumbnails) == 2

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from flowers.data.formats.limits import allowed_pixels
 from flowers.data.images import read_image
+from flowers.data.paths import encode_path
 from flowers.demo.answer import Answer, Oracle
 from flowers.errors import ImageError
 from flowers.prediction.rows import Guess
@@ -149,7 +150,7 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
                 )
                 photo.async_move_resource_to_block_cache = _only_local(photo.async_move_resource_to_block_cache)
                 gallery = gradio.Gallery(
-                    [(read_image(small), path.name) for path, small in examples],
+                    [(read_image(small), encode_path(path.name)) for path, small in examples],
                     label="or one of these",
                     columns=4,
                     height="auto",
