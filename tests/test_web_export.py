@@ -111,6 +111,8 @@ def test_names_and_title_are_only_text(bundle: Path, photos: Path, package: Path
     assert page.count("&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;") == 2
     assert "rose" not in page, "class names are read from JSON"
     assert json.loads((out / "manifest.webmanifest").read_text())["name"] == "<script>alert('1')</script>"
+    site._write_page("caf\udce9", {}, out)  # as of a command line that is not UTF-8
+    assert "<title>caf\\udce9</title>" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_int8_leaves_the_gpu_out(bundle: Path, photos: Path, package: Path, tmp_path: Path) -> None:

@@ -264,6 +264,17 @@ def test_unsure_is_said_where_it_is_wished(opened: Callable, photos: Path) -> No
     page.wait_for_selector("#verdict:has-text('No answer: truncated JPEG')")
 
 
+def test_it_works_where_nothing_is_kept_and_before_there_are_photos(opened: Callable) -> None:
+    watched, _ = opened()
+    denied = "{ get() { throw new DOMException('denied', 'SecurityError'); } }"  # as in a frame of another host's page
+    watched.page.add_init_script(f"Object.defineProperty(window, 'localStorage', {denied})")
+    watched.page.reload()
+    watched.page.wait_for_selector("body[data-ready]")
+    watched.page.click("#settings summary")
+    watched.page.fill("#min-prob", "50")
+    assert watched.exceptions == []
+
+
 def test_photos_are_dropped_and_pasted(opened: Callable, photos: Path) -> None:
     page = opened()[0].page
     page.wait_for_selector("body[data-ready]")  # an event before the page listens is lost

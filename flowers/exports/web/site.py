@@ -162,7 +162,7 @@ def _write_page(title: str, facts: dict, folder: Path) -> None:
         data = (templates / name).read_bytes()
         if name == "index.html":
             page = data.decode().replace("__POLICY__", POLICY).replace("__TITLE__", html.escape(title))
-            data = page.encode()
+            data = page.encode(errors="backslashreplace")  # a title may hold bytes that are no UTF-8
         (folder / name).write_bytes(data)
     manifest = {
         "name": title, "short_name": title, "start_url": "./", "scope": "./", "display": "standalone",

@@ -14,7 +14,7 @@ const facts = await (await fetch(here("facts.json"))).json();
 const topk = Math.min(5, facts.labels.length);
 
 let worker;
-let minProb = Number(localStorage.getItem("min-prob") ?? facts.min_prob);
+let minProb = Number(stored("getItem") ?? facts.min_prob);
 let waiting = []; // photos to classify, {id, path, file}
 let photos = []; // all of this batch; an answered one has guesses or error
 const pending = new Map(); // ticket of the worker: photo
@@ -95,6 +95,15 @@ function fail(reason) {
   say(`The model cannot be started: ${reason}`);
 }
 
+/** The threshold of this site, not of others on the host; null where a browser or a frame keeps nothing. */
+function stored(act, ...value) {
+  try {
+    return localStorage[act](here("min-prob"), ...value);
+  } catch {
+    return null;
+  }
+}
+
 function say(text) {
   get("status").textContent = text;
 }
@@ -159,7 +168,7 @@ function count() {
   const done = answered();
   const of = (status) => done.filter((photo) => statusOf(photo, minProb) === status).length;
   const unsure = of("unsure"), errors = of("error");
-  get("done").value = done.length / photos.length;
+  get("done").value = done.length / Math.max(1, photos.length);
   get("done").hidden = get("stop").hidden = !waiting.length && !pending.size;
   get("save").disabled = !done.length;
   get("count").textContent =
@@ -317,7 +326,7 @@ function listen() {
   };
   get("min-prob").oninput = ({ target }) => {
     minProb = Math.min(1, Math.max(0, target.valueAsNumber / 100 || 0));
-    localStorage.setItem("min-prob", minProb);
+    stored("setItem", minProb);
     for (const photo of answered()) updateRow(photo);
     if (shown) showVerdict(shown);
     count();
