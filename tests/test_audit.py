@@ -294,6 +294,10 @@ class TestApply:
         assert self.contents(tree) == before
         with pytest.raises(OutputError, match="no journal, so nothing to undo"):
             self.apply(tree, "--undo")
+        for name in ("/etc/a.jpg", "../a.jpg", "a\0.jpg"):
+            (tree / ".corrections-0001.json").write_text(json.dumps({"moves": [[name, "train/rose/1.jpg"]]}))
+            with pytest.raises(OutputError, match="expected paths below"):
+                self.apply(tree, "--undo")
 
     def test_killed_in_the_middle_and_undone(self, tree: Path, tmp_path: Path, monkeypatch) -> None:
         before, rename, calls = self.contents(tree), os.rename, []
@@ -318,8 +322,13 @@ class TestApply:
         copied = self.contents(target)
         assert len(copied) == len(before) - 1
         assert {copied["train/tulip/1.jpg"], copied["train/tulip/1-2.jpg"]} == {"train/rose/1.jpg", "train/tulip/1.jpg"}
-        with pytest.raises(OutputError, match="is there already"):
-            self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", target)
+        for place, message in ((target, "is there already"), (tree / "new", "lies in .*data; give a folder outside")):
+            with pytest.raises(OutputError, match=message):
+                self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", place)
+        (tree / "train/rose/gone.jpg").symlink_to("nowhere")
+        with pytest.raises(DataError, match=r"rose/gone.jpg: cannot be read: no such file"):
+            self.apply(tree, "--corrections", tmp_path / "c.csv", "--copy-to", tmp_path / "other")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["c.csv", "copy", "data"]
 
     def test_a_folder_of_its_class_name_within_a_class_folder_is_no_class(self, tree: Path, tmp_path: Path) -> None:
         """Where an archive was unpacked into a folder of its name."""

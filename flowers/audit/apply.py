@@ -83,7 +83,7 @@ def undo(data_dir: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{readable(journals[-1])}: cannot be read ({type(error).__name__})") from None
     for name in itertools.chain(*moves):
-        if os.path.isabs(name) or ".." in Path(name).parts:
+        if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
             raise OutputError(f"{readable(journals[-1])}: names {readable(name)!r}, expected paths below {data_dir}")
     done = [(target, path) for path, target in reversed(moves) if os.path.lexists(data_dir / target)]
     _rename_all(data_dir, done)
@@ -96,17 +96,26 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
     """Copy all photos that are not left out to the folders of their classes in a new folder, whole or not at all.
 
     Raises:
-        OutputError: the folder is there already.
+        OutputError: the folder is there already, or lies in the data folder, where it would be a class.
+        DataError: a photo cannot be read.
     """
     if target.exists():
         raise OutputError(f"--copy-to {readable(target)}: is there already; give a new folder")
+    if target.resolve().is_relative_to(data_dir.resolve()):
+        raise OutputError(f"--copy-to {readable(target)}: lies in {readable(data_dir)}; give a folder outside of it")
     taken: set[str] = set()
     one_tree = _is_one_tree(before)
     with replace_folder(target) as folder:
         for path in after:
             place = folder / _free(folder, _in_class(path, before[path], after[path], one_tree), taken)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(data_dir / path, place)
+            try:
+                shutil.copy2(data_dir / path, place)
+            except OSError as error:
+                if error.filename != str(data_dir / path):
+                    raise
+                reason = (error.strerror or str(error)).lower()
+                raise DataError(f"{readable(data_dir / path)}: cannot be read: {reason}") from None
         if (data_dir / "cat_to_name.json").exists():
             shutil.copy2(data_dir / "cat_to_name.json", folder)
     console.say(f"{len(after)} photos copied, {len(before) - len(after)} left out: {console.plain(readable(target))}")
