@@ -145,6 +145,17 @@ def make_folder(path: Path) -> None:
         raise explain_os_error(error, path) from error
 
 
+def claim(path: Path) -> None:
+    """Find out before the work, not after it, that a file of this name can be written.
+
+    Raises:
+        FlowersError: it cannot: it is a folder, or its own cannot be made or written.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise explain_os_error(IsADirectoryError(errno.EISDIR, "a folder", path), path)
+
+
 def user_cache() -> Path | None:
     """Where this project keeps what it can make again; None for those without a home, as in some containers."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

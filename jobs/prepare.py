@@ -64,10 +64,13 @@ def check(config: CheckConfig) -> int:
     from flowers.data.formats import limits
     from flowers.datasets.check import check_dataset
     from flowers.datasets.check_report import save_report, show_report
+    from flowers.files import claim
 
     if config.max_pixels < 1:
         raise UsageError(f"--max-pixels: got {config.max_pixels}, expected at least 1")
     limits.allow_pixels(config.max_pixels)
+    if config.output is not None:
+        claim(config.output)
     report = check_dataset(
         config.data_dir,
         corrections=read_corrections(config.corrections) if config.corrections else None,

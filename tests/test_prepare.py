@@ -50,6 +50,10 @@ def test_sample_then_check(tmp_path, capsys):
     assert run("check", "--data-dir", tmp_path / "set", "--output", tmp_path / "check.json") == 0
     assert "Training would start." in capsys.readouterr().out
     assert json.loads((tmp_path / "check.json").read_text())["images"] == 6
+    assert run("check", "--data-dir", tmp_path / "set", "--output", tmp_path) == 1
+    said = capsys.readouterr()
+    assert "this is a folder, a file name was expected" in said.err
+    assert "Images" not in said.out, "it is told before the photos are read"
     shutil.rmtree(tmp_path / "set/train/2")
     assert run("check", "--data-dir", tmp_path / "set") == 1
     assert "Training would fail" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from flowers.data.images import read_image
 from flowers.data.paths import readable
 from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.errors import DataError, ImageError, ModelError, UsageError
-from flowers.files import make_folder, write_atomically
+from flowers.files import claim, write_atomically
 from flowers.machine import available_cpus
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle
@@ -94,7 +94,7 @@ def benchmark(config: BenchmarkConfig) -> int:
         raise UsageError("benchmark.py measures one process: start it without a launcher")
     bundle = load_bundle(config.checkpoint)
     if config.output is not None:
-        make_folder(config.output.parent)  # before the work, not after it
+        claim(config.output)
     sample = Sample(config, bundle.preprocessing)
     console.facts("flowers: benchmark", [
         ("model", f"{bundle.model}, {bundle.preprocessing.crop} px, {len(bundle.classes.folders)} classes"),

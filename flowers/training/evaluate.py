@@ -13,7 +13,7 @@ from flowers.data.corrections import CORRECTIONS_FILE, Corrections, read_correct
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.formats import limits
 from flowers.errors import DataError, NoSplitError, OutputError
-from flowers.files import make_folder, write_atomically
+from flowers.files import claim, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.model_report import Background, write_model_report
@@ -155,7 +155,7 @@ def _claim(output: Path, config: EvaluateConfig) -> None:
     Raises:
         OutputError: it does.
     """
-    make_folder(output.parent)
+    claim(output)
     if config.overwrite or not output.exists():
         return
     try:
