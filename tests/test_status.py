@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_damaged_parts_are_not_counted_and_stay(work: Work, tmp_path: Path) -> N
     assert (work.parts / parts.part_name(1)).read_bytes() == b"damage"
     (work.folder / "job.json").write_bytes(b"damage")
     assert describe(tmp_path / "out.csv")["state"] == "damaged"
+
+
+def test_a_job_that_ends_while_it_is_looked_at_is_not_damaged(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(folder: Path) -> Work:
+        shutil.rmtree(folder)
+        return Work(folder)
+
+    monkeypatch.setattr("flowers.prediction.status.Work", ends)
+    assert describe(tmp_path / "out.csv")["state"] == "not started"
 
 
 def test_of_an_output_without_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

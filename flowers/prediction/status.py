@@ -68,6 +68,8 @@ def describe(output: Path) -> dict:
         try:
             work = Work(max(jobs, key=lambda job: job.stat().st_mtime))
         except (OSError, *DAMAGE):
+            if job_folders(folder) != jobs:  # one has ended meanwhile
+                return describe(output)
             why = f"{readable(jobs[0])} is damaged; the command that began it mends it"
             return found | {"state": "damaged", "why": why}
         return found | {"table": facts and "finished"} | _of_work(work)
@@ -90,8 +92,9 @@ def describe(output: Path) -> dict:
 
 
 def _of_work(work: Work) -> dict:
-    lock = lock_of(work.folder)
-    began_s = lock.stat().st_mtime if lock.exists() else 0.0  # each start signs it
+    lock, began_s = lock_of(work.folder), 0.0
+    with contextlib.suppress(FileNotFoundError):
+        began_s = lock.stat().st_mtime  # each start signs it
     done: dict[int, float] = {}
     counts: collections.Counter = collections.Counter()
     with contextlib.suppress(FileNotFoundError):  # the job ends meanwhile
