@@ -61,7 +61,9 @@ def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspi
     joint, targets = verdicts.joint, audited.targets
     off = verdicts.estimated_wrong
     mixed = joint + joint.T
-    overlaps = [(mixed[i, j], i, j) for i in range(len(folders)) for j in range(i) if mixed[i, j] >= LEAST_OVERLAP]
+    overlaps = [(mixed[i, j], i, j) for i, j in np.argwhere(np.tril(mixed, -1) >= LEAST_OVERLAP).tolist()]
+    to_check = np.bincount([item.given for item in suspicions], minlength=len(folders)).tolist()
+    photos = np.bincount(targets, minlength=len(folders)).tolist()
     probable = np.maximum(verdicts.own, verdicts.other)
     middle = np.median(neighbours.closeness)
     spread = 1.4826 * np.median(np.abs(neighbours.closeness - middle)) + 1e-6
@@ -93,9 +95,9 @@ def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspi
             {
                 "class": folder,
                 "label": encode_path(audited.classes.labels[index]),
-                "photos": int((targets == index).sum()),
+                "photos": photos[index],
                 "estimated_wrong": round(float(off[index]), 1),
-                "to_check": sum(item.given == index for item in suspicions),
+                "to_check": to_check[index],
             }
             for index, folder in enumerate(folders)
         ],
