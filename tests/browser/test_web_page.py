@@ -272,6 +272,10 @@ def test_it_works_where_nothing_is_kept_and_before_there_are_photos(opened: Call
     watched.page.wait_for_selector("body[data-ready]")
     watched.page.click("#settings summary")
     watched.page.fill("#min-prob", "50")
+    fails = "createReader: () => ({ readEntries: (_, fail) => fail(new DOMException('no permission')) })"
+    entry = f"{{ webkitGetAsEntry: () => ({{ isDirectory: true, name: 'mine', {fails} }}) }}"
+    watched.page.evaluate(f"document.ondrop({{ preventDefault() {{}}, dataTransfer: {{ items: [{entry}] }} }})")
+    assert watched.page.inner_text("#status") == "Not all of this can be read: no permission"
     assert watched.exceptions == []
 
 

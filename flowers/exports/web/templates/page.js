@@ -134,6 +134,14 @@ function classify(added) {
   feed();
 }
 
+async function takeOver(transfer) {
+  try {
+    classify(await handedOver(transfer, facts.extensions));
+  } catch (error) { // a folder without permission, a file that is gone
+    say(`Not all of this can be read: ${error.message}`);
+  }
+}
+
 function feed() {
   while (worker && pending.size < IN_FLIGHT && waiting.length) {
     const photo = waiting.shift();
@@ -311,14 +319,12 @@ function listen() {
     document.body.classList.add("dragging");
   };
   document.ondragleave = ({ relatedTarget }) => relatedTarget ?? document.body.classList.remove("dragging");
-  document.ondrop = async (event) => {
+  document.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    classify(await handedOver(event.dataTransfer, facts.extensions));
+    return takeOver(event.dataTransfer);
   };
-  document.onpaste = async ({ clipboardData }) => {
-    if (clipboardData.files.length) classify(await handedOver(clipboardData, facts.extensions));
-  };
+  document.onpaste = ({ clipboardData }) => clipboardData.files.length && takeOver(clipboardData);
   get("save").onclick = save;
   get("stop").onclick = () => {
     waiting = [];
