@@ -99,20 +99,20 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self._model = model
-        self._average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        currents = model.state_dict(keep_vars=True)  # the model's own tensors, looked up once and not at each step
+        self._average = {name: tensor.detach().clone() for name, tensor in currents.items()}
+        floats = [name for name, tensor in currents.items() if tensor.is_floating_point()]
+        counts = [name for name in currents if name not in set(floats)]
+        self._floats = [self._average[name] for name in floats], [currents[name] for name in floats]
+        self._counts = [self._average[name] for name in counts], [currents[name] for name in counts]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after update number ``step`` (the first is 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, currents = [], []
-        for name, tensor in self._model.state_dict().items():
-            if tensor.is_floating_point():
-                averages.append(self._average[name])
-                currents.append(tensor)
-            else:
-                self._average[name].copy_(tensor)
-        torch._foreach_lerp_(averages, currents, 1 - decay)
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

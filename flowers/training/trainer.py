@@ -68,10 +68,12 @@ class Trainer:
         if accelerator.scaler is not None:  # of the stage or the trial before; a resumed one would not have it
             accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         self.stage, self.accelerator, self.batches = stage, accelerator, batches
-        self.average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
         self.network, self.optimizer = accelerator.prepare(
             compile_network(module, config) if config.compile else module, optimizer
         )
+        self.network.train()
+        # After prepare, which may move the weights in memory: the average keeps hold of them.
+        self.average = WeightAverage(module, config.model_ema_decay) if config.model_ema_decay else None
         self.schedule = build_schedule(config, stage.order.steps_per_epoch)
         self.progress = Progress()
         self.unread: list[MicroStep] = []
@@ -199,7 +201,8 @@ class Trainer:
             real_images: in the step, over all ranks.
         """
         config, accelerator, step = self.config, self.accelerator, self.progress.step
-        self.network.train()
+        if not self.network.training:  # after a validation
+            self.network.train()
         lr = self.schedule.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
