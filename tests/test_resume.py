@@ -20,6 +20,7 @@ from traps import (
     record_and_stop,
     record_rank,
     record_rank_and_stop,
+    record_waits,
     recorded,
     save_first_weights,
     spoil_a_loss,
@@ -150,30 +151,41 @@ def test_one_and_two_processes_and_accumulation_do_the_same(sample_set: Path, tm
         assert metrics[0][split]["loss"] == pytest.approx(metrics[1][split]["loss"], abs=1e-4)
 
 
+def test_ranks_wait_for_one_another_where_the_losses_are_read(sample_set: Path, tmp_path: Path) -> None:
+    """By default the votes on stopping fall on the same steps: the loop waits for the device once in each interval."""
+    flags = ["--data-dir", sample_set, *COMMON[:8], "-b", 1, "--epochs", 2]
+    job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=2,
+              before=record_waits, arguments=(str(tmp_path / "waits"),))  # fmt: skip
+    assert job.wait() == [0, 0], job.output
+    for rank in range(2):
+        steps = {int(line) for line in (tmp_path / f"waits-rank{rank}.txt").read_text().splitlines()}
+        assert steps == {10, 16, 20, 30, 32}, "each ten steps, and at the ends of two epochs"
+
+
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_stopped_and_resumed_on_another_number_of_processes(
     sample_set: Path, tmp_path: Path, first: int, then: int
 ) -> None:
     flags = [*COMMON, "--data-dir", sample_set, "--epochs", 2, "--output-dir", "run"]
-    stopped = Job("train", [*flags, "-b", 8 // first], folder=tmp_path, processes=first,
+    stopped = Job("train", [*flags, "-b", 2 // first], folder=tmp_path, processes=first,
                   before=record_rank_and_stop, arguments=(str(tmp_path / "first"), 5))  # fmt: skip
     assert stopped.wait() == [75] * first, stopped.output
     assert "run the same command to resume" in stopped.output
     assert not (tmp_path / "run" / "stop").exists()
     refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
     assert 1 in refused.wait()
-    assert f"global_batch_size was 8, is now {5 * then} (5 x {then} processes x 1 micro-steps)" in refused.output
-    resumed = Job("train", [*flags, "-b", 8 // then], folder=tmp_path, processes=then,
+    assert f"global_batch_size was 2, is now {5 * then} (5 x {then} processes x 1 micro-steps)" in refused.output
+    resumed = Job("train", [*flags, "-b", 2 // then], folder=tmp_path, processes=then,
                   before=record_rank, arguments=(str(tmp_path / "then"),))  # fmt: skip
     assert resumed.wait() == [0] * then, resumed.output
     before, after = recorded(*tmp_path.glob("first-*.jsonl")), recorded(*tmp_path.glob("then-*.jsonl"))
     assert not before.keys() & after.keys()
     steps = before | after
-    assert sorted(steps) == list(range(8))
+    assert sorted(steps) == list(range(32))
     for epoch in (0, 1):
-        seen = [index for step in range(4 * epoch, 4 * epoch + 4) for index, _ in steps[step][1]]
+        seen = [index for step in range(16 * epoch, 16 * epoch + 16) for index, _ in steps[step][1]]
         assert sorted(seen) == list(range(32))
-    assert steps == train_recorded(tmp_path, "whole", [*flags[:-2], "-b", 8])
+    assert steps == train_recorded(tmp_path, "whole", [*flags[:-2], "-b", 2])
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])

@@ -93,6 +93,21 @@ def record_rank_and_stop(prefix: str, step: int) -> None:
     record_and_stop(f"{prefix}-rank{os.environ.get('RANK', '0')}.jsonl", step)
 
 
+def record_waits(prefix: str) -> None:
+    """Write down after which steps the training loop waits for the other ranks, a number a line, a file a rank."""
+    from flowers.training import trainer
+
+    original, steps = trainer.rows_of_ranks, []
+
+    def rows_of_ranks(accelerator, row):
+        with open(f"{prefix}-rank{os.environ['RANK']}.txt", "a") as file:
+            file.write(f"{len(steps)}\n")
+        return original(accelerator, row)
+
+    trainer.rows_of_ranks = rows_of_ranks
+    around_step(after=lambda *_: steps.append(1))
+
+
 def die_in_step(number: int) -> None:
     """Be killed in the middle of micro-step ``number`` of this start."""
     seen = []

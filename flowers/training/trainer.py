@@ -37,7 +37,7 @@ from flowers.training.schedule import build_schedule, mixes, step_seed, view_siz
 from flowers.training.stage import Stage
 
 SAY_EVERY_S = 3.0
-AGREE_EVERY = 5  # steps between the ranks' votes on stopping; each vote waits for the device
+AGREE_EVERY = 10  # steps between the ranks' votes on stopping; each waits for the device, as reading the losses does
 
 
 class Trainer:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("local_slurm.sh")
 ROOT = Path(__file__).parents[2]
+SUBMIT = ROOT / "slurm" / "submit.sh"
+TRAIN = ROOT / "slurm" / "train.sbatch"
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare")
 NODES = 5
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
@@ -36,6 +38,7 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder = folder
         self.prefix = "".join(random.choices(string.ascii_lowercase, k=5))  # two clusters need two sets of names
+        second = os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0"  # and two sets of ports
         self.environment = {
             **{
                 name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "FLOWERS"))
@@ -45,6 +48,7 @@ class Cluster:
             "FLOWERS_LOCAL": str(folder / "local"),
             "TMPDIR": str(folder),
             "LS_PREFIX": self.prefix,
+            "LS_PORT": str(20_000 + 40 * random.randrange(200) + 20 * second),
             "LS_GPUS": "8",  # device files like /dev/null: Slurm hands them out, torch does not see them
             "LS_CPUS": "64",
             "LS_CRED": "5",
@@ -159,3 +163,19 @@ def send(processes: Iterable[int], number: int) -> None:
 def has_step(run_dir: Path) -> Callable[[], bool]:
     """A condition: this run has saved a checkpoint."""
     return lambda: any((run_dir / "checkpoints").glob("step-*"))
+
+
+def submit(cluster: Cluster, *arguments: object, **environment: str) -> ClusterJob:
+    """Submit through slurm/submit.sh."""
+    return cluster.job(cluster.run("bash", SUBMIT, *arguments, **environment).stdout)
+
+
+def rest(cluster: Cluster) -> str:
+    """sbatch's flag for the nodes that the stories leave to the other tests."""
+    return f"--exclude={','.join(cluster.node(number) for number in (1, 2, 3))}"
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    """Weights, history and metrics are the reference's, bit for bit."""
+    for name in ("last/model.safetensors", "best/model.safetensors", "history.jsonl", "metrics.json"):
+        assert (run_dir / name).read_bytes() == (reference / name).read_bytes(), name

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import NODES, ROOT, Cluster, missing
+from cluster import NODES, ROOT, TRAIN, Cluster, ClusterJob, missing, rest
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,7 @@ def train_flags(sample_set: Path) -> list[str]:
     """Flags of a short training run that takes dozens of steps and touches everything that a resume must restore."""
     model = ["--model", "shufflenet_v2_x0_5", "--weights", "none", "--finetune", "full"]
     size = ["--image-size", "32", "--resize", "36", "-b", "4", "-j", "0"]
-    precision = [
-        "--mixed-precision",
-        "no",
-    ]  # accelerate's launcher says so unasked, Slurm's scripts do not
+    precision = ["--mixed-precision", "no"]  # accelerate's launcher says so unasked, Slurm's scripts do not
     return ["--data-dir", str(sample_set), *model, *size, *precision, "--epochs", "10", "--save-every", "4"]
 
 
@@ -54,6 +51,18 @@ def reference(train_flags: list[str], tmp_path_factory: pytest.TempPathFactory) 
         timeout=300,
     )
     return run_dir
+
+
+@pytest.fixture
+def start(cluster: Cluster, train_flags: list[str], tmp_path: Path) -> Callable[..., ClusterJob]:
+    """Submits a training job with plain sbatch; its run folder is tmp_path/run."""
+
+    def start(*sbatch_flags: str, flags: tuple = (), script: Path = TRAIN, **environment: str) -> ClusterJob:
+        where = ("--cpus-per-task=2", rest(cluster), *sbatch_flags)
+        job_flags = (*flags, *train_flags, "--output-dir", tmp_path / "run")
+        return cluster.sbatch(*where, script, *job_flags, FLOWERS_HOME=str(ROOT), **environment)
+
+    return start
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training on a real Slurm: the same result as on one machine, through warnings, dead nodes and cancelled jobs."""
+"""Training on a real Slurm: the same result as on one machine, also after a warning and a node that died."""
 
 import concurrent.futures
 import json
@@ -10,25 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import ROOT, Cluster, ClusterJob, has_step, send
+from cluster import ROOT, SUBMIT, TRAIN, Cluster, ClusterJob, assert_same_run, has_step, rest, send, submit
 
 pytestmark = pytest.mark.slurm
 
-SUBMIT = ROOT / "slurm" / "submit.sh"
-TRAIN = ROOT / "slurm" / "train.sbatch"
-MULTINODE = ROOT / "slurm" / "train_multinode.sbatch"
 HEAD_ONLY = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--epochs", "1", "-j", "0")
-
-
-def assert_same_run(run_dir: Path, reference: Path) -> None:
-    """Weights, history and metrics are the reference's, bit for bit."""
-    for name in ("last/model.safetensors", "best/model.safetensors", "history.jsonl", "metrics.json"):
-        assert (run_dir / name).read_bytes() == (reference / name).read_bytes(), name
-
-
-def submit(cluster: Cluster, *arguments: object, **environment: str) -> ClusterJob:
-    """Submit through slurm/submit.sh."""
-    return cluster.job(cluster.run("bash", SUBMIT, *arguments, **environment).stdout)
 
 
 def warned_before_the_time_limit(cluster: Cluster, train_flags: list[str], run_dir: Path) -> ClusterJob:
@@ -79,23 +65,6 @@ def stories(
             started[play.__name__] = pool.submit(play, cluster, train_flags, run_dir), run_dir
     yield started
     pool.shutdown(wait=False)  # after pytest -x nobody waits for them; they fail once the cluster is gone
-
-
-def rest(cluster: Cluster) -> str:
-    """sbatch's flag for the nodes that the stories leave to the other tests."""
-    return f"--exclude={','.join(cluster.node(number) for number in (1, 2, 3))}"
-
-
-@pytest.fixture
-def start(cluster: Cluster, train_flags: list[str], tmp_path: Path) -> Callable[..., ClusterJob]:
-    """Submits a training job with plain sbatch; its run folder is tmp_path/run."""
-
-    def start(*sbatch_flags: str, flags: tuple = (), script: Path = TRAIN, **environment: str) -> ClusterJob:
-        where = ("--cpus-per-task=2", rest(cluster), *sbatch_flags)
-        job_flags = (*flags, *train_flags, "--output-dir", tmp_path / "run")
-        return cluster.sbatch(*where, script, *job_flags, FLOWERS_HOME=str(ROOT), **environment)
-
-    return start
 
 
 def test_train_evaluate_predict_in_a_chain(
@@ -154,74 +123,6 @@ def test_gpus_that_torch_does_not_see_fail_the_job(start: Callable[..., ClusterJ
     job = start("--gpus-per-node=2")
     assert job.wait(60)["JobState"] == "FAILED"
     assert "Slurm gave 2 GPUs, torch sees 0, for 2 processes" in job.log
-
-
-def test_one_failing_rank_ends_the_job_and_cancels_its_dependents(
-    start: Callable[..., ClusterJob], cluster: Cluster, sample_set: Path, tmp_path: Path
-) -> None:
-    job = start("--cpus-per-task=1", "--nodes=2", script=MULTINODE)
-    waiting = submit(
-        cluster, "--after", job.number, "evaluate", "--", "--checkpoint", tmp_path / "run", "--data-dir", sample_set
-    )
-    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
-    second = cluster.node(5)  # README's way to look at a job that hangs
-    look = ("srun", f"--jobid={job.number}", "--overlap", "--nodes=1", f"--nodelist={second}")
-    assert cluster.run(*look, "hostname").stdout == f"{second}\n"
-    send(workers[1:], signal.SIGKILL)
-    send(workers[:1], signal.SIGCONT)
-    assert job.wait(60)["JobState"] == "FAILED"
-    assert "rank 1 was ended by SIGKILL" in job.log
-    assert waiting.wait(30)["JobState"] == "CANCELLED"
-
-
-def test_signal_to_the_steps_saves_and_requeues(
-    start: Callable[..., ClusterJob], cluster: Cluster, reference: Path, tmp_path: Path
-) -> None:
-    job = start(flags=("--processes", "2"))
-    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
-    cluster.run("scancel", "--signal=USR1", job.number)
-    send(workers, signal.SIGCONT)
-    assert job.wait()["Restarts"] == "1", job.log
-    assert job.state == "COMPLETED", job.log
-    assert "stopped and saved; requeueing" in job.log
-    assert_same_run(tmp_path / "run", reference)
-    assert (tmp_path / "run" / "slurm" / f"{job.number}.out").resolve() == cluster.folder / f"{job.number}.out"
-
-
-def test_requeues_are_bounded(start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path) -> None:
-    job = start(FLOWERS_MAX_REQUEUES="0", FLOWERS_WRAP="env WRAPPED=1")  # a container would stand here
-    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
-    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait_for(lambda: (tmp_path / "run" / "stop").exists(), "write the stop file")
-    assert "WRAPPED=1" in Path(f"/proc/{workers[0]}/environ").read_text().split("\0")
-    send(workers, signal.SIGCONT)
-    facts = job.wait()
-    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "75:0", "0")
-    assert "requeued 0 times already (FLOWERS_MAX_REQUEUES): submit the same command again to go on" in job.log
-    assert not (tmp_path / "run" / "stop").exists()
-
-
-def test_warning_before_training_has_begun(start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path) -> None:
-    site = tmp_path / "site.sh"
-    site.write_text("echo modules are being loaded\nsleep 2\n")
-    job = start(FLOWERS_MAX_REQUEUES="0", FLOWERS_SITE=str(site))
-    job.wait_for(lambda: "modules are being loaded" in job.log, "start")
-    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    assert job.wait()["ExitCode"] == "75:0", job.log
-    assert "asked to stop before it began" in job.log
-    assert "flowers: train" not in job.log
-
-
-def test_cancelled_job_saves_and_does_not_come_back(
-    start: Callable[..., ClusterJob], cluster: Cluster, tmp_path: Path
-) -> None:
-    job = start()
-    workers = job.freeze_when(has_step(tmp_path / "run"), "save a checkpoint")
-    cluster.run("scancel", job.number)
-    send(workers, signal.SIGCONT)
-    facts = job.wait()
-    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
-    job.wait_for(lambda: "(SIGTERM) with all state saved" in job.log, "save", 20)
 
 
 def test_staged_tar_is_unpacked_on_the_node_and_removed(
