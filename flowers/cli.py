@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import dataclasses
-import difflib
 import errno
 import os
 import re
@@ -262,20 +261,23 @@ def _of_file(known: dict[str, flags.Option], path: Path) -> dict[str, object]:
         UsageError: the file cannot be read, is no mapping, or names an unknown field.
     """
     try:
-        values = read_yaml(path) or {}
+        values = read_yaml(path, as_words=True) or {}
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {path}: {reason}; expected a readable YAML file of flag names and values") from None
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: got a {type(values).__name__}, expected a mapping such as `epochs: 20`")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    values.pop("config", None)
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"--config {path}: unknown setting {name!r}{hint}")
-    return {name: known[name].read(value, f"--config {path}: {known[name].spelled}") for name, value in values.items()}
+    names = {name: option for option in known.values() for name in option.names if not name.startswith("--no-")}
+    found: dict[str, object] = {}
+    for word, value in values.items():
+        name = "--" + str(word).lstrip("-").replace("_", "-")
+        if name not in names:
+            raise UsageError(f"--config {path}: {usage.unknown_flag(name, names)}")
+        option = names[name]
+        if option.name in found:
+            raise UsageError(f"--config {path}: {option.spelled} is given twice; give it once")
+        found[option.name] = option.read(value, f"--config {path}: {option.spelled}")
+    return {name: value for name, value in found.items() if name != "config"}
 
 
 def _show_help(job: str, config_type: type, argv: Sequence[str]) -> None:

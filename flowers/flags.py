@@ -1,4 +1,4 @@
-"""The flags of a config class: one for each field, their values read from words or from YAML.
+"""The flags of a config class: one for each field, their values read from words.
 
 A config is a frozen dataclass; a field's type says what its flag takes, ``Annotated[..., Flag("-b")]`` adds other names
 for it, and ``GROUPS``, a class variable of first field to title, cuts the flags into the groups of ``--help``.
@@ -17,6 +17,7 @@ from flowers import console, usage
 from flowers.errors import UsageError
 
 _WORDS = {int: "a whole number", float: "a number", Path: "a path", str: "a word"}
+_SWITCHED = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLACEHOLDERS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
@@ -108,10 +109,10 @@ class Option(NamedTuple):
         return f"[{one} ...]" if self.count is None else " ".join([one] * self.count)
 
     def read(self, value: object, where: str) -> object:
-        """A field's value from the words of a command line, or from plain values of a YAML file.
+        """A field's value from the words of a command line or of a YAML file.
 
         Args:
-            value: a word, a list of words, or True or False of a switch; numbers, lists and None from a file.
+            value: a word, a list of words, or True or False of a switch; None, too, from a file.
             where: where it stands, to begin a message with.
 
         Raises:
@@ -120,6 +121,7 @@ class Option(NamedTuple):
         if value is None and self.optional:
             return None
         if self.is_switch:
+            value = _SWITCHED.get(str(value).lower(), value)
             if not (isinstance(value, bool) or value in self.words):
                 raise UsageError(f"{where}: got {value!r}, expected {self.expected}")
             return value
@@ -137,7 +139,6 @@ class Option(NamedTuple):
         if word == "None" and self.optional:
             return None
         if value is not None and not isinstance(value, list | tuple | dict):
-            word = "no" if value is False else word  # YAML takes a bare `no` for false
             if word in self.words:
                 return word
             for kind in self.kinds:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import yaml
 
@@ -45,16 +45,41 @@ def read_json(path: Path) -> object:
     return parse_json(Path(path).read_bytes())
 
 
-def read_yaml(path: Path) -> object:
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a mapping has each key once; PyYAML takes the last of several without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
+
+
+class _YamlOfWords(_Yaml):
+    """Values as they are written: to YAML 1.1, 1:30 is 90, the folder 2024_01_02 a number and no is false."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in found if tag.endswith((":null", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path, *, as_words: bool = False) -> object:
     """The value in a YAML file; None if it is empty.
 
+    Args:
+        as_words: numbers, dates, true and false stay the text that they are written as.
+
     Raises:
-        ValueError: it is not YAML, or as ``parse_json``.
+        ValueError: it is not YAML, has a key twice, or as ``parse_json``.
         OSError: the file cannot be read.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _YamlOfWords if as_words else _Yaml)
     except RecursionError:
         raise _too_deep() from None
     except yaml.YAMLError as error:

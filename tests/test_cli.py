@@ -134,6 +134,7 @@ def test_a_switch_may_take_a_word(tmp_path: Path) -> None:
 
     assert (value(), value("--tune-head"), value("--no-tune-head")) == (False, True, False)
     assert value("--tune-head", "wide", "-b", "8") == value("--tune-head=wide") == "wide"
+    assert (value("--tune-head", "true"), value("--tune-head=false")) == (True, False)
     (file := tmp_path / "config.yaml").write_text("tune_head: wide\n")
     assert value("--config", str(file)) == "wide"
     with pytest.raises(UsageError, match="--tune-head: got 'narrow', expected true, false or wide"):
@@ -145,11 +146,34 @@ def test_a_switch_may_take_a_word(tmp_path: Path) -> None:
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("epoch: 7\n")
-    with pytest.raises(UsageError, match="unknown setting 'epoch'; did you mean epochs?"):
+    with pytest.raises(UsageError, match=r"--epoch: no such flag; did you mean --epochs\?"):
         cli.parse(Small, ["--folder", "x", "--config", str(file)])
+    file.write_text("learning_rate: 0.1\n")
+    with pytest.raises(UsageError, match="--learning-rate: no such flag; here it is --lr"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(file)])
     file.write_text("- a\n- b\n")
     with pytest.raises(UsageError, match="expected a mapping"):
         cli.parse(Small, ["--folder", "x", "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    "text", ["lr: 0.1\nepochs: 3\nlr: 0.2\n", "batch_size: 3\nbatch-size: 4\n", "model: resnet18\narch: resnet50\n"]
+)
+def test_of_two_values_in_a_file_none_is_taken(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match="twice"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")])
+
+
+def test_values_in_a_file_are_what_is_written(tmp_path: Path) -> None:
+    """YAML 1.1 makes 20240102 of the first, 8 of the second and True of the third."""
+    (tmp_path / "c.yaml").write_text("data: 2024_01_02\nrun_name: 010\noutput_dir: yes\nreport: Off\nlr: 1e-3\n")
+    config = cli.parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert (config.data_dir, config.run_name, config.output_dir) == (Path("2024_01_02"), "010", Path("yes"))
+    assert (config.report, config.lr) == (False, 0.001)
+    (tmp_path / "c.yaml").write_text("max_hours: 1:30\n")  # 90 in YAML 1.1
+    with pytest.raises(UsageError, match="--max-hours: got '1:30', expected a number"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")])
 
 
 @pytest.mark.parametrize(
