@@ -14,6 +14,7 @@ processes that form one group on a machine without a GPU.
 
 import argparse
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -34,7 +35,8 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
-CHECK = ["--check"]
+MOST_PER_CPU, MOST_ANYWHERE = 4, 32
+"""Processes on one machine, the larger of the two counts; more are a slip of the finger that would stop the machine."""
 ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any rank ended with is the launcher's
 # What other launchers, MPI or a surrounding job may have left behind: each rank gets its own or none.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -106,7 +108,7 @@ class Ranks:
                         env=self._plan.environment(local_rank) | {"FLOWERS_SAID_DIR": self._said.name},
                         stdin=subprocess.DEVNULL if several and not (is_piped and local_rank == 0) else None,
                         start_new_session=True,  # a terminal's Ctrl-C then comes once, through us
-                        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                        preexec_fn=functools.partial(die_with, os.getpid()) if sys.platform == "linux" else None,
                     )
                 )
             if self._received:  # while they were being started
@@ -192,9 +194,11 @@ def kill_session(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def die_with_parent() -> None:
+def die_with(launcher: int) -> None:
     """Make a new rank end with its launcher, however that ends, instead of holding memory, GPUs and the port."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != launcher:  # which ended before this could take hold
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -224,14 +228,10 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     Raises:
         UsageError: numbers that do not fit together, or no such script.
     """
-    argv = list(argv)
-    if CHECK in (argv[:1], argv[-1:]):
-        script = str(Path(__file__).with_name("launch_check.py"))
-        argv = [*(word for word in argv if word not in CHECK), script]
     parser = _Parser(
         "flowers-launch",
+        usage="flowers-launch [flags] SCRIPT [the job's own flags]\n       flowers-launch [flags] --check",
         description=__doc__.split("\n\n")[0],
-        epilog="--check in the place of a script: show what each process sees, compute one sum and one step together",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -256,25 +256,44 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
         type=Path,
         help="make this file and exit with 0 instead of 75, so that srun does not kill the other nodes",
     )
-    parser.add_argument("script", help="a job, such as jobs/train.py")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own flags")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="in the place of a script: show what each process sees, compute one sum and one step together",
+    )
+    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="a job, such as jobs/train.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
     flags = parser.parse_args(argv)
 
+    if flags.check and flags.script is not None:
+        raise UsageError(f"--check stands in the place of a script, got {flags.script} too: leave one of them out")
+    if flags.check:
+        flags.script = str(Path(__file__).with_name("launch_check.py"))
+    if flags.script is None:
+        parser.error("no script is given, expected a job such as jobs/train.py")
     if not Path(flags.script).is_file():
         raise UsageError(f"{flags.script}: no such file; expected a job such as jobs/train.py")
+    if not flags.stop_timeout > 0:
+        raise UsageError(f"--stop-timeout: got {flags.stop_timeout:g}, expected seconds, more than 0")
     machines, rank, port = flags.num_machines, flags.machine_rank, flags.main_process_port
-    if machines > 1:
-        if rank is None:
-            rank = int(os.environ.get("SLURM_NODEID", "-1"))
-        if not 0 <= rank < machines:
-            raise UsageError(f"--machine-rank: got {rank}, expected 0 to {machines - 1}, another on each machine")
-        if not flags.main_process_ip or not port:
-            raise UsageError("--num-machines above 1 needs --main-process-ip and --main-process-port of machine 0")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--main-process-port: got {port}, expected a number from 0 to 65535")
+    if machines > 1 and rank is None:
+        rank = int(os.environ.get("SLURM_NODEID", "-1"))
+    if not 0 <= (rank or 0) < max(1, machines):
+        raise UsageError(
+            f"--machine-rank: got {rank}, expected 0 to {machines - 1}, another on each of --num-machines {machines}"
+        )
+    if machines > 1 and not (flags.main_process_ip and port):
+        raise UsageError("--num-machines above 1 needs --main-process-ip and --main-process-port of machine 0")
     processes = machines * max(1, count_gpus()) if flags.num_processes is None else flags.num_processes
     if machines < 1 or processes < 1 or processes % machines:
         raise UsageError(
             f"--num-processes {processes} on --num-machines {machines}: expected the same number, at least one, on each"
         )
+    most = max(MOST_ANYWHERE, MOST_PER_CPU * available_cpus())
+    if processes // machines > most:
+        raise UsageError(f"--num-processes {processes}: expected at most {most} on each machine, by its CPUs")
     plan = LaunchPlan(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
     return plan, flags
 
@@ -291,6 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlowersError as error:
         console.error(str(error))
         return error.exit_code
+    except OSError as error:  # no process, no memory, no room for the mark
+        console.error(f"cannot launch: {error}")
+        return EXIT_FAILED
 
 
 def cli() -> None:

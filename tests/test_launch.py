@@ -186,7 +186,7 @@ def test_signals_reach_every_worker_once(launch, name: str, processes: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [([], "script"), (["--num-processes", "two", "x.py"], "invalid int value: 'two'")]
+    ("words", "message"), [([], "no script is given"), (["--num-processes", "two", "x.py"], "invalid int value: 'two'")]
 )
 def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main(words) == 2
@@ -194,6 +194,27 @@ def test_a_wrong_word_is_one_line(words: list[str], message: str, capsys: pytest
     assert error.count("\n") == 1
     assert message in error
     assert error.endswith("; see flowers-launch --help\n")
+
+
+def test_a_launcher_that_cannot_start_a_process_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "job.py").touch()
+    assert main(["--num-processes", "2", str(tmp_path / "job.py")]) == 1
+    assert capsys.readouterr().err == "error: cannot launch: [Errno 11] Resource temporarily unavailable\n"
+
+
+def test_a_worker_whose_launcher_is_gone_before_it_could_tie_itself_ends() -> None:
+    code = (
+        "import os; from flowers.launch import die_with; die_with(os.getppid()); die_with(1); print('on', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 
 
 def test_a_closed_terminal_does_not_end_the_workers(launch) -> None:
@@ -267,6 +288,10 @@ def test_what_all_find_wrong_is_said_once(launch) -> None:
         (["nowhere.py"], "nowhere.py: no such file"),
         (["--num-processes", "3", "--num-machines", "2", "--machine-rank", "0", *("--main-process-ip", "a")], "port"),
         (["--num-processes", "2", "--num-machines", "2"], "--machine-rank: got -1, expected 0 to 1"),
+        (["--num-processes", "2", "--machine-rank", "1"], "--machine-rank: got 1, expected 0 to 0, another on each of"),
+        (["--num-processes", "2", "--main-process-port", "70000"], "--main-process-port: got 70000, expected a number"),
+        (["--num-processes", "2", "--stop-timeout", "nan"], "--stop-timeout: got nan, expected seconds, more than 0"),
+        (["--num-processes", "1000000"], "--num-processes 1000000: expected at most"),
         (["--num-processes", "0"], "--num-processes 0 on --num-machines 1: expected the same number, at least one"),
     ],
 )
@@ -482,3 +507,7 @@ def test_a_check_is_a_script_of_the_launcher(words: list[str]) -> None:
     plan, flags = parse(words)
     assert plan.num_processes == 3
     assert Path(flags.script).name == "launch_check.py"
+    with pytest.raises(UsageError, match=r"--check stands in the place of a script, got .*train\.py too"):
+        parse(["--num-processes", "3", "--check", str(ROOT / "jobs" / "train.py")])
+    given = parse(["--num-processes", "1", str(ROOT / "jobs" / "train.py"), "--check"])[1]
+    assert given.arguments == ["--check"]  # the job's own flag, to be refused by it
