@@ -99,6 +99,15 @@ def start(
         )
     except ValueError as error:
         raise UsageError(f"cannot start on this machine: {error}") from error
+    except RuntimeError as error:
+        if type(error).__name__ not in ("DistNetworkError", "DistStoreError"):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        said = str(error).partition("\n")[0].strip(" .")
+        raise ProcessError(
+            f"the processes do not meet at {place} ({said}): start all of them, at the address of the first machine, "
+            "with a port that nobody else uses"
+        ) from None
     check_world_size(accelerator.num_processes)
     return accelerator
 
@@ -118,6 +127,29 @@ def deterministic_kernels() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def check_group() -> None:
+    """Check what launchers tell a process in its environment; what is left of a group that is gone is taken away.
+
+    Raises:
+        UsageError: a number that is none, or one without the others that belong to it.
+    """
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "FLOWERS_WORLD_SIZE"):
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdigit() and (int(value) > 0 or name.endswith("RANK"))):
+            os.environ.pop(name, None)
+            if value:
+                raise UsageError(f"{name}: got {value!r}, expected a number as launchers set it: unset it")
+    if "WORLD_SIZE" not in os.environ:  # alone, with a number that would make it silent
+        os.environ.pop("RANK", None)
+        os.environ.pop("LOCAL_RANK", None)
+    missing = [name for name in ("RANK", "MASTER_ADDR") if name not in os.environ]
+    if _are_several() and missing:
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that this is one of several processes, without "
+            f"{', '.join(missing)}: start with flowers-launch, or unset WORLD_SIZE"
+        )
 
 
 def join_step() -> None:

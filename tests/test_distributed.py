@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -99,12 +100,65 @@ def test_tasks_of_a_plain_srun_form_a_group():
     assert [results.get() for _ in tasks] == 2 * [[(0, 0), (1, 0)]]
 
 
+def meet_nobody(rank: int, port: int, results) -> None:
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    try:
+        distributed.start("no", timeout_s=1)
+    except ProcessError as error:
+        results.put(str(error))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("rank", "is_taken", "reason"), [(0, False, "1/2 clients joined"), (1, False, "connect"), (0, True, "EADDRINUSE")]
+)
+def test_a_group_that_does_not_meet_says_where_it_tried(rank: int, is_taken: bool, reason: str):
+    """Not that another process is gone: it never came, is elsewhere, or the port is somebody else's."""
+    results = server.SimpleQueue()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if is_taken:
+            other.listen()
+        port = other.getsockname()[1]
+        if not is_taken:
+            other.close()
+        process = server.Process(target=meet_nobody, args=(rank, port, results))
+        process.start()
+        said = results.get()
+        process.join(60)
+    assert said.startswith(f"the processes do not meet at 127.0.0.1:{port} (")
+    assert reason in said
+    assert "\n" not in said
+
+
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Variables of launchers, with nothing of the surrounding ones in them; ``os.environ`` is this."""
     own: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", own)
     return own
+
+
+def test_a_number_left_over_from_another_group_silences_nobody(environment: dict[str, str]):
+    environment |= {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": ""}
+    distributed.check_group()
+    assert environment.keys() <= {"PYTEST_CURRENT_TEST"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: got 'two', expected a number as launchers set it"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE: got '0', expected"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK: got '-1', expected"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 says .* without MASTER_ADDR: start with flowers-launch"),
+    ],
+)
+def test_what_no_launcher_sets_is_refused(variables: dict, message: str, environment: dict[str, str]):
+    environment |= variables
+    with pytest.raises(UsageError, match=message):
+        distributed.check_group()
 
 
 def test_place_in_a_step_over_nodes(environment: dict[str, str]):
