@@ -96,6 +96,7 @@ def parse(job: str, arguments: list[str]) -> TrainConfig | EvaluateConfig | Pred
     """
     arguments = cli.choose_log(arguments)
     show_as("auto")
+    sys.argv[0] = f"{job}.py"  # whose --help a message names
     with contextlib.redirect_stdout(sys.stderr):
         return cli.parse(CONFIGS[job], arguments)
 

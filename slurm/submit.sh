@@ -19,7 +19,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh"
 
-usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() {
+  sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+  printf 'flowers: error: %s\n' "$*" >&2
+  exit 2
+}
 
 read_arguments() {
   dry_run='' after='' kind='' sbatch_flags=()
@@ -30,12 +34,12 @@ read_arguments() {
         [[ $after =~ ^[0-9]+$ || -n $dry_run && $after == *_JOB ]] || { echo "--after: got '$after', expected a job number" >&2; exit 2; }
         shift 2 ;;
       train | train_multinode | evaluate | predict) kind=$1; shift; break ;;
-      *) usage ;;
+      *) usage "got '$1', expected train, train_multinode, evaluate or predict" ;;
     esac
   done
-  [[ -n $kind ]] || usage
+  [[ -n $kind ]] || usage "expected train, train_multinode, evaluate or predict"
   while (($#)) && [[ $1 != -- ]]; do sbatch_flags+=("$1"); shift; done
-  (($#)) || usage
+  (($#)) || usage "expected -- between sbatch's flags and the job's own"
   shift
   job_flags=("$@")
 }
@@ -108,7 +112,7 @@ ask_slurm() {
 # submit NAME SBATCH_ARGUMENT...: prints the job's number, or in a dry run what stands for it.
 submit() {
   local name=$1 number; shift
-  local command=(sbatch --parsable --output="$log_dir/$log_name" "$@")
+  local command=(sbatch --parsable --output="${log_dir//%/%%}/$log_name" "$@")
   ask_slurm "$@"
   if [[ $name == train* ]]; then check_weights; fi
   if [[ -n $dry_run ]]; then printf '%q ' "${command[@]}" >&2; echo >&2; echo "${name^^}_JOB"; return; fi

@@ -28,6 +28,12 @@ def preflight() -> ModuleType:
     return module
 
 
+@pytest.fixture(autouse=True)
+def program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script takes the name of the job whose flags it reads."""
+    monkeypatch.setattr(sys, "argv", ["preflight.py"])
+
+
 def test_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
@@ -57,6 +63,7 @@ def test_flag_of_the_screen_is_the_jobs_own(preflight, sample_set: Path, capsys)
 def test_help_is_nothing_to_go_on_with(preflight, capsys) -> None:
     assert preflight.main(["flags", "train", "--help"]) == 2
     said = capsys.readouterr()
+    assert "usage: python jobs/train.py --data-dir" in said.err
     assert said.out == ""  # which the scripts would run
     assert "--data-dir" in said.err
 
@@ -196,6 +203,33 @@ def test_small_shared_memory_is_warned_of(preflight, node: argparse.Namespace, m
 def test_missing_job_number_is_told() -> None:
     done = subprocess.run(["bash", ROOT / "slurm" / "submit.sh", "--after"], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (2, "--after: got '', expected a job number\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trian", "--", "--data-dir", "x"], "got 'trian', expected train, train_multinode, evaluate or predict"),
+        (["train", "--gpus-per-node=1", "--data-dir", "x"], "expected -- between sbatch's flags and the job's own"),
+        (["--dry-run"], "expected train, train_multinode, evaluate or predict"),
+    ],
+)
+def test_wrong_word_is_told_below_the_usage(words: list[str], reason: str) -> None:
+    done = subprocess.run(["bash", ROOT / "slurm" / "submit.sh", *words], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"flowers: error: {reason}")
+
+
+def test_log_lies_in_a_folder_whose_name_has_what_slurm_would_replace(tmp_path: Path, sample_set: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    flags = ["--data-dir", sample_set, "--output-dir", tmp_path / "50%j", "--weights", "none"]
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / "submit.sh", "--dry-run", "train", "--", *flags],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLOWERS_VENV": sys.prefix},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f"--output={tmp_path}/50%%j/slurm/train-%j.log " in done.stderr, done.stderr
 
 
 def common(lines: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
