@@ -186,6 +186,8 @@ def _explain(error: RuntimeError) -> str | None:
             "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
             "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
         )
+    if "can't start new thread" in str(error):
+        return "the system gives this job no more threads: pass fewer --workers"
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     if found:
         return (

@@ -142,7 +142,7 @@ class Option(NamedTuple):
             if word in self.words:
                 return word
             for kind in self.kinds:
-                if kind in _WORDS:
+                if kind in _WORDS and (word or kind is not Path):  # an unset variable is not the current folder
                     try:
                         return kind(word)
                     except ValueError:

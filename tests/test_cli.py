@@ -228,6 +228,16 @@ def test_help_comes_without_torch(job: str) -> None:
     assert "usage" in done.stdout
 
 
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    """As of --input "$PHOTOS" where that is not set."""
+    with pytest.raises(UsageError, match="--input: got '', expected folders"):
+        cli.parse(PredictConfig, ["--checkpoint", "C", "--input", ""])
+
+
+def test_no_more_threads_is_one_line() -> None:
+    assert "pass fewer --workers" in cli._explain(RuntimeError("can't start new thread"))
+
+
 @pytest.mark.parametrize(
     ("config_type", "words"),
     [

@@ -21,7 +21,7 @@ from flowers.config.predict import PredictConfig
 from flowers.data.archives import Archive
 from flowers.data.choice import Choice
 from flowers.data.workbook import write_workbook
-from flowers.errors import DataError, ImageError, UsageError
+from flowers.errors import DataError, FlowersError, ImageError, UsageError
 from flowers.prediction.inputs import input_root, list_inputs, look_at, read_input
 
 PHOTO = encode(quarters(), "JPEG")
@@ -218,6 +218,14 @@ def test_compressed_tars(ending: str, packed: Callable[[bytes], bytes], tmp_path
     assert list(found(tmp_path / f"x{ending}")) == [f"x{ending}"]
 
 
+def test_no_room_to_unpack_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of an error in the place of a million photos would be a table that calls itself complete."""
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(tar_of(**{"a.jpg": PHOTO})))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
+    with pytest.raises(FlowersError, match=r"has no room to unpack .*x\.tgz: free some, or set TMPDIR"):
+        found(tmp_path / "x.tgz")
+
+
 # Several inputs, patterns, the standard input
 
 
@@ -246,6 +254,37 @@ def test_patterns_in_quotes(here: Path) -> None:
     assert list(found(Path("p/[4].jpg"))) == ["[4].jpg"], "a file of that very name"
     with pytest.raises(DataError, match=r"p/\*.gif: no file or folder fits this pattern"):
         found(Path("p/*.gif"))
+
+
+def test_a_pattern_ends_where_links_lead_in_a_circle(here: Path) -> None:
+    """Two such links make 2^40 paths."""
+    fill(here, "p/1.jpg", "p/deep/2.jpg", "p/.hidden/3.jpg", "far/4.jpg")
+    for place, target in (("p/self", "."), ("p/deep/up", ".."), ("p/link", "../far"), ("p/twice", "../far")):
+        (here / place).symlink_to(target)
+    rows = list(found(Path("p/**/*.jpg")))
+    assert [row for row in rows if "4" not in row] == ["p/1.jpg", "p/deep/2.jpg"]
+    assert len(rows) == 3, "the folder that links lead to, once"
+    assert "p/deep/2.jpg" in found(Path("**/deep/**"))
+    assert list(found(here / "**" / "2.*")) == [f"{here}/p/deep/2.jpg"]
+
+
+def test_a_pipe_is_a_list_to_its_first_byte(here: Path) -> None:
+    """As of ``--input <(find photos)``: a look at its beginning would lose that, and the files named there."""
+    names = fill(here, *(f"a/{number:04}.jpg" for number in range(200))).glob("a/*")
+    text = "".join(f"{path.relative_to(here)}\n" for path in sorted(names))
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as file:
+        file.write(text)
+    try:
+        assert list(found(Path(f"/dev/fd/{read}"))) == text.split()
+    finally:
+        os.close(read)
+
+
+def test_a_standard_input_that_is_closed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="--input -: the standard input is closed"):
+        found(Path("-"))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])

@@ -221,6 +221,8 @@ class PredictConfig:
     def _check_update(self) -> None:
         if self.watch is not None and (len(self.watch) > 1 or not all(seconds > 0 for seconds in self.watch)):
             raise UsageError(f"--watch: got {' '.join(map(str, self.watch))}, expected one number of seconds, or none")
+        if self.watch is not None and Path("-") in self.input:
+            raise UsageError("--watch lists the input in each round, and the standard input comes once: give a file")
         chosen = [flag for flag, value in (("--update", self.update), ("--retry-errors", self.retry_errors)) if value]
         if self.watch is not None:
             chosen.append("--watch")

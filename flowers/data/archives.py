@@ -10,6 +10,7 @@ once, into a nameless temporary file (in ``TMPDIR``) that goes with the process.
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -27,8 +28,9 @@ from typing import BinaryIO
 from flowers.data.choice import Choice
 from flowers.data.formats.limits import check_size
 from flowers.data.members import TAR_ERRORS, ZIP_ERRORS, Entry, read_range, tar_members, zip_members
+from flowers.data.paths import readable
 from flowers.data.retries import retries
-from flowers.errors import ImageError
+from flowers.errors import FlowersError, ImageError
 
 ARCHIVES = (".tar", ".zip")
 """Endings of archives that are looked into wherever they are found."""
@@ -152,13 +154,16 @@ def _unpack(full: bytes) -> tuple[BinaryIO, str | None]:
             try:
                 with opener(full) as packed:
                     shutil.copyfileobj(packed, file, _BLOCK_BYTES)
+                file.flush()
             except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
                 damage = " ".join(str(error).split())
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    where = f"{tempfile.gettempdir()} has no room to unpack {readable(os.fsdecode(full))}"
+                    raise FlowersError(f"{where}: free some, or set TMPDIR to a folder with more") from None
                 if error.errno is not None:
                     raise
                 damage = str(error)  # bz2 says so that the data is none
-            file.flush()
             _unpacked[key] = file, damage
         return _unpacked[key]
 

@@ -171,6 +171,8 @@ def read_paths(list_file: Path) -> Iterator[str]:
         elif name.endswith(".parquet"):
             yield from map(decode_path, _parquet_paths(list_file))
         elif str(list_file) == STDIN:
+            if sys.stdin is None:
+                raise DataError("--input -: the standard input is closed; expected a list with a path on each line")
             yield from _lines(sys.stdin.buffer, Path("standard input"))
         else:
             with open(list_file, "rb") as file:

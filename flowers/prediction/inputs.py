@@ -6,7 +6,7 @@
 - A picture, by its ending or by its first bytes: itself.
 - Any other file: a list, one path a line, or a predictions file, relative to the folder the list is in
   (``flowers.data.lists``); lines that name an archive stand for its members, ``archive.tar/member`` for one of them.
-- ``-``: such a list, read from the standard input, relative to the current folder.
+- ``-``: such a list, read from the standard input, relative to the current folder. A pipe (``<(find photos)``), too.
 - An address (``s3://bucket/folder``, ``https://host/list.txt``; ``flowers.data.remote``): a picture, a list, or all
   below it. Lists may name addresses, too. Their rows' paths are the addresses.
 - A pattern in quotes (``'photos/*.jpg'``, ``'**/*.png'``): all that fits it.
@@ -79,7 +79,7 @@ def list_inputs(inputs: Inputs, choice: Choice) -> Iterator[Entry]:
     for source in _given(inputs):
         found = [source]
         if _is_pattern(source):
-            found = [Path(path) for path in sorted(glob.glob(str(source), recursive=True), key=os.fsencode)]
+            found = sorted(set(_fitting(source)), key=os.fsencode)
             found = [path for path in found if not (path.is_dir() and "**" in source.parts)]  # its files fit, too
             if not found:
                 raise DataError(f"--input {readable(source)}: no file or folder fits this pattern")
@@ -89,7 +89,8 @@ def list_inputs(inputs: Inputs, choice: Choice) -> Iterator[Entry]:
 
 def lies_in_input(inputs: Inputs, path: Path) -> bool:
     """True if a path lies in a folder that is an input."""
-    return any(os.path.isdir(source) and path.resolve().is_relative_to(source.resolve()) for source in _given(inputs))
+    path = Path(os.path.realpath(path))
+    return any(os.path.isdir(source) and path.is_relative_to(os.path.realpath(source)) for source in _given(inputs))
 
 
 def _given(inputs: Inputs) -> Sequence[Path]:
@@ -100,17 +101,50 @@ def _is_pattern(source: Path) -> bool:
     return glob.has_magic(str(source)) and not os.path.lexists(source) and address_of(source) is None
 
 
+def _fitting(pattern: Path) -> Iterator[Path]:
+    """The files and folders that fit a pattern. ``**`` follows links as ``scan_images`` does: none in a circle."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    rest = pattern.parts[at + 1 :] or ("*",)
+    for top in _fitting(Path(*pattern.parts[:at])):
+        for folder in _folders_from(os.fspath(top), (), set()):
+            yield from _fitting(Path(glob.escape(folder), *rest))
+
+
+def _folders_from(folder: str, above: tuple, linked: set) -> Iterator[str]:
+    """A folder, and those below it that are not hidden."""
+    try:
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if above and os.path.islink(folder):
+            if identity in above or identity in linked:
+                return
+            linked.add(identity)
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return
+    yield folder
+    for path in below:
+        yield from _folders_from(path, (*above, identity), linked)
+
+
 def _folder_of(source: Path) -> Path:
     """The folder that the paths of one input start from."""
     if str(source) == STDIN or address_of(source) is not None:
         return Path()
     try:
-        if stat.S_ISDIR(os.stat(source).st_mode):
-            return source
+        mode = os.stat(source).st_mode
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = "no such file or folder" if is_missing else (error.strerror or type(error).__name__).lower()
         raise DataError(f"--input {readable(source)}: {reason}") from None
+    if stat.S_ISDIR(mode):
+        return source
+    if stat.S_ISFIFO(mode):
+        return Path()
     if source.name.lower().endswith(_UNKNOWN_ARCHIVES):
         raise DataError(
             f"--input {readable(source)}: an archive of this kind cannot be read; make a .tar or .zip of it"
@@ -171,6 +205,8 @@ def _is_picture(source: Path, choice: Choice) -> bool:
     if str(source) == STDIN or source.name.lower().endswith(endings):
         return str(source) != STDIN
     try:
+        if not source.is_file():  # a look into a pipe would take the beginning of the list away
+            return False
         with open(source, "rb") as file:
             return begins_like_picture(file.read(HEAD_BYTES))
     except OSError:
