@@ -128,7 +128,7 @@ def old_name(path: Path) -> Path:
 
 
 def _behind_link(path: Path) -> Path:
-    return path.resolve() if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def make_folder(path: Path) -> None:

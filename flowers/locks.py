@@ -94,7 +94,7 @@ def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool
         if path.is_dir():
             raise explain_os_error(IsADirectoryError(errno.EISDIR, "a folder", path), path)
         try:
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+            file = open(path, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115 - the caller closes it
         except FileNotFoundError:  # the folder was removed between our two steps
             continue
         try:
@@ -111,6 +111,11 @@ def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file, True
         file.close()  # the last holder removed it between our two steps: lock the new one
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Refuse a link: its holder would write his name into a file that somebody else chose."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextlib.contextmanager

@@ -170,6 +170,14 @@ def test_a_table_that_a_person_changed_is_taken_as_it_is_and_gets_no_papers(plac
         again("--min-prob", "0.5", "--copy-to", "y", "--input", "in")
 
 
+def test_lines_of_json_may_leave_out_what_is_empty(place: Path) -> None:
+    rows = [{"path": "a", "status": "ok", "label": "x", "class": "y", "prob": 0.5}, {"path": "b", "class": "y"}]
+    Path("some.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main(parse(PredictConfig, ["--from", "some.jsonl", "--output", "some.csv", "--min-prob", "0.6"])) == 0
+    wanted = ["path,status,label,class,prob", "a,unsure,x,y,0.500000", "b,,,y,"]
+    assert Path("some.csv").read_text().split() == wanted
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from flowers import locks
 from flowers.errors import InUseError
-from flowers.locks import refuse_others, take_turns
+from flowers.locks import refuse_others, share, take_turns
 
 HOLD = """
 import multiprocessing, sys, time
@@ -53,6 +53,15 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
     finally:
         holder.kill()
         os.kill(loader, signal.SIGKILL)
+
+
+def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+    """Whoever plants it would have the holder write into any file."""
+    (tmp_path / "precious").write_text("keep me")
+    (tmp_path / "lock").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic links"), share(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "precious").read_text() == "keep me"
 
 
 def test_it_is_free_again_after_the_block(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ from flowers.data.paths import decode_path
 from flowers.data.tables import read_rows
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
-from flowers.prediction import parts, sort_photos
+from flowers.prediction import parts, sort_photos, table
 from flowers.prediction import pipeline as pipeline_module
+from flowers.prediction.from_table import predict_from_table
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
 from flowers.prediction.work import Work, key_of
@@ -575,6 +576,49 @@ def test_a_part_found_damaged_in_the_end_is_done_again_with_its_embeddings(
     assert (tmp_path / "features.npy").read_bytes() == whole
 
 
+def test_a_damaged_part_that_cannot_be_removed_ends_the_job(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as done, so that nobody would do it again, for ever."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    run(shard_size=8, shard="0/2")
+    (part, *_) = (tmp_path / "out.csv.parts").glob("????????????/parts/*")
+    part.write_bytes(b"damage")
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be removed .*remove it, then"):
+        patch.setattr(Path, "unlink", refuse)
+        run(shard_size=8, shard="1/2")
+    assert run(shard_size=8) == 0
+
+
+def test_two_that_join_at_once_with_one_process_number_do_not_meet(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers most processes are number 1."""
+    run(output=tmp_path / "whole.csv", shard_size=8)
+    work: list[Work] = []
+
+    def keep(this: Work, *args: object) -> dict:
+        work.append(this)
+        raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr("flowers.prediction.predict.join_parts", keep)
+        run(shard_size=8)
+    joined = []
+
+    def other_joins() -> None:
+        """Once, when the first rows are written."""
+        joined.append(len(joined))
+        if len(joined) == 2:
+            table.join_parts(work[0], tmp_path / "out.csv", ".csv", lambda: None)
+
+    table.join_parts(work[0], tmp_path / "out.csv", ".csv", other_joins)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 def test_processes_with_different_embeddings_files_do_not_share_one_job(run: Callable, tmp_path: Path) -> None:
     run(embeddings=tmp_path / "0.npy", shard_size=8, shard="0/2")
     with pytest.raises(OutputError, match="embeddings: 0.npy then, 1.npy now"):
@@ -604,6 +648,25 @@ def test_photos_are_sorted_into_class_folders(run: Callable, photos: Path, tmp_p
     assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == len(made)
     with pytest.raises(UsageError, match="lies in an archive"):
         run(input=folder, min_prob=0.5, link_to=tmp_path / "links")
+
+
+def test_photos_that_cannot_be_read_any_more_do_not_keep_the_others_from_being_sorted(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = tiny_job.make_photos(tmp_path / "in", 9)
+    make_tar(tmp_path / "in" / "a.tar", tmp_path / "in", [paths[0]])
+    run(input=tmp_path / "in")
+    (tmp_path / "in" / "a.tar").write_bytes(b"broken")
+    (tmp_path / "in" / paths[1]).unlink()
+    (tmp_path / "in" / paths[2]).unlink()
+    (tmp_path / "in" / paths[2]).mkdir()
+    assert predict_from_table(PredictConfig(from_table=tmp_path / "out.csv", copy_to=tmp_path / "sorted")) == 0
+    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 7
+    said = capsys.readouterr()
+    assert f"{paths[2]}: a folder, not a file; not sorted" in said.err
+    assert "7 photos in class folders, 3 left out" in said.out
+    copy = next((tmp_path / "sorted").rglob(Path(paths[3]).name))
+    assert copy.stat().st_mtime == (tmp_path / "in" / paths[3]).stat().st_mtime
 
 
 def test_links_lead_to_the_photos(run: Callable, photos: Path, tmp_path: Path) -> None:
@@ -642,7 +705,7 @@ def test_a_stop_is_heard_while_rows_are_joined_and_photos_sorted(
 
     stopped_in(parts, "read_rows")
     assert not (tmp_path / "out.csv").exists()
-    stopped_in(sort_photos, "_copy", copy_to=tmp_path / "sorted")
+    stopped_in(sort_photos, "_keep", copy_to=tmp_path / "sorted")
     assert len(rows_of(tmp_path / "out.csv")) == 30
     assert len(list((tmp_path / "sorted").glob("*/*"))) == 1
     assert run(copy_to=tmp_path / "sorted") == 0
@@ -927,6 +990,28 @@ def test_a_planted_work_folder_removes_nothing_outside_it(run: Callable, tmp_pat
     assert (tmp_path / "precious.txt").read_text() == "keep me"
 
 
+def test_planted_folders_and_links_end_no_job(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"embeddings": tmp_path / "features.npy"}
+    assert run_until(2, run, monkeypatch, **flags) == 75
+    (tmp_path / "precious.txt").write_text("keep me")
+    (partial,) = tmp_path.glob("out.csv.parts/*/embeddings.npy")
+    partial.unlink()
+    partial.symlink_to(tmp_path / "precious.txt")
+    for name in ("x.lock", "new-x", "new-x.lock"):
+        (tmp_path / "out.csv.parts" / name).mkdir()
+    assert run(**flags) == 0
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("flags", [{}, {"shard": "0/2"}, {"update": True}])
+def test_a_file_in_the_place_of_the_work_is_one_line(run: Callable, tmp_path: Path, flags: dict) -> None:
+    (tmp_path / "out.csv.parts").touch()
+    with pytest.raises(FlowersError, match=r"out\.csv\.parts: a file stands where a folder has to be"):
+        run(**flags)
+    with pytest.raises(OutputError, match="nothing to join"):
+        run(merge=True)
+
+
 def test_a_changed_table_is_not_called_complete(run: Callable, tmp_path: Path) -> None:
     run()
     flip(tmp_path / "out.csv")
@@ -1044,6 +1129,14 @@ def test_outputs_that_would_fail_in_the_end_are_refused_first(run: Callable, pho
     with pytest.raises(UsageError, match="lies in the input folder, and --ext makes it input"):
         run(output=photos / "out.csv", ext=("",))
     assert not list(photos.glob("out*"))
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowersError, match="a file stands where a folder has to be"):
+        run(embeddings=tmp_path / "file" / "x.npy", shard="0/9")
+    assert not list(tmp_path.glob("out.csv.parts/*/parts/*"))
+    (tmp_path / "loop").symlink_to("loop")
+    for flags in ({"output": tmp_path / "loop" / "out.csv"}, {"embeddings": tmp_path / "loop" / "x.npy"}):
+        with pytest.raises(FlowersError, match="cannot write .*loop"):
+            run(**flags)
 
 
 def test_a_device_without_memory_is_one_line(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

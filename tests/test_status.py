@@ -64,6 +64,11 @@ def test_a_job_that_ends_while_it_is_looked_at_is_not_damaged(
     assert describe(tmp_path / "out.csv")["state"] == "not started"
 
 
+def test_a_file_in_the_place_of_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out.csv.parts").touch()
+    assert describe(tmp_path / "out.csv")["state"] == "not started"
+
+
 def test_of_an_output_without_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "out.csv"
     assert describe(output)["state"] == "not started"

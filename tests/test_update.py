@@ -341,6 +341,17 @@ def test_without_its_stamps_a_table_is_made_anew(
     assert (tmp_path / "out.csv").read_bytes() == whole
 
 
+@pytest.mark.parametrize("damage", [{"left_out": 5}, {"contents": 5}, {"settings": {}}, {"settings": {"topk": "x"}}])
+def test_a_damaged_json_beside_the_table_is_one_line(run: Callable, tmp_path: Path, damage: dict) -> None:
+    run()
+    table = (tmp_path / "out.csv").read_bytes()
+    facts = json.loads((tmp_path / "out.json").read_text())
+    (tmp_path / "out.json").write_text(json.dumps(facts | damage))
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(update=True)
+    assert (tmp_path / "out.csv").read_bytes() == table
+
+
 def test_a_stamp_is_that_of_what_was_read(folder: Path) -> None:
     reader = StampingReader(os.fsencode(folder))
     entry = Entry(b"0001.jpg")
@@ -399,7 +410,14 @@ def test_watching_takes_what_is_whole_and_ends_with_0(
 
 
 @pytest.mark.parametrize(
-    "flags", [{"update": True, "overwrite": True}, {"watch": (), "shard": "0/2"}, {"watch": (0.0,)}, {"watch": (1, 2)}]
+    "flags",
+    [
+        {"update": True, "overwrite": True},
+        {"watch": (), "shard": "0/2"},
+        {"watch": (0.0,)},
+        {"watch": (1, 2)},
+        {"watch": (), "input": "-"},
+    ],
 )
 def test_flags_that_contradict_are_refused(run: Callable, flags: dict) -> None:
     with pytest.raises(UsageError):

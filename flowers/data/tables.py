@@ -37,8 +37,9 @@ def read_sidecar(output: Path) -> dict | None:
         if sidecar.stat().st_size <= _SIDECAR_BYTES:
             facts = read_json(sidecar)
             kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}
+            kinds |= {"left_out": dict | None, "contents": list | None, "input_root": str | None}
             if isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
-                return facts
+                return facts if isinstance(facts["settings"].get("topk", 1), int) else None
     return None
 
 
@@ -62,7 +63,7 @@ def photo_roots(table: Path, facts: dict) -> list[Path]:
     start from its own folder.
     """
     given = recorded_input(facts)
-    known = facts.get("input_root") if isinstance(facts.get("input_root"), str) else None
+    known = facts.get("input_root")
     roots = [table.parent / known] if known else []
     one = Path(given[0]) if len(given) == 1 else None
     if one is not None and one.exists() and (one.is_absolute() or not known):

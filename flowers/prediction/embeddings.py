@@ -17,7 +17,7 @@ import numpy as np
 
 from flowers import console
 from flowers.data.paths import readable
-from flowers.files import explain_os_error, remove, sync_folder, write_atomically
+from flowers.files import explain_os_error, make_folder, remove, sync_folder, write_atomically
 from flowers.prediction import parts
 from flowers.prediction.work import Work
 
@@ -45,7 +45,7 @@ class EmbeddingsFile:
             FlowersError: the disk is full or the place cannot be written.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)  # before the work, not after it
             done = parts.finished(self._work.parts)
             published = len(done) == self._work.files.num_shards and self._is_whole(self.path)
             if self._is_whole(self._partial) or published:
@@ -54,7 +54,7 @@ class EmbeddingsFile:
                 console.warn(f"{readable(self.path)}: embeddings of finished shards are lost; they are made again")
             for index in done:
                 parts.remove_part(self._work.parts, index)
-            if self._partial.is_dir():
+            if self._partial.is_dir() or self._partial.is_symlink():
                 remove(self._partial)
             with open(self._partial, "ab") as file:  # several processes may do this at a time
                 file.truncate(self.bytes)
@@ -142,7 +142,7 @@ class EmbeddingsFile:
 
     def _is_whole(self, path: Path) -> bool:
         try:
-            return path.stat().st_size == self.bytes
+            return path.lstat().st_size == self.bytes
         except OSError:
             return False
 

@@ -90,7 +90,7 @@ def predict_from_table(config: PredictConfig) -> int:
         )
     with StopRequest() as stop:
         marks = _Marks(_min_prob(config, facts), _labels(config, facts, names))
-        rows = functools.partial(_marked, table, marks, stop.check)
+        rows = functools.partial(_marked, table, names, marks, stop.check)
         settings = _settings(config, facts, names, marks)
         if config.output is not None:
             _check_output(config, settings if is_whole else None, facts.get("contents"))
@@ -163,9 +163,10 @@ def _labels(config: PredictConfig, facts: dict, names: list[str]) -> dict[str, s
     return dict(zip(folders, map(encode_path, labels), strict=True))
 
 
-def _marked(table: Path, marks: _Marks, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
-    """The rows of the table, with other marks."""
-    for number, row in enumerate(read_rows(table)):
+def _marked(table: Path, names: list[str], marks: _Marks, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
+    """The rows of the table, with other marks; a line of JSON may leave out what it has no value of."""
+    empty = dict.fromkeys(names, "")
+    for number, row in enumerate(empty | row for row in read_rows(table)):
         if number % _ROWS_BETWEEN_STOPS == 0:
             check_stop()
         if marks.min_prob is not None and row["status"] in ("ok", "unsure"):

@@ -156,9 +156,14 @@ def remove_part(folder: Path, index: int) -> None:
         os.unlink(folder / part_name(index))
 
 
-def _damaged(path: Path) -> DamagedError:
-    with contextlib.suppress(OSError):
-        path.unlink()
+def _damaged(path: Path) -> OutputError:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # as long as it stands there its shard counts as done
+        return OutputError(
+            f"{readable(path)} is damaged and cannot be removed ({(error.strerror or '').lower()}): remove it, then "
+            "start the same command again"
+        )
     return DamagedError(f"{readable(path)} was damaged, and is removed: its shard has to be done again")
 
 

@@ -6,7 +6,6 @@ are added (two with the same bytes share one copy). Unsure photos go to ``_unsur
 """
 
 import contextlib
-import filecmp
 import hashlib
 import os
 import shutil
@@ -17,9 +16,10 @@ from pathlib import Path
 from flowers import console
 from flowers.config.predict import PredictConfig
 from flowers.data.archives import Archive
+from flowers.data.file_bytes import read_bytes
 from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
-from flowers.errors import DataError, UsageError
+from flowers.errors import DataError, ImageError, UsageError
 from flowers.files import MAX_NAME_BYTES, explain_os_error
 from flowers.prediction.inputs import input_root, lies_in_input
 
@@ -67,8 +67,8 @@ def sort_photos(config: PredictConfig, rows: Iterable[Mapping[str, str]], check_
             folder = _folder(target, row, folders, taken)
             try:
                 _place(root, decode_path(row["path"]), folder, config.link_to is not None, archive)
-            except FileNotFoundError:
-                console.warn(f"{row['path']} is gone, not sorted")
+            except ImageError as error:
+                console.warn(f"{row['path']}: {error}; not sorted")
                 failed += 1
                 continue
             except OSError as error:
@@ -108,7 +108,9 @@ def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str],
 
 def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) -> None:
     source = os.path.join(root, path)
-    from_archive = not os.path.lexists(source) and archive.find(path)
+    from_archive = not os.path.lexists(source)
+    if from_archive and not archive.find(path):
+        raise ImageError("file not found")
     if from_archive and link:
         raise UsageError(f"--link-to: {readable(path)} lies in an archive; use --copy-to")
     for name in _names(path):
@@ -118,7 +120,7 @@ def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) ->
         elif from_archive:
             is_there = _keep(final, archive.read(path))
         else:
-            is_there = _copy(source, final)
+            is_there = _keep(final, read_bytes(source), source)
         if is_there:
             return
     raise DataError(f"{readable(path)}: all names for it are taken in {readable(folder)}")
@@ -142,21 +144,15 @@ def _link(source: str, final: Path) -> bool:
     return True
 
 
-def _copy(source: str, final: Path) -> bool:
-    """Make ``final`` a copy of ``source``; False if the name is taken."""
-    if os.path.lexists(final):
-        return final.is_file() and filecmp.cmp(source, final, shallow=False)
-    with _put_in_place(final) as temporary:
-        shutil.copy2(source, temporary)
-    return True
-
-
-def _keep(final: Path, data: bytes) -> bool:
-    """Write an archive member's bytes to ``final``; False if the name is taken."""
+def _keep(final: Path, data: bytes | bytearray, source: str | None = None) -> bool:
+    """Write a photo's bytes to ``final``, with the times and rights of its file; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and final.read_bytes() == data
     with _put_in_place(final) as temporary:
         temporary.write_bytes(data)
+        if source is not None:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copystat(source, temporary)
     return True
 
 

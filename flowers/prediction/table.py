@@ -14,6 +14,7 @@ import gzip
 import itertools
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,10 +106,10 @@ def join_parts(
         OutputError: a part is damaged.
         FlowersError: the disk is full or the place cannot be written.
     """
-    temporary = work.folder / f"joined-{os.getpid()}"
+    temporary = work.folder / f"joined-{uuid.uuid4().hex}"  # in containers many processes have one number
     names = work.settings.get("columns") or columns(work.settings["topk"])
     totals = _totals(work)
-    stamps = work.folder / f"stamps-{os.getpid()}"
+    stamps = work.folder / f"stamps-{uuid.uuid4().hex}"
     try:
         _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), [])
         blocks = _blocks(work, check_stop)
@@ -181,7 +182,7 @@ def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
         FlowersError: the disk is full or the place cannot be written.
     """
     facts = {"output": output_facts(output, output), **facts}
-    temporary = work.folder / f"facts-{os.getpid()}"
+    temporary = work.folder / f"facts-{uuid.uuid4().hex}"
     try:
         temporary.write_text(sidecar_text(facts), encoding="utf-8")
         put_in_place(temporary, sidecar_path(output))
@@ -208,7 +209,7 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
         DataError: the file cannot be read.
     """
     name = path.name.lower()
-    every = columns(settings["topk"])
+    every = columns(settings.get("topk", 1))
     empty = dict.fromkeys(every)
     try:
         if name.endswith(".parquet"):

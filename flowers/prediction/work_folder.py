@@ -14,7 +14,7 @@ from flowers import console
 from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.data.workbook import check_room
-from flowers.errors import DataError, InUseError, OutputError
+from flowers.errors import DataError, FlowersError, OutputError
 from flowers.files import explain_os_error, sync_folder
 from flowers.locks import refuse_others, share, take_turns
 from flowers.prediction import parts
@@ -72,7 +72,7 @@ class WorkFolder:
             OutputError: it lists other files than this process sees.
         """
         facts = self._finished()
-        if facts and facts["listed_by"] == listed_by and _begins_with(facts["settings"], self._settings):
+        if facts and facts.get("listed_by") == listed_by and _begins_with(facts["settings"], self._settings):
             return facts
         for work in filter(None, map(_open, job_folders(self.path))):
             if work.listed_by in (listed_by, LIST_ONLY) and _begins_with(work.settings, self._settings):
@@ -260,14 +260,14 @@ def remove_left_over(parent: Path) -> None:
         for entry in list(os.scandir(parent)):
             path = Path(entry.path)
             if entry.name.startswith(("new-", "gone-")) and path.suffix != ".lock":
-                with contextlib.suppress(InUseError), refuse_others(path.with_suffix(".lock"), path, ""):
+                with contextlib.suppress(FlowersError), refuse_others(path.with_suffix(".lock"), path, ""):
                     shutil.rmtree(path, ignore_errors=True)
                     unlink(path.with_suffix(".lock"))
         jobs = {folder.name for folder in job_folders(parent)}
         for entry in list(os.scandir(parent)):
             stem = entry.name.removesuffix(".lock")
             if entry.name.endswith(".lock") and stem not in jobs and not (parent / stem).exists() and stem != "turn":
-                with contextlib.suppress(InUseError), refuse_others(Path(entry.path), parent, ""):
+                with contextlib.suppress(FlowersError), refuse_others(Path(entry.path), parent, ""):
                     unlink(Path(entry.path))
         if [entry.name for entry in os.scandir(parent)] == ["turn.lock"]:
             unlink(parent / "turn.lock")
