@@ -13,6 +13,7 @@ It uses the decoder, engines and rules of ``jobs/predict.py``: the same machine 
 import collections
 import itertools
 import json
+import numbers
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,13 +88,15 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike, *, engine: str, precision: str, batch_size: int):
+        batch_size = _count("batch_size", batch_size)
         model = open_model(Path(path))
         self.classes: tuple[str, ...] = tuple(model.classes.folders)
         self.labels: tuple[str, ...] = tuple(model.classes.labels)
         self.preprocessing: Preprocessing = model.preprocessing
         self.hash: str = model.hash
-        self._embeds = not isinstance(model, ExportedModel)
-        self._familiarity = model.familiarity if self._embeds else None
+        self._width = None if isinstance(model, ExportedModel) else model.head.in_features
+        self._familiarity = None if self._width is None else model.familiarity
+        self._is_closed = False
         self._engine: Engine = open_engine(
             model, engine=engine, precision=precision, batch_size=batch_size, features=True
         )
@@ -111,6 +114,7 @@ class Model:
 
     def close(self) -> None:
         """Stop the threads and free the network."""
+        self._is_closed = True
         self._decoders.shutdown(cancel_futures=True)
         self._engine.close()
 
@@ -130,11 +134,9 @@ class Model:
 
         Raises:
             ImageError: one picture was given and it cannot be read.
-            UsageError: ``topk`` is below 1.
+            UsageError: ``topk`` is below 1, or the model is closed.
         """
-        if topk < 1:
-            raise UsageError(f"topk: got {topk}, expected at least 1")
-        topk = min(topk, len(self.classes))
+        topk = min(_count("topk", topk), len(self.classes))
         if is_one(x):
             outputs, [flaw] = self._infer([x])
             if flaw.error is not None:
@@ -154,9 +156,9 @@ class Model:
 
         Raises:
             ImageError: one picture was given and it cannot be read.
-            UsageError: the model is an exported file, which has no features.
+            UsageError: the model is an exported file, which has no features, or it is closed.
         """
-        if not self._embeds:
+        if self._width is None:
             raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
         if is_one(x):
             outputs, [flaw] = self._infer([x])
@@ -165,10 +167,10 @@ class Model:
             return outputs.features[0]
         rows = []
         for outputs, flaws in self._batches(x):
-            features = outputs.features.copy()
+            features = outputs.features
             features[[flaw.error is not None for flaw in flaws]] = np.nan
             rows.append(features)
-        return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+        return np.concatenate(rows) if rows else np.empty((0, self._width), np.float32)
 
     def _batches(self, pictures: Iterable) -> Iterator[tuple[Outputs, list[_Flaw]]]:
         """Decode and infer, overlapped: while the engine computes, the next batch is decoded."""
@@ -188,6 +190,8 @@ class Model:
 
     def _views(self, batch: list) -> tuple[np.ndarray, list[_Flaw]]:
         """Evaluation views uint8 [n, S, S, 3], black where a picture could not be read, and what is wrong with each."""
+        if self._is_closed:
+            raise UsageError("this model is closed: use it inside its `with` block, or load it again")
         found = list(self._decoders.map(self._view, batch)) if len(batch) > 1 else [self._view(batch[0])]
         black = np.zeros((*[self.preprocessing.crop] * 2, 3), np.uint8)
         return np.stack([black if view is None else view for view, _ in found]), [flaw for _, flaw in found]
@@ -199,6 +203,8 @@ class Model:
             return how.view(image), _Flaw(damage=damage)
         except FlowersError as error:
             return None, _Flaw(str(error))
+        except Exception as error:  # of a file object that is closed, say; the pictures beside it have their answers
+            return None, _Flaw(f"{type(error).__name__}: {error}")
 
     def _predictions(self, outputs: Outputs, flaws: list[_Flaw], topk: int) -> list[Prediction]:
         best = best_classes(outputs.probs, topk)
@@ -230,6 +236,12 @@ def load(
         UsageError: an engine or precision that this machine does not have.
     """
     return Model(path, engine=engine, precision=precision, batch_size=batch_size)
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise UsageError(f"{name}: got {value!r}, expected a whole number of at least 1")
+    return int(value)
 
 
 class TrainResult(NamedTuple):
@@ -266,7 +278,7 @@ class FolderResult(NamedTuple):
 
     Attributes:
         output: the table.
-        counts: files by status.
+        counts: files by status; none while processes or tasks beside this one have shards to do.
     """
 
     output: Path
@@ -282,14 +294,18 @@ def predict_folder(config: PredictConfig) -> FolderResult:
     Raises:
         FlowersError: anything that the user can mend; StoppedError after a stop on request.
     """
-    from flowers.data.tables import sidecar_path
+    from flowers.data.formats import limits
     from flowers.prediction.predict import predict
+    from flowers.prediction.table import finished_facts
 
     if config.from_table is not None:
         raise UsageError("from_table: predict_folder runs a model; start jobs/predict.py --from for a finished table")
-    predict(config)
-    facts = json.loads(sidecar_path(config.output).read_text(encoding="utf-8"))
-    return FolderResult(config.output, facts["counts"])
+    allowed_pixels = limits.allowed_pixels()
+    try:
+        predict(config)
+    finally:
+        limits.allow_pixels(allowed_pixels)  # for the models in use
+    return FolderResult(config.output, (finished_facts(config.output, None) or {"counts": {}})["counts"])
 
 
 def _forget_launch() -> None:

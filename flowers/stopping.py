@@ -8,6 +8,7 @@ write `RUN/stop` stops the run.
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class StopRequest:
         self._earlier: dict = {}
 
     def __enter__(self) -> "StopRequest":
-        for name in STOP_SIGNALS:
+        is_main = threading.current_thread() is threading.main_thread()
+        for name in STOP_SIGNALS if is_main else ():  # no other thread hears signals
             number = getattr(signal, name, None)
             if number is not None:
                 self._earlier[number] = signal.signal(number, self._on_signal)

@@ -141,6 +141,45 @@ def test_things_of_other_types_are_named(model) -> None:
     assert "got int, expected a path" in answer.error
     with pytest.raises(UsageError, match="topk: got 0"):
         model.predict(b"", topk=0)
+    with pytest.raises(UsageError, match="topk: got '3', expected a whole number"):
+        model.predict(b"", topk="3")
+
+
+@pytest.mark.parametrize("size", [0, -1, "8", 2.5, None])
+def test_a_batch_holds_pictures(bundle: Path, size: object) -> None:
+    with pytest.raises(UsageError, match="batch_size: got .*, expected a whole number of at least 1"):
+        flowers.load(bundle, batch_size=size)
+
+
+def test_a_file_that_fails_costs_the_others_nothing(model, photo: Path) -> None:
+    with open(photo, "rb") as file:
+        pass
+    bad, good = model.predict([file, photo])
+    assert "closed file" in bad.error
+    assert good == model.predict(photo)
+    with pytest.raises(ImageError, match="closed file"):
+        model.predict(file)
+
+
+def test_a_closed_model_says_so(bundle: Path, photo: Path) -> None:
+    with flowers.load(bundle, engine="torch") as model:
+        assert model.embed([]).shape == (0, model.embed(photo).shape[0])
+    for call in (model.predict, model.embed):
+        with pytest.raises(UsageError, match="this model is closed"):
+            call(photo)
+
+
+def test_a_folder_is_classified_on_any_thread_and_in_parts(bundle: Path, model, photo: Path, tmp_path: Path) -> None:
+    flags = {"checkpoint": bundle, "input": photo, "output": tmp_path / "out.csv", "engine": "torch"}
+
+    def predict(**more: object) -> dict[str, int]:
+        return flowers.predict_folder(flowers.PredictConfig(**flags, **more)).counts
+
+    assert predict(list_only=True) == predict(shard="1/2") == {}
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(predict).result() == {"ok": 1}
+    assert predict(max_pixels=1, overwrite=True) == {"error": 1}
+    assert model.predict(photo).label, "the limit was that job's"
 
 
 def test_embeddings_are_those_of_the_job(bundle: Path, model, photo: Path, tmp_path: Path) -> None:
