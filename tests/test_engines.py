@@ -23,7 +23,7 @@ from flowers.data.images import read_image
 from flowers.engines import engine as engine_module
 from flowers.engines import openvino_engine
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
-from flowers.errors import ModelError, UsageError
+from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
@@ -602,6 +602,22 @@ def test_a_damaged_conversion_is_made_again(name: str, saved: Path, capsys: pyte
     assert np.array_equal(openvino_probs(saved), expected)
     assert "is damaged, and is made anew" in capsys.readouterr().err
     assert converted(saved / "converted") == CONVERTED
+
+
+@needs_openvino
+def test_a_damaged_conversion_that_cannot_be_removed_keeps_nobody_from_work(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of somebody else's, or where another process removes it, too."""
+
+    def refuse(path: Path) -> None:
+        raise FlowersError(f"cannot write {path}")
+
+    expected = openvino_probs(saved)
+    (path,) = (saved / "converted").rglob("digests.json")
+    path.write_text("{}")
+    monkeypatch.setattr(openvino_engine, "remove", refuse)
+    assert np.array_equal(openvino_probs(saved), expected)
 
 
 @needs_openvino

@@ -22,6 +22,7 @@ from flowers.cli import parse
 from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.data.images import read_image
+from flowers.engines import exported as exported_files
 from flowers.engines.engine import build_engine
 from flowers.engines.exported import KEY, as_input, files_of, load_exported, open_model
 from flowers.engines.exported_engine import build_exported_engine
@@ -414,6 +415,18 @@ def test_a_graph_that_asks_for_160_gb_is_one_line(exported: Callable, tmp_path: 
     pixels = np.zeros((1, tiny_job.SIDE, tiny_job.SIDE, 3), np.uint8)
     with pytest.raises(ModelError, match="ONNX Runtime cannot run it"):  # when it is built, or at the first image
         build_exported_engine(load_exported(tmp_path / "large.onnx"), threads=1).submit(pixels).result()
+
+
+@pytest.mark.parametrize("read", [exported_files._read_onnx, exported_files._read_openvino])
+def test_an_onnx_file_of_one_number_is_none_of_ours(read: Callable, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pixels = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3])
+    number = onnx.helper.make_tensor_value_info("probs", onnx.TensorProto.FLOAT, [])
+    node = onnx.helper.make_node("ReduceSum", ["images"], ["probs"], keepdims=0)
+    graph = onnx.helper.make_graph([node], "sum", [pixels], [number])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "sum.onnx")
+    assert read(tmp_path / "sum.onnx") == (None, "float32", (3,), None)
 
 
 def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path) -> None:

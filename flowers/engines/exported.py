@@ -245,7 +245,8 @@ def _read_onnx(path: Path) -> tuple[str | None, str, tuple, int | None]:
     _check_ports(path, len(inputs), len(outputs))
     types = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    return text, types.get(inputs[0].type, inputs[0].type), tuple(inputs[0].shape[1:]), outputs[0].shape[-1]
+    last = outputs[0].shape[-1] if outputs[0].shape else None
+    return text, types.get(inputs[0].type, inputs[0].type), tuple(inputs[0].shape[1:]), last
 
 
 def _read_openvino(path: Path) -> tuple[str | None, str, tuple, int | None]:
@@ -257,10 +258,15 @@ def _read_openvino(path: Path) -> tuple[str | None, str, tuple, int | None]:
     input_type = model.inputs[0].element_type.get_type_name()
     keys = ["framework", KEY] if path.suffix.lower() == ".onnx" else [KEY]  # where its reader puts ONNX's metadata
     text = str(model.get_rt_info(keys).value) if model.has_rt_info(keys) else None
-    shape, outputs = model.inputs[0].partial_shape, model.outputs[0].partial_shape
-    sides = tuple(side.get_length() if side.is_static else None for side in list(shape)[1:])
-    last = list(outputs)[-1]
-    return text, types.get(input_type, input_type), sides, last.get_length() if last.is_static else None
+    sides, outputs = _sides(model.inputs[0].partial_shape), _sides(model.outputs[0].partial_shape)
+    return text, types.get(input_type, input_type), sides[1:], outputs[-1] if outputs else None
+
+
+def _sides(shape) -> tuple[int | None, ...]:
+    """A shape of OpenVINO's; None for sides of any length, no sides where their number is open."""
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(side.get_length() if side.is_static else None for side in shape)
 
 
 def _check_ports(path: Path, inputs: int, outputs: int) -> None:

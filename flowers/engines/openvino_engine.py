@@ -20,7 +20,7 @@ import torch
 from flowers import console
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
-from flowers.errors import ModelError
+from flowers.errors import FlowersError, ModelError
 from flowers.files import file_digest, remove, sync_file
 from flowers.made import versions
 from flowers.parsing import read_json
@@ -186,7 +186,8 @@ def load_or_convert(key: str, folders: Iterable[Path], build: Callable[[], Pixel
         except (OSError, ValueError, LookupError, TypeError, RuntimeError):
             pass
         console.warn(f"{readable(folder / name)} is damaged, and is made anew")
-        remove(folder / name)
+        with contextlib.suppress(FlowersError):  # in another's folder, or another process does it too
+            remove(folder / name)
     model = convert(build(), size)
     for folder in folders:
         if _keep(model, folder / name):
