@@ -358,7 +358,7 @@ def rank() -> int:
 
 def first_rank_here() -> int:
     """The number of the first process on this machine; launchers count machine by machine."""
-    return rank() - int(os.environ["LOCAL_RANK"]) if _are_several() else 0
+    return rank() - int(os.environ.get("LOCAL_RANK", "0")) if _are_several() else 0
 
 
 class Place(NamedTuple):

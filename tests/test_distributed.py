@@ -140,6 +140,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return own
 
 
+def test_a_process_alone_on_its_machine_need_not_be_told_so(environment: dict[str, str]):
+    """Kubeflow's PyTorchJob sets no LOCAL_RANK where a pod has one process."""
+    environment |= {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "first"}
+    distributed.check_group()
+    assert first_rank_here() == 1
+
+
 def test_a_number_left_over_from_another_group_silences_nobody(environment: dict[str, str]):
     environment |= {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": ""}
     distributed.check_group()
