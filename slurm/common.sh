@@ -14,13 +14,17 @@ set -euo pipefail
 say() { printf 'flowers: %s %s\n' "$(date +%H:%M:%S)" "$*"; }
 fail() { printf 'flowers: error: %s\n' "$*" >&2; exit 1; }
 
-# Find python and make sure that it can run the jobs.
+# Find python and make sure that it can run the jobs, and that our own variables hold what they should.
 find_python() {
   local site=${FLOWERS_SITE:-$root/slurm/site.sh}
   set +u  # what conda and modules run of their own reads variables that are not set
   # shellcheck source=/dev/null
   if [[ -e $site ]]; then source "$site" || fail "$site: failed"; fi
   set -u
+  local name  # here, not when a job is to be requeued
+  for name in FLOWERS_MAX_REQUEUES FLOWERS_STOP_TIMEOUT FLOWERS_PORT FLOWERS_SHARDS; do
+    [[ ${!name:-0} =~ ^[0-9]+$ ]] || fail "$name: got '${!name}', expected a number"
+  done
   read -ra wrap <<< "${FLOWERS_WRAP:-}"
   if [[ -n ${FLOWERS_VENV:-} ]]; then python=$FLOWERS_VENV/bin/python
   elif [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python

@@ -247,6 +247,13 @@ def test_site_file_may_read_variables_that_are_not_set(tmp_path: Path) -> None:
     assert "unset: unbound variable" in done.stderr  # ours are strict
 
 
+@pytest.mark.parametrize("name", ["FLOWERS_MAX_REQUEUES", "FLOWERS_STOP_TIMEOUT", "FLOWERS_PORT", "FLOWERS_SHARDS"])
+def test_number_that_is_none_is_told_at_once(name: str, tmp_path: Path) -> None:
+    done = common("find_python; echo found", tmp_path, **{name: "x1", "FLOWERS_VENV": sys.prefix})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"flowers: error: {name}: got 'x1', expected a number\n"
+
+
 @pytest.mark.parametrize(("owner", "left"), [("7", []), ("8", ["stop"])])
 def test_own_stop_file_does_not_outlive_the_job(owner: str, left: list[str], tmp_path: Path) -> None:
     programs, run_dir = tmp_path / "bin", tmp_path / "run"
