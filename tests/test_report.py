@@ -302,11 +302,17 @@ def test_a_model_that_makes_no_mistake_is_not_calibrated(sample_set: Path, run_d
     assert "--calibrate" not in (copy / "report-data-valid.html").read_text()
 
 
-def test_a_temperature_changes_probs_and_no_answer(tmp_path: Path) -> None:
+def test_a_temperature_changes_probs_and_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(make_bundle(tmp_path / "model"))
     (tmp_path / "model" / "metrics-valid.json").write_text("{}")
+    (tmp_path / "model" / "photos" / "more").mkdir(parents=True)
+    (tmp_path / "model" / "photos" / "more" / "1.jpg").write_text("mine")
+    (tmp_path / "model" / "link").symlink_to("photos")
     store(with_temperature(bundle, 2.0))
-    store(with_temperature(load_bundle(tmp_path / "model"), 1.5))
+    monkeypatch.chdir(tmp_path / "model")
+    store(with_temperature(load_bundle(Path(".")), 1.5))
+    assert (tmp_path / "model" / "link" / "more" / "1.jpg").read_text() == "mine"
+    assert (tmp_path / "model" / "link").is_symlink()
     warm = load_bundle(tmp_path / "model")
     assert warm.made["temperature"] == 3.0
     assert warm.hash != bundle.hash

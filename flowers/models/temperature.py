@@ -1,7 +1,10 @@
 """A temperature in a model: probs that say how often an answer is right, without changing one answer."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 
 from flowers.errors import ModelError
 from flowers.files import replace_folder
@@ -47,7 +50,7 @@ def without_temperature(bundle: Bundle) -> Bundle:
 
 
 def store(bundle: Bundle) -> None:
-    """Write a model into the folder that it was loaded from; other files there, figures say, stay.
+    """Write a model into the folder that it was loaded from; all else there, figures say, stays.
 
     Raises:
         ModelError: the folder is a checkpoint of training, which goes on from its weights as they are.
@@ -55,8 +58,19 @@ def store(bundle: Bundle) -> None:
     """
     if (bundle.folder / "state.json").exists():
         raise ModelError(f"{bundle.folder} is a checkpoint, to resume from: calibrate the run's best/ or last/ instead")
-    with replace_folder(bundle.folder) as folder:
-        for file in bundle.folder.iterdir():
-            if file.is_file() and file.name not in (DESCRIPTION_FILE, WEIGHTS_FILE):
-                shutil.copy2(file, folder)
+    place = bundle.folder.resolve()  # "." has no name that another folder could take
+    with replace_folder(place) as folder:
+        for entry in place.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.copytree(entry, folder / entry.name, symlinks=True, copy_function=_link)
+            elif entry.name not in (DESCRIPTION_FILE, WEIGHTS_FILE):
+                _link(entry, folder / entry.name)
         write_bundle(bundle, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, where the file system knows such; there may be gigabytes beside a model."""
+    with contextlib.suppress(OSError):
+        os.link(source, target, follow_symlinks=False)
+        return
+    shutil.copy2(source, target, follow_symlinks=False)
