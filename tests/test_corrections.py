@@ -148,10 +148,14 @@ class TestJobs:
             assert evaluate(parsed(EvaluateConfig, *words)) == 0
             return json.loads(output.read_text())
 
+        shutil.copy(again, run.parent / "corrections.csv")  # beside the run folder, not of the run
         assert measured()["loss"] == pytest.approx(own["loss"], abs=1e-4)
         assert measured()["images"] == 15
         assert measured("--corrections", other)["images"] == 16
         assert measured("--corrections", write(tmp_path / "none.csv"))["images"] == 16
+        (run / "corrections.csv").unlink()  # as of a run that was trained without
+        assert measured()["images"] == 16
+        shutil.copy(again, run / "corrections.csv")
         (data / "test").rename(tmp_path / "test")
         shutil.copytree(tmp_path / "test", tmp_path / "elsewhere" / "test")
         words = ["--checkpoint", run, "--data-dir", tmp_path / "elsewhere", "--no-report", "-j", 0]
