@@ -21,6 +21,7 @@ from traps import die_in_step
 from flowers import cli
 from flowers.config.find_lr import FindLrConfig
 from flowers.errors import UsageError
+from flowers.training.find_lr import find_lr
 from flowers.training.lr_search import GrowingRate, read_curve, restored, smooth
 
 RATES = [10 ** (-5 + step / 20) for step in range(100)]  # 1e-5 to about 1
@@ -239,3 +240,11 @@ def test_wrong_flags_are_told_in_one_line(flags: list[str], words: str) -> None:
         cli.parse(FindLrConfig, ["--data-dir", "x", *flags])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [["--optimizer", "lbfgs"], ["--tune-head"]])
+def test_a_head_that_is_fitted_at_once_has_no_rate(flags: list[str], tmp_path: Path) -> None:
+    config = cli.parse(FindLrConfig, ["--data-dir", "x", "--output-dir", str(tmp_path / "run"), *flags])
+    with pytest.raises(UsageError, match=f"{' '.join(flags)} fits a head at once, without a learning rate"):
+        find_lr(config)
+    assert not (tmp_path / "run").exists()

@@ -29,7 +29,10 @@ def find_lr(config: FindLrConfig) -> int:
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     flags |= {"output_dir": config.run_dir, "log_with": None, "min_lr": TrainConfig.min_lr}  # here that of the test
     if config.finetune == "head":
-        flags["optimizer"] = config.optimizer or "adamw"  # lbfgs has no rate to find
+        if config.optimizer == "lbfgs" or config.tune_head:
+            which = "--tune-head" if config.tune_head else "--optimizer lbfgs"
+            raise UsageError(f"{which} fits a head at once, without a learning rate to look for: leave it out")
+        flags["optimizer"] = config.optimizer or "adamw"
     check_flags(TrainConfig(**flags))
     train_config = with_default_model(TrainConfig(**flags), None)
     with open_run(train_config) as session:
