@@ -10,7 +10,7 @@ import pytest
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.engines import openvino_engine
-from flowers.errors import FlowersError, StoppedError
+from flowers.errors import CheckpointError, FlowersError, StoppedError
 from flowers.models.bundle import load_bundle
 from flowers.training.trainer import Trainer
 from jobs.train import main as train
@@ -118,6 +118,17 @@ def whole(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_finished_run(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ends = walk(whole, whole.folder, tmp_path / "run", capsys)
     assert not {case: line for case, line in ends.items() if line and not case.endswith("a folder")}
+
+
+def test_a_finished_run_without_its_checkpoints_keeps_its_model(whole: Run, tmp_path: Path) -> None:
+    """They are the largest files, and removed first; the same command must not train over the model then."""
+    run = Run(Path(whole.flags[-1]), shutil.copytree(whole.folder, tmp_path / "run"), HEAD)
+    shutil.rmtree(run.folder / "checkpoints")
+    before = models(run.folder)
+    for more in ([], ["--seed", 1], ["--resume", whole.folder]):
+        with pytest.raises(CheckpointError, match="holds the results of a finished run, and no checkpoint of it"):
+            run.start(*more)
+    assert models(run.folder) == before == models(whole.folder)
 
 
 def test_a_run_stopped_after_a_checkpoint(

@@ -20,7 +20,7 @@ from flowers.data.formats import limits
 from flowers.data.grouping import warn_of_leaks
 from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
-from flowers.errors import DataError, StoppedError
+from flowers.errors import CheckpointError, DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.reports.answers import Answers
@@ -107,7 +107,7 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
         needs_valid: refuse data without validation images.
 
     Raises:
-        FlowersError: the folder is in use or cannot be written; the data or the launch is wrong.
+        FlowersError: the folder is in use, cannot be written or holds results; the data or the launch is wrong.
     """
     run_dir = config.output_dir
     limits.allow_pixels(config.max_pixels)
@@ -116,6 +116,7 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             is_new = not run_dir.exists()
             make_folder(run_dir)
             stack.enter_context(lock_run(run_dir))
+            _refuse_to_replace(run_dir)
             if is_new:
                 stack.enter_context(_removed_on_failure(run_dir))
             for folder in (run_dir, run_dir / HEAD_STAGE):
@@ -171,6 +172,19 @@ def _removed_on_failure(run_dir: Path) -> Iterator[None]:
             console.log_to(None)
             remove(run_dir)
         raise
+
+
+def _refuse_to_replace(run_dir: Path) -> None:
+    """Keep the results of a finished run whose checkpoints somebody has removed, to save room say.
+
+    Raises:
+        CheckpointError: there are such results, and a new run would replace them.
+    """
+    if not list_checkpoints(run_dir) and (run_dir / "metrics.json").exists():
+        raise CheckpointError(
+            f"{run_dir} holds the results of a finished run, and no checkpoint of it any more: its model is in best/; "
+            "to train anew, give another --output-dir"
+        )
 
 
 def _has_checkpoints(run_dir: Path) -> bool:
