@@ -108,6 +108,13 @@ def test_views_do_not_shrink() -> None:
         train_sizes(config, build_backbone("shufflenet_v2_x0_5", "none").network, 64)
 
 
+@pytest.mark.parametrize("how", ["head", "full"])
+def test_an_image_size_that_the_network_does_not_take_is_refused(how: str) -> None:
+    config = TrainConfig(data_dir=Path("data"), model="squeezenet1_1", finetune=how, image_size=16)
+    with pytest.raises(UsageError, match="--image-size: got 16, but squeezenet1_1 does not take images of 16 pixels"):
+        train_sizes(config, build_backbone("squeezenet1_1", "none", 16).network, 16)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_gives_each_epoch_its_size(sample_set: Path, workers: int) -> None:
     data = load_image_folders(sample_set, draw=ValidationDraw(0.2, seed=0))

@@ -119,8 +119,10 @@ def train_sizes(config: TrainConfig, backbone: nn.Module, crop: int) -> tuple[in
         The final size; the size in the first epoch, None if it does not grow.
 
     Raises:
-        UsageError: the network does not take the size given, views would shrink, or they are cached in another size.
+        UsageError: the network does not take a size given, views would shrink, or they are cached in another size.
     """
+    if config.image_size is not None and not _accepts(backbone, crop):
+        raise UsageError(f"--image-size: got {crop}, but {config.model} does not take images of {crop} pixels")
     asked = {size for size in (config.train_size, config.first_train_size) if size is not None}
     if config.uses_features and asked - {crop}:
         raise UsageError(
