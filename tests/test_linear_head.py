@@ -15,7 +15,7 @@ from jobs_in_processes import Job
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.errors import UsageError
+from flowers.errors import TrainingError, UsageError
 from flowers.training import linear_head
 from flowers.training.flags import check_flags, fits_at_once, resolve, with_default_model
 from flowers.training.linear_head import (
@@ -79,6 +79,13 @@ def test_pieces_that_are_scaled_again_each_time_give_the_same_head(monkeypatch: 
     monkeypatch.setattr(linear_head, "ROWS", 7)
     again = fit_linear_head(problem, weight_decay=0.01)
     torch.testing.assert_close(again.logits(problem.features), kept.logits(problem.features), rtol=1e-2, atol=1e-2)
+
+
+def test_features_that_are_not_finite_are_refused_in_one_line() -> None:
+    features = np.ones((4, 2), np.float32)
+    features[3, 1] = np.nan
+    with pytest.raises(TrainingError, match="the features of some images are not finite"):
+        fit_linear_head(HeadProblem(features, np.array([0, 1, 0, 1]), 2, (2,)), weight_decay=0.001)
 
 
 def test_a_head_of_smoothed_targets_is_made_as_sure_as_it_is_right() -> None:

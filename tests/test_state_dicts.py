@@ -168,6 +168,7 @@ REFUSED: dict[str, tuple[Callable[[dict], object], str]] = {
         "its head gives 5 classes, .*classes.txt names 3",
     ),
     "not a number": (put(**{"fc.bias": torch.full((3,), float("nan"))}), "not finite, in fc.bias"),
+    "infinite": (put(**{"conv1.1.bias": torch.full((24,), float("inf"))}), r"not finite, in conv1.1.bias$"),
     "a whole network": (lambda _: nn.Linear(1, 1), "is not a plain file of tensors"),
     "code": (lambda _: Runs(), "is not a plain file of tensors"),
     "something else": (lambda _: {"epoch": 3}, "holds no tensors by name"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import pickle
 import re
 import struct
@@ -147,6 +148,13 @@ def test_a_backbone_alone(shape: str, network: nn.Module, other: State, names: P
     ) as caught:
         bundle_from_state_dict(file, SMALL, names, TrainedView(32))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_training_that_broke_down(network: nn.Module, tmp_path: Path) -> None:
+    """In a head on their features they would end in an error of torch's, in a whole network in advice about --lr."""
+    torch.save({**network.state_dict(), "conv1.1.bias": torch.full((24,), math.nan)}, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=r"weights.pth for .*: holds numbers that are not finite, in conv1.1.bias$"):
+        build_backbone(SMALL, str(tmp_path / "weights.pth"))
 
 
 def test_which_prefix_was_taken_off_is_said(

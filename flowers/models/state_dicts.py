@@ -24,7 +24,7 @@ from flowers.models.backbones import build_from_file
 from flowers.models.bundle import Bundle, refuse_other_files, save_bundle
 from flowers.models.heads import HeadSpec
 from flowers.models.trained_view import TrainedView, read_view
-from flowers.models.weight_match import TRAINING_ONLY, Match
+from flowers.models.weight_match import TRAINING_ONLY, Match, check_finite
 from flowers.parsing import parse_json
 
 BATCH_NORM_EPS = 1e-5
@@ -99,13 +99,7 @@ def bundle_from_state_dict(
     tensors = {f"backbone.{name}": value for name, value in network.state_dict().items()}
     for name, (weight, bias) in zip(("head.hidden", "head.output")[-len(layers) :], layers, strict=True):
         tensors |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
-    odd = [
-        name
-        for name, value in (match.tensors | rest).items()
-        if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if odd:
-        raise ModelError(f"{where}: holds numbers that are not finite, in {some(odd)}")
+    check_finite(rest, where)
     made = {**how_made(config), "from": f"state dict {file.name}"}
     head = HeadSpec(num_classes, num_features, hidden)
     return Bundle(model, head, index, view.preprocessing(preprocessing), {}, made, tensors)

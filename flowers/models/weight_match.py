@@ -64,7 +64,8 @@ def find_match(
             may, since the caller looks at them.
 
     Raises:
-        ModelError: none fits; the nearest one is described: how many tensors fitted, and examples of the others.
+        ModelError: none fits; the nearest one is described: how many tensors fitted, and examples of the others. Or
+            the one that fits holds numbers that are not finite.
     """
     candidates: list[_Candidate] = []
     problem = None
@@ -89,7 +90,19 @@ def find_match(
         console.say(f"{where}: takes the tensors {taken.source}")
     if taken.resampled:
         console.say(f"{where}: {some(list(taken.resampled))} resampled to the image size")
+    check_finite(taken.tensors, where)
     return taken
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights of a training that broke down.
+
+    Raises:
+        ModelError: with the names of the tensors that hold NaN or infinite numbers.
+    """
+    odd = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        raise ModelError(f"{where}: holds numbers that are not finite, in {some(odd)}")
 
 
 def _named(source: str) -> str:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowers.errors import TrainingError
 from flowers.models.heads import UnitBlocks
 from flowers.reports.calibration import fit_temperature
 
@@ -132,6 +133,9 @@ def fit_linear_head(
 
     Args:
         check_stop: called before each evaluation of the loss; what it raises ends the fit.
+
+    Raises:
+        TrainingError: features are not finite.
     """
     device = torch.device(device)
     if device.type == "mps":  # it has no float64
@@ -209,6 +213,11 @@ class _Rows:
         total = np.zeros(width)
         for piece in self._pieces():
             total += piece.sum(0, dtype=np.float64)
+        if not np.isfinite(total).all():  # L-BFGS would end in an error of torch's
+            raise TrainingError(
+                "the features of some images are not finite, so that no head can be fitted to them: take other "
+                "--weights, or --mixed-precision no, with another --output-dir"
+            )
         mean, squares = total / count, np.zeros(width)
         for piece in self._pieces():
             squares += np.square(piece - mean).sum(0)
