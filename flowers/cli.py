@@ -31,6 +31,8 @@ _OF_THE_MACHINE = {
 }  # fmt: skip
 """Failures of a disk, a limit or a name, which are no bug of ours wherever they happen."""
 
+_MEMORY_IS_FULL = "the machine's memory is full: pass a smaller --batch-size or fewer --workers"
+
 
 def run(
     main: Callable[[Config], int | None],
@@ -90,7 +92,7 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
         console.error(f"{where}{(error.strerror or type(error).__name__).lower()}")
         return EXIT_FAILED
     except MemoryError:
-        console.error("the machine's memory is full: pass a smaller --batch-size or fewer --workers")
+        console.error(_MEMORY_IS_FULL)
         return EXIT_FAILED
     except KeyboardInterrupt:
         console.error("interrupted")
@@ -186,6 +188,8 @@ def _explain(error: RuntimeError) -> str | None:
             "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
             "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
         )
+    if "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's, where Python has MemoryError
+        return _MEMORY_IS_FULL
     if "can't start new thread" in str(error):
         return "the system gives this job no more threads: pass fewer --workers"
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")

@@ -200,9 +200,13 @@ def test_outcomes_become_exit_codes_and_one_line(
             RuntimeError("pool_cuda does not have a deterministic implementation, but you set '...'.\nYou"),
             "pool_cuda has",
         ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: ."),
+            "the machine's memory is full",
+        ),
     ],
 )
-def test_errors_of_a_gpu_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture) -> None:
+def test_errors_of_a_gpu_and_of_limits_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture) -> None:
     def main(config: Small) -> None:
         raise error
 
