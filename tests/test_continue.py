@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jobs_in_processes import Job
 
 from flowers.models.bundle import load_bundle
@@ -54,6 +55,14 @@ def test_the_whole_network_goes_on_from_a_head(first: Path, sample_set: Path) ->
     assert torch.equal(after.state_dict["head.output.bias"], before.state_dict["head.output.bias"])
 
 
+def test_a_rate_is_looked_for_with_the_network_that_goes_on(first: Path, sample_set: Path) -> None:
+    flags = ["--continue-from", "run", "--data-dir", sample_set, "--no-report", "-j", 0, "--steps", 10]
+    job = Job("find_lr", [*flags, "--output-dir", "rate"], folder=first)
+    assert job.wait() == [0], job.output
+    config = yaml.safe_load((first / "rate" / "config.yaml").read_text())
+    assert (config["model"], config["hidden"]) == ("timm/test_resnet", 6)
+
+
 def test_what_cannot_go_on_is_one_line(first: Path, sample_set: Path) -> None:
     shutil.copytree(sample_set / "train" / "1", first / "other" / "train" / "9")
     shutil.copytree(sample_set / "train" / "2", first / "other" / "train" / "8")
@@ -61,6 +70,7 @@ def test_what_cannot_go_on_is_one_line(first: Path, sample_set: Path) -> None:
         "--model: got resnet18": (["--model", "resnet18"], sample_set, 2),
         "--hidden: got 7": (["--hidden", 7], sample_set, 2),
         "--tune-head": (["--tune-head"], sample_set, 2),
+        "that is the run in --output-dir, run, itself": (["--output-dir", "run"], sample_set, 2),
         "none of its 4 classes ('1', '2', '3', '4') is a class of the data ('8', '9')": ([], "other", 2),
     }
     for words, (flags, data, code) in wrong.items():

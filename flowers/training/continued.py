@@ -19,7 +19,7 @@ def continued(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ModelError: there is no model in that folder.
-        UsageError: a flag asks for another network or head.
+        UsageError: a flag asks for another network or head, or the new run would be in the folder of the old one.
     """
     if config.continue_from is None:
         return config
@@ -37,7 +37,15 @@ def continued(config: TrainConfig) -> TrainConfig:
             )
     if config.tune_head:
         raise UsageError("--tune-head trains new heads, --continue-from goes on with one: leave one of them out")
-    return dataclasses.replace(config, model=model, hidden=head.hidden, dropout=config.dropout or head.dropout)
+    config = dataclasses.replace(config, model=model, hidden=head.hidden, dropout=config.dropout or head.dropout)
+    own = (config.run_dir / name for name in ("best", "last", "."))
+    if bundle.folder.resolve() in [folder.resolve() for folder in own]:
+        raise UsageError(
+            f"--continue-from {console.plain(config.continue_from)}: that is the run in --output-dir, "
+            f"{console.plain(config.run_dir)}, itself: give another --output-dir; to resume the run, leave "
+            "--continue-from out"
+        )
+    return config
 
 
 def continue_model(config: TrainConfig, classes: ClassIndex) -> tuple[Classifier, Bundle]:

@@ -7,6 +7,7 @@ from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
 from flowers.errors import CheckpointError, UsageError
+from flowers.training.continued import continued
 from flowers.training.flags import check_flags, with_default_model
 from flowers.training.lr_search import SPAN, search_lr
 from flowers.training.resume import agree_on_checkpoint
@@ -27,18 +28,20 @@ def find_lr(config: FindLrConfig) -> int:
     """
     distributed.join_step()
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    flags |= {"output_dir": config.run_dir, "log_with": None, "min_lr": TrainConfig.min_lr}  # here that of the test
+    flags |= {"log_with": None, "min_lr": TrainConfig.min_lr}  # here that of the test
     if config.finetune == "head":
         if config.optimizer == "lbfgs" or config.tune_head:
             which = "--tune-head" if config.tune_head else "--optimizer lbfgs"
             raise UsageError(f"{which} fits a head at once, without a learning rate to look for: leave it out")
         flags["optimizer"] = config.optimizer or "adamw"
-    check_flags(TrainConfig(**flags))
-    train_config = with_default_model(TrainConfig(**flags), None)
+    train_config = TrainConfig(**flags)
+    check_flags(train_config)
+    train_config = continued(train_config)
+    train_config = with_default_model(dataclasses.replace(train_config, output_dir=train_config.run_dir), None)
     with open_run(train_config) as session:
         if agree_on_checkpoint(train_config, session.accelerator) is not None:
             raise CheckpointError(
-                f"{readable(config.run_dir)} holds a run, begun with a learning rate of its own; give another "
+                f"{readable(train_config.output_dir)} holds a run, begun with a learning rate of its own; give another "
                 "--output-dir"
             )
         if config.finetune == "staged":
