@@ -29,14 +29,12 @@ from typing import NoReturn
 
 from flowers import console
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
-from flowers.machine import available_cpus
+from flowers.machine import available_cpus, most_processes
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
-MOST_PER_CPU, MOST_ANYWHERE = 4, 32
-"""Processes on one machine, the larger of the two counts; more are a slip of the finger that would stop the machine."""
 ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any rank ended with is the launcher's
 # What other launchers, MPI or a surrounding job may have left behind: each rank gets its own or none.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -291,8 +289,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
         raise UsageError(
             f"--num-processes {processes} on --num-machines {machines}: expected the same number, at least one, on each"
         )
-    most = max(MOST_ANYWHERE, MOST_PER_CPU * available_cpus())
-    if processes // machines > most:
+    if processes // machines > (most := most_processes()):
         raise UsageError(f"--num-processes {processes}: expected at most {most} on each machine, by its CPUs")
     plan = LaunchPlan(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
     return plan, flags

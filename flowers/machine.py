@@ -20,6 +20,11 @@ def available_cpus() -> int:
     return max(1, min(cpus, int(allocated))) if allocated.isdigit() else cpus
 
 
+def most_processes() -> int:
+    """Processes that make sense on this machine; more are a slip of the finger that would stop it."""
+    return max(32, 4 * available_cpus())
+
+
 def available_memory_bytes() -> int | None:
     """Memory that can still be taken: the machine's, cut by the control groups (Slurm's, a container's) above us.
 

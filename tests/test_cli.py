@@ -282,3 +282,18 @@ def test_a_batch_that_no_machine_holds_is_refused_at_once(make) -> None:
     make(MAX_BATCH_SIZE)
     with pytest.raises(UsageError, match="--batch-size: got 1000000000, expected at most 65536"):
         make(10**9)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("epochs", 10**26), ("grad_accum_steps", 10**9), ("views", 10**26), ("warmup_epochs", 1e308)]
+)
+def test_a_count_that_would_fill_the_memory_is_refused_at_once(flag: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{flag.replace('_', '-')}: got .*, expected at most 1000000"):
+        check_flags(TrainConfig(data_dir=Path("a"), **{flag: value}))
+
+
+def test_loader_processes_that_would_stop_the_machine_are_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="--workers: got 3000, expected at most .* on this machine"):
+        check_flags(TrainConfig(data_dir=Path("a"), workers=3000))
+    with pytest.raises(UsageError, match="--workers: got 3000, expected at most .* on this machine"):
+        EvaluateConfig(checkpoint=Path("a"), data_dir=Path("b"), workers=3000)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from flowers.errors import UsageError
 from flowers.flags import Flag
-from flowers.machine import MAX_BATCH_SIZE
+from flowers.machine import MAX_BATCH_SIZE, most_processes
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class EvaluateConfig:
             raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers: got {self.workers}, expected at least 0")
+        if self.workers is not None and self.workers > (most := most_processes()):
+            raise UsageError(f"--workers: got {self.workers}, expected at most {most} on this machine, by its CPUs")
         if self.predictions is None:
             for flag, value in (("--checkpoint", self.checkpoint), ("--data-dir", self.data_dir)):
                 if value is None:

@@ -13,7 +13,7 @@ from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
 from flowers.errors import UsageError
-from flowers.machine import MAX_BATCH_SIZE
+from flowers.machine import MAX_BATCH_SIZE, most_processes
 from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
@@ -49,6 +49,9 @@ OF_DRAWN_VIEWS = {
 """Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
 PEAK_LR = {"head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03}, "whole": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.03}}
 
+MAX_COUNT = 1_000_000
+"""Of epochs and the like: a list of more would fill the memory before anything is said."""
+
 
 def check_flags(config: TrainConfig) -> None:
     """Refuse values that no run can have.
@@ -68,8 +71,15 @@ def check_flags(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
         if value == float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
-    if config.batch_size > MAX_BATCH_SIZE:
-        raise UsageError(f"--batch-size: got {config.batch_size}, expected at most {MAX_BATCH_SIZE}")
+    at_most = {
+        "batch_size": MAX_BATCH_SIZE, "epochs": MAX_COUNT, "grad_accum_steps": MAX_COUNT, "views": MAX_COUNT,
+        "warmup_epochs": MAX_COUNT,
+    }  # fmt: skip
+    for name, most in at_most.items():
+        if (value := getattr(config, name)) is not None and value > most:
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at most {most}")
+    if config.workers is not None and config.workers > (most := most_processes()):
+        raise UsageError(f"--workers: got {config.workers}, expected at most {most} on this machine, by its CPUs")
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):
