@@ -289,8 +289,14 @@ def _torch_pools(source: _Source, choice: _Choice, batch_size: int, threads: int
     on_cpu = choice.device.type == "cpu"
     if not on_cpu:
         threads = _CUDA_THREADS if choice.device.type == "cuda" else 1
-    is_compiled = choice.engine == "compile"
-    worker = torch_worker(source.network(choice.precision, fold=not is_compiled), choice.device, is_compiled)
+    is_compiled, settles = choice.engine == "compile", choice.precision != "float32" and source.has_head
+    if is_compiled:
+        network = source.network(choice.precision)
+        precise = source.network("float32", fold=True) if settles else None
+    else:  # folded once: that takes passes
+        precise = source.network("float32", fold=True)
+        network = precise if choice.precision == "float32" else precise.in_precision(DTYPES[choice.precision])
+    worker = torch_worker(network, choice.device, is_compiled)
     try:
         fast = Pool(worker, CPU_CHUNK if on_cpu else batch_size, threads, source.size)
     except RuntimeError as error:
@@ -298,9 +304,9 @@ def _torch_pools(source: _Source, choice: _Choice, batch_size: int, threads: int
             raise
         reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200]  # no Python.h, a broken compiler
         raise ModelError(f"torch.compile does not work here ({reason}): use --engine torch") from error
-    if choice.precision == "float32" or not source.has_head:
+    if not settles:
         return fast, None
-    worker = torch_worker(source.network("float32", fold=True), choice.device, compiled=False)
+    worker = torch_worker(precise, choice.device, compiled=False)
     return fast, Pool(worker, 1 if on_cpu else _GPU_PRECISE_CHUNK, threads, source.size)
 
 

@@ -54,6 +54,13 @@ class PixelNetwork(nn.Module):
         self.register_buffer("offset", -torch.tensor(preprocessing.mean) / std)
         self.eval()
 
+    def in_precision(self, dtype: torch.dtype) -> "PixelNetwork":
+        """A copy whose backbone computes in ``dtype``."""
+        copied = copy.deepcopy(self)
+        copied.backbone.to(dtype)
+        copied.dtype = dtype
+        return copied
+
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Images uint8 [B, S, S, 3] to features float32 [B, D], and with a head probs float32 [B, num_classes]."""
         pixels = (images.float() * self.scale + self.offset).to(self.dtype).permute(0, 3, 1, 2)
