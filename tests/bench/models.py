@@ -30,7 +30,7 @@ def quick_bundle(folder: Path, train: Path = FLOWERS102 / "train", per_class: in
     classes = tuple(by_class)
     paths = [path for found in by_class.values() for path in sorted(found)[:per_class]]
     targets = torch.tensor([classes.index(path.parent.name) for path in paths])
-    engine = build_engine(backbone.network, backbone.preprocessing)
+    engine = build_engine(backbone.network, backbone.preprocessing, precision="float32")  # one head on every machine
     images = read_views(paths, backbone.preprocessing)
     handles = [engine.submit(images[start : start + 32]) for start in range(0, len(images), 32)]
     features = torch.from_numpy(np.concatenate([handle.result().features for handle in handles]))
