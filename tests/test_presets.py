@@ -33,6 +33,15 @@ def test_original2018_is_what_the_blog_says() -> None:
     assert (config.image_size, config.resize) == (224, 225)
 
 
+def test_fast_is_the_default_and_best_trains_all_weights() -> None:
+    plain, fast, best = (
+        cli.parse(TrainConfig, ["--data-dir", "x", "--recipe", name]) for name in ("None", "fast", "best")
+    )
+    assert {**cli.to_plain(fast), "recipe": None} == cli.to_plain(plain)
+    assert (best.finetune, best.epochs) == ("staged", 40)
+    assert cli.parse(TrainConfig, ["--data-dir", "x", "--recipe", "best", "--epochs", "5"]).epochs == 5
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("recipe: original2018\nepochs: 7\nbatch_size: 32\nfeature_cache: true\nscale: [0.3, 0.9]\n")
@@ -61,7 +70,7 @@ def test_every_recipe_is_made_of_true_flags(recipe: str) -> None:
 
 
 def test_a_wrong_recipe_or_network_is_told_in_one_line() -> None:
-    with pytest.raises(UsageError, match="--recipe: got 'original2019', expected original2018"):
+    with pytest.raises(UsageError, match="--recipe: got 'original2019', expected fast, best or original2018"):
         cli.parse(TrainConfig, ["--data-dir", "x", "--recipe", "original2019"])
     with pytest.raises(UsageError, match="is about densenet121, vgg13, vgg16: got --model resnet18"):
         check_flags(cli.parse(TrainConfig, [*BLOG, "--model", "resnet18"]))

@@ -66,6 +66,18 @@ def test_names() -> None:
     assert split_name("timm/vit_base_patch16_plus_240") == ("timm/vit_base_patch16_plus_240", 0)
 
 
+def test_a_network_that_was_trained_as_a_whole_shows_its_stages(tmp_path: Path) -> None:
+    """So that a head can be fitted to what it has learned: ``--model NAME+2 --weights RUN``."""
+    backbone = build_backbone(MODEL, "none", 64)
+    spec = HeadSpec(len(CLASSES), backbone.num_features)
+    state = Classifier(backbone.network, build_head(spec)).state_dict()
+    save_bundle(Bundle(MODEL, spec, CLASSES, Preprocessing(resize=72, crop=64), {}, {}, state), tmp_path / "best")
+    both = build_backbone(f"{MODEL}+2", str(tmp_path), 64)
+    for name, tensor in both.network.network.state_dict().items():
+        assert torch.equal(tensor, state[f"backbone.{name}"]), name
+    assert both.num_features > backbone.num_features
+
+
 def test_every_engine_gives_the_same(tmp_path: Path) -> None:
     torch.manual_seed(1)
     backbone = build_backbone(f"{MODEL}+2", "none", 64)

@@ -44,8 +44,8 @@ class TrainConfig:
     """YAML file with defaults for these flags, such as the config.yaml of an earlier run. Flags on the command line
     win."""
     recipe: Literal[*RECIPES] | None = None
-    """Named set of defaults for these flags; flags and --config win. original2018: the settings of the blog post of
-    2018."""
+    """Named set of defaults for these flags; flags and --config win. fast: a head on the frozen network, as without a
+    recipe. best: staged, 40 epochs. original2018: the settings of the blog post of 2018."""
     val_fraction: float = 0.2
     """Share of train/ that becomes the validation split where there is no valid/. Drawn per class, fixed by --seed,
     saved in the run folder."""
