@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from flowers import console
 from flowers.errors import FlowersError, PeerError, ProcessError, UsageError
-from flowers.machine import cpu_has_bf16, keep_freed_memory, local_world_size, threads_per_process
+from flowers.machine import available_cpus, cpu_has_bf16, keep_freed_memory, local_world_size, threads_per_process
 
 Result = TypeVar("Result")
 
@@ -35,6 +35,8 @@ _NO_ARITHMETIC = re.compile(
     r"OMP_NUM_THREADS|TORCH_(NCCL_\w+|HOME|LOGS\w*|CPP_LOG_LEVEL)|\w+_DIR|KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)"
 )
 """Set by launchers and by scikit-learn, or of places and messages; the number of threads is shown in any case."""
+_OF_A_TASK = ("STEP_NUM_TASKS", "JOB_ID", "STEP_ID", "NODEID", "PROCID", "LOCALID")
+"""What srun tells each of several tasks, as SLURM_NAME: a number each."""
 _BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNTASKS", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 """Where MPI's launchers say how many processes they started; none of them says where the processes can meet."""
 _UNSET = ("", "1", "no", "none", "false", "default")
@@ -150,6 +152,17 @@ def check_group() -> None:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that this is one of several processes, without "
             f"{', '.join(missing)}: start with flowers-launch, or unset WORLD_SIZE"
         )
+    is_launched = not {"WORLD_SIZE", "FLOWERS_WORLD_SIZE"}.isdisjoint(os.environ)
+    is_task = os.environ.get("SLURM_STEP_NUM_TASKS", "") not in ("", "1") and not is_launched
+    told = {f"SLURM_{name}": os.environ.get(f"SLURM_{name}", "") for name in _OF_A_TASK}
+    if is_task and (odd := [f"{name}={value}" for name, value in told.items() if not value.isdecimal()]):
+        raise UsageError(
+            f"{', '.join(odd)}: expected a number each, as srun sets them for one of several tasks: start with srun, "
+            "or unset SLURM_STEP_NUM_TASKS"
+        )
+    threads, most = threads_per_process(), max(1024, available_cpus())
+    if threads > most:  # OpenMP would end in a segmentation fault
+        raise UsageError(f"OMP_NUM_THREADS: got {threads}, expected at most {most}")
 
 
 def join_step() -> None:

@@ -277,7 +277,8 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     if not 0 <= port <= 65535:
         raise UsageError(f"--main-process-port: got {port}, expected a number from 0 to 65535")
     if machines > 1 and rank is None:
-        rank = int(os.environ.get("SLURM_NODEID", "-1"))
+        of_slurm = os.environ.get("SLURM_NODEID", "")
+        rank = int(of_slurm) if of_slurm.isdecimal() else -1
     if not 0 <= (rank or 0) < max(1, machines):
         raise UsageError(
             f"--machine-rank: got {rank}, expected 0 to {machines - 1}, another on each of --num-machines {machines}"

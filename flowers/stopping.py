@@ -5,8 +5,6 @@ launch` forwards SIGTERM, Slurm's USR1 reaches only the batch shell. A stop file
 write `RUN/stop` stops the run.
 """
 
-import contextlib
-import os
 import signal
 import threading
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from flowers.distributed import rows_of_ranks
 from flowers.errors import StoppedError
+from flowers.files import remove
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 LOOK_EVERY_S = 0.5  # the stop file may lie on a network file system
@@ -80,8 +79,7 @@ class StopRequest:
         """Remove the stop file once it has been obeyed, so that the next start does not stop again."""
         self._saw_file = False
         if self._stop_file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._stop_file)
+            remove(self._stop_file)
 
 
 def agree_to_stop(accelerator, stop: StopRequest) -> bool:

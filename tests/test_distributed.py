@@ -159,6 +159,9 @@ def test_a_number_left_over_from_another_group_silences_nobody(environment: dict
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE: got 'two', expected a number as launchers set it"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE: got '0', expected"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK: got '-1', expected"),
+        ({"OMP_NUM_THREADS": "100000"}, "OMP_NUM_THREADS: got 100000, expected at most 1024"),
+        ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS=two, SLURM_JOB_ID=, .*: expected a number each"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_LOCALID=: .* unset SLURM_STEP_NUM_TASKS"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 says .* without MASTER_ADDR: start with flowers-launch"),
     ],
 )

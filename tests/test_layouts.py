@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from packaging.version import parse
 from flowers.config.export import ExportConfig
 from flowers.data.images import read_image
 from flowers.errors import ModelError, OutputError, UsageError
+from flowers.exports import model_card
 from flowers.exports.export import export
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
@@ -145,3 +147,10 @@ def test_flags_and_places_that_cannot_be(photos: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             ExportConfig(checkpoint=tmp_path, **flags)
+
+
+def test_a_card_shows_no_figure_that_is_none() -> None:
+    bundle = SimpleNamespace(folder=Path("nowhere/best"), metrics={"valid_top1": "high"})
+    assert "not measured" in model_card._figures(bundle)
+    bundle.metrics = {"valid_top1": 0.5, "valid_images": "many", "valid_ece": None}
+    assert "| valid | not known | 50.00% | not known | not known |" in model_card._figures(bundle)

@@ -1102,7 +1102,8 @@ def mount(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--shard 3/3", "--shard: got 3/3, expected a first number from 0 to 2"),
+        ("--shard 3/3", "--shard: got 3/3, expected I/N with I from 0 to N - 1"),
+        ("--shard 0/0", "--shard: got 0/0, expected I/N with I from 0 to N - 1"),
         ("--shard 1", "--shard: got '1', expected I/N"),
         ("--topk 0", "--topk: got 0"),
         ("--min-prob 1.5", "--min-prob: got 1.5"),

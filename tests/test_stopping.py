@@ -42,6 +42,14 @@ def test_the_stop_file_is_seen_and_taken_away(tmp_path: Path, monkeypatch: pytes
         assert stop.reason() is None
 
 
+def test_a_folder_of_the_name_asks_to_stop_once_too(tmp_path: Path) -> None:
+    (tmp_path / "stop").mkdir()
+    with StopRequest(tmp_path / "stop") as stop:
+        assert stop.reason() == "stop file"
+        stop.clear()
+    assert not (tmp_path / "stop").exists()
+
+
 def test_the_reason_stays_between_two_looks_at_the_file(tmp_path: Path) -> None:
     """A file system is asked twice a second only; who asks for the reason in between, for a message, gets it."""
     with StopRequest(tmp_path / "stop") as stop:

@@ -16,6 +16,7 @@ from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
+from flowers.training.evaluation import precision_in_training
 
 MODEL = "timm/test_resnet"
 NONSENSE = {
@@ -140,3 +141,8 @@ def test_each_value_of_the_description(field: tuple, whole: Path, watched: None)
 
 def test_what_loads_is_what_was_said(whole: Path) -> None:
     assert load_bundle(whole).build()(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("flags", [{"mixed_precision": []}, {"mixed_precision": {}}, {"mixed_precision": "half"}])
+def test_what_is_no_precision_is_not_computed_in(flags: dict) -> None:
+    assert precision_in_training(flags) == "no"

@@ -260,7 +260,7 @@ class PredictConfig:
         if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
             raise UsageError(f"--shard: got {self.shard!r}, expected I/N, such as 0/8")
         if not int(index) < int(count):
-            raise UsageError(f"--shard: got {self.shard}, expected a first number from 0 to {int(count) - 1}")
+            raise UsageError(f"--shard: got {self.shard}, expected I/N with I from 0 to N - 1, such as 0/8")
         return int(index), int(count)
 
     def chosen_columns(self) -> list[str]:

@@ -68,14 +68,16 @@ def _figures(bundle: Bundle) -> str:
     splits = _measured(bundle) or {"valid": {k.removeprefix("valid_"): v for k, v in bundle.metrics.items()}}
     rows = []
     for split, of in splits.items():
-        if "top1" not in of:
+        numbers = {name: value for name, value in of.items() if isinstance(value, int | float)}  # a card needs no other
+        top1, images, ece = map(numbers.get, ("top1", "images", "ece"))
+        if top1 is None:
             continue
         between = "not known"
-        if of.get("images"):
-            low, high = wilson_interval(round(of["top1"] * of["images"]), of["images"])
+        if images:
+            low, high = wilson_interval(round(top1 * images), images)
             between = f"{low:.2%} to {high:.2%}"
-        ece = f"{of['ece']:.2%}" if "ece" in of else "not known"
-        rows.append(f"| {split} | {of.get('images', 'not known')} | {of['top1']:.2%} | {between} | {ece} |")
+        error = "not known" if ece is None else f"{ece:.2%}"
+        rows.append(f"| {split} | {images or 'not known'} | {top1:.2%} | {between} | {error} |")
     if not rows:
         return "It was not measured."
     head = "| split | images | top1 | 95% interval | calibration error |\n|-|-|-|-|-|"

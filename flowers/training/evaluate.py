@@ -188,7 +188,7 @@ def _result_name(config: EvaluateConfig, bundle: Bundle) -> str:
 def _is_of_run(config: EvaluateConfig, bundle: Bundle) -> bool:
     """True if the data is what the model was trained on, or nobody knows what that was."""
     trained_on = as_trained(bundle).get("data_dir")
-    return not isinstance(trained_on, str) or _is_same_data(Path(trained_on), config.data_dir)
+    return not isinstance(trained_on, str) or "\0" in trained_on or _is_same_data(Path(trained_on), config.data_dir)
 
 
 def _is_same_data(one: Path, other: Path) -> bool:

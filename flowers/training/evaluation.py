@@ -130,6 +130,6 @@ def as_trained(bundle: Bundle) -> Mapping[str, object]:
 def precision_in_training(trained: Mapping[str, object]) -> str | None:
     """The precision of the network in training; None: the fastest one, as the default for whole networks is."""
     asked = trained.get("mixed_precision")
-    if asked in AUTOCAST and (asked != "fp16" or torch.cuda.is_available()):
+    if isinstance(asked, str) and asked in AUTOCAST and (asked != "fp16" or torch.cuda.is_available()):
         return asked
     return None if trained.get("finetune") in ("full", "staged") else "no"
