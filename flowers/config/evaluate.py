@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from flowers.config.sizes import check_sizes
 from flowers.errors import UsageError
 from flowers.flags import Flag
-from flowers.machine import MAX_BATCH_SIZE, most_processes
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,9 @@ class EvaluateConfig:
         for flag, value in numbers:
             if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
-        if self.batch_size > MAX_BATCH_SIZE:
-            raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers: got {self.workers}, expected at least 0")
-        if self.workers is not None and self.workers > (most := most_processes()):
-            raise UsageError(f"--workers: got {self.workers}, expected at most {most} on this machine, by its CPUs")
+        check_sizes(self.batch_size, self.workers)
         if self.predictions is None:
             for flag, value in (("--checkpoint", self.checkpoint), ("--data-dir", self.data_dir)):
                 if value is None:

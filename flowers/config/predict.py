@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from flowers.config.paths import accept_strings
+from flowers.config.sizes import check_sizes
 from flowers.errors import UsageError
 from flowers.files import MAX_NAME_BYTES
 from flowers.flags import Flag
-from flowers.machine import MAX_BATCH_SIZE
 
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl", ".xlsx": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
@@ -149,8 +149,7 @@ class PredictConfig:
         for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{flag}: got {value}, expected at least 1")
-        if self.batch_size > MAX_BATCH_SIZE:
-            raise UsageError(f"--batch-size: got {self.batch_size}, expected at most {MAX_BATCH_SIZE}")
+        check_sizes(self.batch_size)  # its --workers are threads
         if self.min_prob not in (None, "auto") and not 0 <= self.min_prob <= 1:
             raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
         for flag, table in (("--output", self.output), ("--from", self.from_table)):

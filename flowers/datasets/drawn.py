@@ -223,10 +223,10 @@ def _is_drawn(folder: Path, settings: dict[str, int]) -> bool:
         found = None
     except (OSError, ValueError):
         found = None
-    gone = [split for split in SPLITS if settings[split] and not (folder / split).is_dir()]
-    if found == settings and not gone:
-        return True
-    held = "a sample set drawn with other settings" if isinstance(found, dict) else "other files"
-    if found == settings:
+    if found != settings:
+        held = "a sample set drawn with other settings" if isinstance(found, dict) else "other files"
+    elif gone := [split for split in SPLITS if settings[split] and not (folder / split).is_dir()]:
         held = f"only a part of the sample set (no {gone[0]}/)"
+    else:
+        return True
     raise DataError(f"{folder} holds {held}: choose another --output-dir, or remove that folder first")

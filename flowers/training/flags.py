@@ -8,12 +8,12 @@ import re
 import numpy as np
 
 from flowers.config.presets import check_model
+from flowers.config.sizes import check_sizes
 from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, OF_STEPS, TrainConfig
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
 from flowers.errors import UsageError
-from flowers.machine import MAX_BATCH_SIZE, most_processes
 from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
@@ -71,15 +71,10 @@ def check_flags(config: TrainConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
         if value == float("inf"):
             raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
-    at_most = {
-        "batch_size": MAX_BATCH_SIZE, "epochs": MAX_COUNT, "grad_accum_steps": MAX_COUNT, "views": MAX_COUNT,
-        "warmup_epochs": MAX_COUNT,
-    }  # fmt: skip
-    for name, most in at_most.items():
-        if (value := getattr(config, name)) is not None and value > most:
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at most {most}")
-    if config.workers is not None and config.workers > (most := most_processes()):
-        raise UsageError(f"--workers: got {config.workers}, expected at most {most} on this machine, by its CPUs")
+    for name in ("epochs", "grad_accum_steps", "views", "warmup_epochs"):
+        if (value := getattr(config, name)) is not None and value > MAX_COUNT:
+            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at most {MAX_COUNT}")
+    check_sizes(config.batch_size, config.workers)
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
     for name in ("lr", "max_grad_norm", "max_hours"):

@@ -101,10 +101,11 @@ class WeightAverage:
         self._model = model
         currents = model.state_dict(keep_vars=True)  # the model's own tensors, looked up once and not at each step
         self._average = {name: tensor.detach().clone() for name, tensor in currents.items()}
-        floats = [name for name, tensor in currents.items() if tensor.is_floating_point()]
-        counts = [name for name in currents if name not in set(floats)]
-        self._floats = [self._average[name] for name in floats], [currents[name] for name in floats]
-        self._counts = [self._average[name] for name in counts], [currents[name] for name in counts]
+        self._floats, self._counts = ([], []), ([], [])  # averages and the tensors that they follow
+        for name, tensor in currents.items():
+            averages, followed = self._floats if tensor.is_floating_point() else self._counts
+            averages.append(self._average[name])
+            followed.append(tensor)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
