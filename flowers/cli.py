@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from flowers import console, distributed, flags, help_page, usage
+from flowers import console, environment, flags, help_page, usage
 from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError
 from flowers.parsing import read_yaml
 
@@ -57,7 +57,7 @@ def run(
     console.open_streams(essential=interactive)
     with contextlib.nullcontext() if interactive else _hangup_ignored():
         code = _outcome(main, config_type, argv)
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if environment.are_several():
         leave(code)
     raise SystemExit(code)
 
@@ -65,7 +65,7 @@ def run(
 def _outcome(main: Callable[[Config], int | None], config_type: type[Config], argv: list[str]) -> int:
     """The exit code of a job, after its one line on stderr where there is one."""
     try:
-        distributed.check_group()
+        environment.check_group()
         config = parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")
         _check_allocator()
         code = main(config) or 0

@@ -16,7 +16,8 @@ import torch
 from jobs_in_processes import Job
 
 from flowers import distributed
-from flowers.distributed import check_world_size, take_place
+from flowers.distributed import take_place
+from flowers.environment import check_world_size
 from flowers.errors import ProcessError, UsageError
 from flowers.launch import LaunchPlan, free_port, main, parse
 from flowers.machine import local_world_size

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {
     "errors", "files", "parsing", "console", "streams", "machine", "distributed", "stopping", "locks", "launch",
-    "launch_check", "made",
+    "launch_check", "made", "environment",
     "cli", "flags", "usage", "help_page", "config",
 }  # fmt: skip
 MAY_IMPORT = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowers import console, distributed
+from flowers import console, distributed, environment
 from flowers.audit.findings import Audited, all_suspicions, facts_of, summary_rows
 from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
@@ -44,7 +44,7 @@ def audit(config: AuditConfig) -> int:
     Raises:
         FlowersError: anything that the user can fix, in one line; a stop on request, after saving.
     """
-    distributed.join_step()
+    environment.join_step()
     features_config = _features_config(config)
     check_flags(features_config)
     corrections = read_corrections(config.corrections) if config.corrections else None

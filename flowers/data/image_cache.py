@@ -31,7 +31,8 @@ from flowers.data.images import Decoded, decode_image
 from flowers.data.loader_processes import SHARED_MEMORY
 from flowers.data.scan import file_stamps
 from flowers.data.threads import in_order
-from flowers.distributed import first_rank_here, from_all, from_main, rank
+from flowers.distributed import from_all, from_main
+from flowers.environment import first_rank_here, rank
 from flowers.errors import DataError, ImageError
 from flowers.files import NPZ_DAMAGE, explain_os_error, remove, write_atomically
 from flowers.machine import available_memory_bytes

@@ -16,6 +16,7 @@ from flowers.cli import to_plain
 from flowers.config.export import LAYOUTS, ExportConfig
 from flowers.engines import openvino_engine
 from flowers.engines.exported import KEY, as_input, describe, files_of
+from flowers.environment import are_several
 from flowers.errors import DataError, ModelError, UsageError
 from flowers.exports import graph, quantize
 from flowers.exports.compare import Agreement, compare, compare_with
@@ -34,7 +35,7 @@ def export(config: ExportConfig) -> int:
     Raises:
         FlowersError: nothing to compare with, a network or format that does not go together, too little agreement, ...
     """
-    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+    if are_several():
         raise UsageError("export.py is one process: start it without a launcher")
     if config.format in LAYOUTS:
         _export_layout(config)

@@ -24,6 +24,7 @@ from flowers.data.choice import Choice
 from flowers.data.images import read_image
 from flowers.data.paths import readable
 from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
+from flowers.environment import are_several
 from flowers.errors import DataError, ImageError, ModelError, UsageError
 from flowers.files import claim, write_atomically
 from flowers.machine import available_cpus
@@ -90,7 +91,7 @@ def benchmark(config: BenchmarkConfig) -> int:
     Raises:
         FlowersError: no such model or photos, no engine that runs here, an output that cannot be written.
     """
-    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+    if are_several():
         raise UsageError("benchmark.py measures one process: start it without a launcher")
     bundle = load_bundle(config.checkpoint)
     if config.output is not None:

@@ -34,7 +34,7 @@ from flowers.data.tables import (
     sidecar_path,
 )
 from flowers.data.workbook import check_room
-from flowers.distributed import rank
+from flowers.environment import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, write_atomically
 from flowers.prediction.finish import finish

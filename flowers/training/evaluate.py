@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from flowers import console, distributed
+from flowers import console, distributed, environment
 from flowers.config.evaluate import EvaluateConfig
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import renamed
@@ -34,7 +34,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         FlowersError: no such model or split, images that cannot be read, an output that cannot be written or that
             holds figures of other data.
     """
-    distributed.join_step()
+    environment.join_step()
     limits.allow_pixels(config.max_pixels)
     bundle = load_bundle(config.checkpoint)
     trained = as_trained(bundle)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flowers import console, distributed
+from flowers import console, environment
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.data.paths import readable
@@ -26,7 +26,7 @@ def find_lr(config: FindLrConfig) -> int:
     Raises:
         FlowersError: anything that the user can fix, in one line.
     """
-    distributed.join_step()
+    environment.join_step()
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     flags |= {"log_with": None, "min_lr": TrainConfig.min_lr}  # here that of the test
     if config.finetune == "head":

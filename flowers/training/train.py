@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from flowers import console, distributed
+from flowers import console, distributed, environment
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.added import add_to_train, read_added
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> int:
     Raises:
         FlowersError: anything that the user can fix, in one line.
     """
-    distributed.join_step()
+    environment.join_step()
     check_flags(config)
     check_trackers(config)
     config = continued(config)
