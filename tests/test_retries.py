@@ -110,7 +110,10 @@ def test_a_hiccup_changes_no_row_and_is_said(
     assert {row["status"] for row in read_rows(tmp_path / "out.csv")} == {"ok"}
 
 
-def test_a_folder_that_cannot_be_listed_once_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_folder_that_cannot_be_listed_once_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     names = tiny_job.make_photos(tmp_path, 5)
-    monkeypatch.setattr(os, "scandir", failing(os.scandir, errno.ESTALE, 1))
+    monkeypatch.setattr(os, call, failing(getattr(os, call), errno.ESTALE, 1))
     assert list(scan_images(tmp_path)) == names

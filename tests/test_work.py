@@ -1,10 +1,13 @@
 """Lists on disk, parts, and which work a job finds, begins, joins or refuses."""
 
+import errno
 import itertools
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +16,7 @@ from flowers.distributed import Place, take_place
 from flowers.errors import DataError, InUseError, OutputError
 from flowers.locks import share
 from flowers.prediction import file_list, parts
+from flowers.prediction import work as work_module
 from flowers.prediction.file_list import FileList, write_list
 from flowers.prediction.shard_loop import shards_for
 from flowers.prediction.work import LIST_ONLY, Work, combined_digest, key_of, lock_of, write_sealed
@@ -329,6 +333,22 @@ def test_the_first_engine_is_everyones(job: Job) -> None:
     assert work.settle_engine(second) == first
     assert work.engine() == first
     assert not list(work.folder.glob("engine-*"))
+
+
+def test_an_engine_that_is_gone_or_hard_to_read_is_no_reason_to_start_over(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, engine = job.open(), {"engine": "torch", "precision": "float32"}
+    work.settle_engine(engine)
+    found = json.loads((work.folder / "engine.json").read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(work_module, "read_json", Mock(side_effect=[OSError(errno.ESTALE, "stale"), found]))
+        assert work.engine() == engine
+    for index in range(2):
+        parts.write_part(work.parts, index, b"", {"job": work.key, "engine": engine})
+    (work.folder / "engine.json").unlink()
+    work.check_engines()
+    assert work.engine() == engine
 
 
 def test_parts_of_two_engines_are_not_joined(job: Job) -> None:

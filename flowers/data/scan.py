@@ -57,7 +57,7 @@ def scan_images(
     top = os.fsencode(root)
     choice, shown = choice or Choice(), os.fsencode(below)
     try:
-        status = os.stat(top)
+        status = retries.read(functools.partial(os.stat, top))
         if not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
         names = retries.read(lambda: _sorted_names(top, shown, choice, warn))
@@ -76,7 +76,7 @@ def scan_images(
         else:
             path = os.path.join(top, prefix, name[:-1])
             try:
-                status = os.stat(path)
+                status = retries.read(functools.partial(os.stat, path))
                 identity = (status.st_dev, status.st_ino)
                 if any(identity == above for _, above, _ in branch):
                     warn(f"{readable(os.fsdecode(path))}: a link back to a folder it lies in, not followed")

@@ -29,6 +29,7 @@ from pathlib import Path
 from flowers import console
 from flowers.data.archives import Entry
 from flowers.data.paths import readable
+from flowers.data.retries import retries
 from flowers.errors import OutputError
 from flowers.files import explain_os_error, sync_file
 from flowers.parsing import read_json
@@ -109,18 +110,21 @@ class Work:
     def engine(self) -> dict | None:
         """Engine and precision of the first process, which all others use, too."""
         path = self.folder / "engine.json"
+        state = "damaged"
         try:
-            return _read_sealed(path)
+            return retries.read(lambda: _read_sealed(path))
         except FileNotFoundError:
-            return None
+            state = "gone"
         except (OSError, *DAMAGE):
             pass
-        for index in sorted(parts.finished(self.parts)):
+        for index in sorted(parts.finished(self.parts)) if self.parts.exists() else ():
             with contextlib.suppress(OSError, OutputError):
                 if engine := parts.read_facts(self.parts, index).get("engine"):
-                    console.warn(f"{readable(path)} was damaged, and is made anew from the finished shards")
+                    console.warn(f"{readable(path)} was {state}, and is made anew from the finished shards")
                     self._replace("engine.json", engine)
                     return engine
+        if state == "gone":  # as at the start of every job
+            return None
         console.warn(f"{readable(path)} was damaged, and is made anew")
         shutil.rmtree(path, ignore_errors=True)  # a folder in its place
         unlink(path)
