@@ -1,6 +1,7 @@
 """The audit: wrong labels come first and right ones are left alone; folds, neighbours and the count of wrong labels."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -299,7 +301,8 @@ class TestApply:
             with pytest.raises(OutputError, match="expected paths below"):
                 self.apply(tree, "--undo")
 
-    def test_killed_in_the_middle_and_undone(self, tree: Path, tmp_path: Path, monkeypatch) -> None:
+    @pytest.mark.parametrize("again", [False, True])
+    def test_killed_in_the_middle_and_undone(self, tree: Path, tmp_path: Path, monkeypatch, again: bool) -> None:
         before, rename, calls = self.contents(tree), os.rename, []
 
         def once(source: object, target: object) -> None:
@@ -312,6 +315,27 @@ class TestApply:
             patch.setattr("flowers.audit.apply.os.rename", once)
             self.apply(tree, "--corrections", tmp_path / "c.csv", "--move")
         assert self.contents(tree) != before
+        (tmp_path / "other.csv").write_text("path,class\ntrain/rose/2.jpg,tulip\n")
+        with pytest.raises(OutputError, match="a --move with other corrections was interrupted"):
+            self.apply(tree, "--corrections", tmp_path / "other.csv", "--move")
+        if again:
+            assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--move") == 0
+            after = self.contents(tree)
+            assert len(after) == len(before)
+            assert after["valid/tulip/deep/3.jpg"] == "valid/rose/deep/3.jpg"
+            assert self.apply(tree, "--corrections", tmp_path / "other.csv", "--move") == 0
+            assert self.apply(tree, "--undo") == 0
+        assert self.apply(tree, "--undo") == 0
+        assert self.contents(tree) == before
+
+    def test_a_disk_that_gives_no_answer_is_no_photo_that_is_gone(
+        self, tree: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        before = self.contents(tree)
+        assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--move") == 0
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="stale"):
+            patch.setattr("flowers.audit.apply.os.lstat", Mock(side_effect=OSError(errno.ESTALE, "stale")))
+            self.apply(tree, "--undo")
         assert self.apply(tree, "--undo") == 0
         assert self.contents(tree) == before
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from flowers import console
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex, Samples, find_splits, load_split
 from flowers.data.paths import PathList
+from flowers.data.scan import scan_images
 from flowers.errors import DataError
 
 
@@ -56,6 +58,18 @@ class TestClasses:
         assert list(found.train.paths) == ["train/a/1.jpg", "train/a/deep/2.jpg", "train/b/3.jpg"]
         assert found.train.targets.tolist() == [0, 0, 1]
         assert warnings == [f"{tmp_path}/train: 1 images lie in no class folder, left out"]
+
+    def test_a_train_folder_that_can_be_listed_no_more_is_one_line(self, tmp_path: Path, monkeypatch):
+        touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg")
+
+        def fail(root: Path, *rest: object, **options: object) -> Iterator[str]:
+            if root.name == "train":
+                raise DataError("train: no permission to list this folder")
+            yield from scan_images(root, *rest, **options)
+
+        monkeypatch.setattr("flowers.data.folders.scan_images", fail)
+        with pytest.raises(DataError, match="train: no permission to list this folder$"):
+            load(tmp_path)
 
     def test_odd_class_names(self, tmp_path: Path):
         names = sorted(os.fsdecode(name) for name in ODD_NAMES)

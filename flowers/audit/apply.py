@@ -1,5 +1,6 @@
 """Move or copy photos to the folders of their corrected classes; what was moved is in a journal and can be undone."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -36,6 +37,14 @@ def apply(config: ApplyConfig) -> int:
     if config.undo:
         return undo(config.data_dir)
     corrections = read_corrections(config.corrections)
+    if config.move and (begun := _begun(config.data_dir)):
+        journal, record = begun
+        if record["corrections"] != corrections.digest:
+            raise OutputError(
+                f"{readable(config.data_dir)}: a --move with other corrections was interrupted; start it again to "
+                "finish it, or move back with --undo"
+            )
+        return _carry_out(config.data_dir, journal, record)
     before, after = (_classes_of(config.data_dir, own) for own in (None, corrections))
     if any(map(lies_in_shard, (str(config.data_dir / path) for path in before))):
         raise DataError(f"{readable(config.data_dir)}: photos in tar shards cannot be moved; train with --corrections")
@@ -51,22 +60,24 @@ def apply(config: ApplyConfig) -> int:
         target = _in_class(path, before[path], after[path], one_tree) if path in after else f"{REMOVED}/{path}"
         if target != path:
             moves.append((path, _free(config.data_dir, target, taken)))
-    return move(config.data_dir, moves)
+    return move(config.data_dir, moves, corrections.digest)
 
 
-def move(data_dir: Path, moves: list[tuple[str, str]]) -> int:
-    """Move photos, after the journal of all moves is on disk; a start that was killed can be undone, too."""
+def move(data_dir: Path, moves: list[tuple[str, str]], corrections: str) -> int:
+    """Move photos, after the journal of all moves is on disk; a start that was killed can be finished or undone.
+
+    Args:
+        corrections: digest of the corrections that ask for it.
+    """
     if not moves:
         console.say("nothing to move: the photos lie where the corrections want them")
         return 0
     journals = _journals(data_dir)
     number = 1 + (int(journals[-1].stem.rpartition("-")[2]) if journals else 0)
+    record = {"format_version": 1, "corrections": corrections, "finished": False, "moves": moves}
     journal = data_dir / JOURNAL.format(number)
-    with write_atomically(journal) as file:
-        json.dump({"format_version": 1, "moves": moves}, file, indent=0)
-    _rename_all(data_dir, moves)
-    console.say(f"{len(moves)} photos moved; undo with --undo (journal: {console.plain(readable(journal))})")
-    return 0
+    _write_journal(journal, record)
+    return _carry_out(data_dir, journal, record)
 
 
 def undo(data_dir: Path) -> int:
@@ -78,14 +89,8 @@ def undo(data_dir: Path) -> int:
     journals = _journals(data_dir)
     if not journals:
         raise OutputError(f"{readable(data_dir)}: no journal, so nothing to undo")
-    try:
-        moves = [(str(one), str(other)) for one, other in read_json(journals[-1])["moves"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{readable(journals[-1])}: cannot be read ({type(error).__name__})") from None
-    for name in itertools.chain(*moves):
-        if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-            raise OutputError(f"{readable(journals[-1])}: names {readable(name)!r}, expected paths below {data_dir}")
-    done = [(target, path) for path, target in reversed(moves) if os.path.lexists(data_dir / target)]
+    moves = _read_journal(journals[-1])["moves"]
+    done = [(target, path) for path, target in reversed(moves) if _is_there(data_dir / target)]
     _rename_all(data_dir, done)
     remove(journals[-1])
     console.say(f"{len(done)} photos moved back")
@@ -165,10 +170,58 @@ def _journals(data_dir: Path) -> list[Path]:
     return sorted(data_dir.glob(".corrections-[0-9][0-9][0-9][0-9].json"))
 
 
+def _write_journal(journal: Path, record: dict) -> None:
+    with write_atomically(journal) as file:
+        json.dump(record, file, indent=0)
+
+
+def _read_journal(journal: Path) -> dict:
+    """What ``move`` wrote.
+
+    Raises:
+        OutputError: it is damaged, or names files that are not in the data folder.
+    """
+    try:
+        record = read_json(journal)
+        record["moves"] = [(str(one), str(other)) for one, other in record["moves"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{readable(journal)}: cannot be read ({type(error).__name__})") from None
+    for name in itertools.chain(*record["moves"]):
+        if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+            raise OutputError(f"{readable(journal)}: names {readable(name)!r}, expected paths below {journal.parent}")
+    return record
+
+
+def _begun(data_dir: Path) -> tuple[Path, dict] | None:
+    """The newest journal, if its moves were not finished; those of earlier versions do not tell."""
+    for journal in _journals(data_dir)[-1:]:
+        with contextlib.suppress(OutputError):  # ``undo`` says what is wrong with it
+            record = _read_journal(journal)
+            return (journal, record) if record.get("finished", True) is False and "corrections" in record else None
+    return None
+
+
+def _carry_out(data_dir: Path, journal: Path, record: dict) -> int:
+    """Move what the journal names and still lies where it was."""
+    _rename_all(data_dir, [(path, target) for path, target in record["moves"] if _is_there(data_dir / path)])
+    _write_journal(journal, {**record, "finished": True})
+    console.say(f"{len(record['moves'])} photos moved; undo with --undo (journal: {console.plain(readable(journal))})")
+    return 0
+
+
+def _is_there(path: Path) -> bool:
+    """True if there is something of that name; a disk that gives no answer is not taken for a no."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _rename_all(data_dir: Path, moves: list[tuple[str, str]]) -> None:
     for path, target in moves:
         try:
-            if os.path.lexists(data_dir / target):  # never over another photo
+            if _is_there(data_dir / target):  # never over another photo
                 raise FlowersError(f"{readable(target)}: is there already; move it away and start again")
             (data_dir / target).parent.mkdir(parents=True, exist_ok=True)
             os.rename(data_dir / path, data_dir / target)

@@ -170,7 +170,7 @@ def load_image_folders(
             return None
 
     train = read("train")
-    counts = np.bincount(train.targets, minlength=len(folders))
+    counts = np.ones(len(folders)) if train is None else np.bincount(train.targets, minlength=len(folders))
     empty = [readable(folders[index]) for index in np.flatnonzero(counts == 0)]
     if empty:
         faults.append(f"{where}: no images in {some(empty)}; add some, or remove the folder")
