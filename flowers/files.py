@@ -4,9 +4,11 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import struct
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,11 +17,17 @@ from typing import IO
 
 from flowers.errors import FlowersError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FULL_BELOW_BYTES = 64 * 2**20
 """A write that failed with less than this left on the disk is taken to have failed because the disk is full."""
 MAX_NAME_BYTES = 255
 """The most that file systems take for one name."""
 _SHORT_BYTES = 80
+_TEMPORARY = re.compile(r"\..*\.([a-z0-9_]{8}\.tmp|tmp-\d+)", re.DOTALL)
 NPZ_DAMAGE = (
     ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
     zlib.error, struct.error,
@@ -42,24 +50,77 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
     path = Path(path)
     if "b" not in mode:
         open_kwargs = {"encoding": "utf-8", "newline": "", **open_kwargs}
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp")
-        with os.fdopen(handle, mode, **open_kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        allow_as_usual(temporary)
-        os.replace(temporary, path)
-        temporary = None
+        remove_abandoned(path.parent, path.name)
+        with file_beside(path) as temporary:
+            with open(temporary, mode, **open_kwargs) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextlib.contextmanager
+def file_beside(path: Path) -> Iterator[Path]:
+    """Make a file that is to take the name ``path``; what is not renamed in the block goes at its end."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp")
+    try:
+        _lock(handle)
+        allow_as_usual(name)
+        yield Path(name)
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Make a folder for what is to take the name ``path``; it goes at the end of the block, if it is still there."""
+    remove_abandoned(path.parent, path.name)
+    temporary = path.parent / f".{_shortened(path.name)}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        _lock(handle)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Remove what killed processes have left of files and folders that were to take a name, or any, in a folder.
+
+    What a living process writes is locked; where the file system knows no locks all stays.
+    """
+    start = f".{_shortened(name)}" if name else "."
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(start) and _TEMPORARY.fullmatch(entry.name)):
+                continue
+            with contextlib.suppress(OSError, FlowersError):
+                kind = os.O_RDONLY if entry.is_dir(follow_symlinks=False) else os.O_RDWR  # locks over NFS need both
+                handle = os.open(entry.path, kind | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if _lock(handle):
+                        remove(Path(entry.path))
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file or folder as long as it is open; False if another process holds it, or there are no locks."""
+    with contextlib.suppress(OSError):
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _shortened(name: str) -> str:
@@ -79,23 +140,21 @@ def replace_folder(path: Path) -> Iterator[Path]:
         FlowersError: the disk is full, the place cannot be written, or a file is there; what was there is untouched.
     """
     path = _behind_link(Path(path))
-    temporary = path.parent / f".{_shortened(path.name)}.tmp-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(path)
         if path.exists() and not path.is_dir():  # it would step aside and be removed like an earlier folder
             raise FileExistsError(errno.EEXIST, "a file", path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync_file(file)
-        sync_folder(temporary)
-        old = old_name(path)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
+        with folder_beside(path) as temporary:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync_file(file)
+            sync_folder(temporary)
+            old = old_name(path)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
         sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -105,8 +164,6 @@ def replace_folder(path: Path) -> Iterator[Path]:
             raise
         is_full = shutil.disk_usage(path.parent).free < FULL_BELOW_BYTES or "os error 28" in str(error)
         raise explain_os_error(OSError(errno.ENOSPC if is_full else errno.EIO, str(error)), path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def restore_folder(path: Path) -> None:
@@ -116,6 +173,8 @@ def restore_folder(path: Path) -> None:
         os.rename(old, path)
     elif old.exists():
         shutil.rmtree(old, ignore_errors=True)
+        if old.exists():  # a file that is open on a network file system; the next one to step aside needs the name
+            os.rename(old, path.parent / f".{_shortened(path.name)}.tmp-{time.time_ns()}")
 
 
 def old_name(path: Path) -> Path:

@@ -1,14 +1,16 @@
 """Files and folders that are whole or not there."""
 
 import errno
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+from jobs_in_processes import die
 
 from flowers.config.predict import PredictConfig
 from flowers.errors import FlowersError, UsageError
-from flowers.files import make_folder, replace_folder, restore_folder, write_atomically
+from flowers.files import make_folder, remove_abandoned, replace_folder, restore_folder, write_atomically
 
 
 def current_umask() -> int:
@@ -52,6 +54,45 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (folder / "model").write_text("three")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (path / "model").read_text() == "two"
+    assert os.listdir(tmp_path) == ["best"]
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("fork").Process(target=write_and_die, args=(tmp_path,))
+    killed.start()
+    killed.join()
+    left = sorted(os.listdir(tmp_path))
+    assert [name[:7] for name in left] == [".a.csv.", ".b.tmp-"]
+    with write_atomically(tmp_path / "c.csv"), replace_folder(tmp_path / "d"):
+        assert set(left) < set(os.listdir(tmp_path)), "those of other names stay"
+    with write_atomically(tmp_path / "a.csv") as file:
+        file.write("mine")
+        file.flush()
+        assert left[0] not in os.listdir(tmp_path)
+        with replace_folder(tmp_path / "b") as folder:
+            (folder / "model").write_text("mine")
+            remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "b", "c.csv", "d"]
+    assert ((tmp_path / "a.csv").read_text(), (tmp_path / "b" / "model").read_text()) == ("mine", "mine")
+
+
+def write_and_die(folder: Path) -> None:
+    with write_atomically(folder / "a.csv") as file, replace_folder(folder / "b") as half:
+        (half / "model").write_text("half")
+        file.write("half")
+        die()
+
+
+def test_an_earlier_folder_that_cannot_be_removed_is_not_in_the_way(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "best"
+    for content in ("one", "two", "three"):
+        with monkeypatch.context() as patch:
+            patch.setattr("flowers.files.shutil.rmtree", lambda *path, **options: None)
+            with replace_folder(path) as folder:
+                (folder / "model").write_text(content)
+        assert (path / "model").read_text() == content
+    with replace_folder(path):
+        pass
     assert os.listdir(tmp_path) == ["best"]
 
 

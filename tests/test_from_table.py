@@ -1,11 +1,13 @@
 """A finished table used again without the network: the same bytes as a job with those flags would have written."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tiny_job
@@ -77,6 +79,20 @@ def test_the_new_table_and_folders_are_those_of_a_job_with_this_threshold(
         assert new[name] == then[name], name
     statuses = {row["status"] for row in read_rows(fresh)}
     assert statuses == {"ok", "error", "damaged", *(["unsure"] if min_prob != "0" else [])}
+
+
+def test_a_table_that_could_not_be_written_is_written_by_the_same_command(place: Path, monkeypatch) -> None:
+    before, words = tree(place), ("--min-prob", "0.6", "--output", "new.csv", "--copy-to", "sorted")
+    with monkeypatch.context() as patch:
+        patch.setattr("flowers.prediction.from_table.sidecar_text", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(FlowersError, match="the disk is full"):
+            again(*words)
+    assert tree(place) == before
+    (folder := place / "sorted" / "daisy").mkdir(parents=True)
+    for left in (place / ".new.csv.abcdefgh.tmp", folder / ".0001.jpg.abcdefgh.tmp"):
+        left.write_text("half, by a killed one")
+    assert again(*words) == 0
+    assert not [name for name in tree(place) if name.endswith(".tmp")]
 
 
 @pytest.mark.parametrize(

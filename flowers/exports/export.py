@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from flowers.errors import DataError, ModelError, UsageError
 from flowers.exports import graph, quantize
 from flowers.exports.compare import Agreement, compare, compare_with
 from flowers.exports.photos import Photos, photos_in, photos_of_run
-from flowers.files import explain_os_error, file_digest, sync_file, sync_folder, write_atomically
+from flowers.files import explain_os_error, file_digest, folder_beside, sync_file, sync_folder, write_atomically
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle
 
@@ -211,8 +210,8 @@ def _beside(output: Path) -> Iterator[Path]:
         if output.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder", output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:80]}.") as folder:
-            yield Path(folder) / output.name
+        with folder_beside(output) as folder:
+            yield folder / output.name
     except OSError as error:
         raise explain_os_error(error, output) from error
 

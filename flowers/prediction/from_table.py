@@ -12,7 +12,6 @@ import functools
 import itertools
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ from flowers.data.tables import (
 from flowers.data.workbook import check_room
 from flowers.environment import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
-from flowers.files import explain_os_error, file_digest, write_atomically
+from flowers.files import explain_os_error, file_beside, file_digest, remove_abandoned, write_atomically
 from flowers.prediction.finish import finish
 from flowers.prediction.inputs import input_root
 from flowers.prediction.rows import columns, line_of, status_by_prob
@@ -280,17 +279,16 @@ def _write(
             except ValueError:
                 raise DataError(f"{readable(table)}: a prob of {row['path']} is no number") from None
 
-    temporary = output.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel, thumbnails=thumbnails)
-        if facts is not None:  # before the table: a start that was killed here has left a JSON that fits no table
-            _write_sidecar(config, {**facts, "counts": dict(counts), "output": output_facts(output, temporary)})
-        put_in_place(temporary, output)
+        remove_abandoned(output.parent, output.name)
+        with file_beside(output) as temporary:
+            write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel, thumbnails=thumbnails)
+            if facts is not None:  # before the table: a start that was killed here has left a JSON that fits no table
+                _write_sidecar(config, {**facts, "counts": dict(counts), "output": output_facts(output, temporary)})
+            put_in_place(temporary, output)
     except OSError as error:
         raise explain_os_error(error, output) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return counts
 
 
@@ -306,8 +304,9 @@ def _write_sidecar(config: PredictConfig, facts: dict) -> None:
     stamps = facts.pop("stamps", None)
     with contextlib.suppress(OSError):
         if stamps is not None and file_digest(stamps_path(table)) == stamps:
-            with open(stamps_path(table), "rb") as old, write_atomically(stamps_path(output), "wb") as new:
-                shutil.copyfileobj(old, new)
             facts["stamps"] = stamps
     with write_atomically(sidecar_path(output)) as file:
         file.write(sidecar_text(facts))
+    if "stamps" in facts:  # after the JSON, without which they would be nobody's when this command is started again
+        with open(stamps_path(table), "rb") as old, write_atomically(stamps_path(output), "wb") as new:
+            shutil.copyfileobj(old, new)

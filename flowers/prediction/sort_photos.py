@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from flowers.data.file_bytes import read_bytes
 from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
 from flowers.errors import DataError, ImageError, UsageError
-from flowers.files import MAX_NAME_BYTES, explain_os_error
+from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside, remove_abandoned
 from flowers.prediction.inputs import input_root, lies_in_input
 
 OF_STATUS = {"unsure": "_unsure", "unfamiliar": "_unfamiliar"}
@@ -103,6 +102,7 @@ def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str],
         except OSError as error:
             raise explain_os_error(error, target) from error
         folders[key] = target / name
+        remove_abandoned(target / name)
     return folders[key]
 
 
@@ -148,20 +148,10 @@ def _keep(final: Path, data: bytes | bytearray, source: str | None = None) -> bo
     """Write a photo's bytes to ``final``, with the times and rights of its file; False if the name is taken."""
     if os.path.lexists(final):
         return final.is_file() and final.read_bytes() == data
-    with _put_in_place(final) as temporary:
+    with file_beside(final) as temporary:  # of no other process's name: tasks of an array may sort at a time
         temporary.write_bytes(data)
         if source is not None:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copystat(source, temporary)
-    return True
-
-
-@contextlib.contextmanager
-def _put_in_place(final: Path) -> Iterator[Path]:
-    """Rename what the block writes; no other process takes its name: tasks of an array may sort at a time."""
-    temporary = final.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
         os.rename(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return True
