@@ -225,6 +225,14 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def loop(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+
+    return apply
+
+
 def change_tensors(**tensors: torch.Tensor) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
@@ -269,6 +277,10 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "deep JSON": (write("model.json", b"[" * 10**5), r"model\.json is not JSON"),
     "JSON of another kind": (write("model.json", b"[1, 2]"), "holds a list, expected a mapping"),
     "no tensors": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "tensors that cannot be opened": (
+        loop("model.safetensors"),
+        r"model\.safetensors cannot be read: .*symbolic links",
+    ),
     "tensors cut short": (write("model.safetensors", b"\x08\0\0\0\0\0\0\0{}"), r"model\.safetensors cannot be read"),
     "tensor of another shape": (
         change_tensors(**{"backbone.conv1.0.weight": torch.zeros(1, 2)}),

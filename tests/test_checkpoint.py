@@ -60,6 +60,18 @@ def test_the_oldest_go_only_after_the_new_one_is_there(tmp_path: Path, bundle: B
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-00000003", "step-00000002"]
 
 
+def test_a_checkpoint_that_is_only_half_removed_bears_no_final_name(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowers.training.checkpoint.shutil.rmtree", lambda *path, **options: None)
+    for step in (1, 2, 3):
+        save(tmp_path, bundle, step)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-00000003", "step-00000002"]
+    monkeypatch.undo()
+    checkpoints.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000002", "step-00000003"]
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "model.json", "state.json"])
 def test_a_file_cut_short_is_passed_over(
     tmp_path: Path, bundle: Bundle, name: str, capsys: pytest.CaptureFixture

@@ -336,6 +336,7 @@ def _read_file(path: Path) -> bytes:
 def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:
     where = f"bundle {folder}"
     try:
+        open(folder / WEIGHTS_FILE, "rb").close()  # safetensors calls every file that it cannot open missing
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             names = list(file.keys())
             _check_head(head, {name: file.get_slice(name).get_shape() for name in names}, where)

@@ -6,9 +6,11 @@ SHA-256 of the other files and the SHA-256 of its own values, so that damage is 
 Checkpoints of earlier versions have neither the copy nor the SHA-256 of ``state.json``; they load.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import pickle
 import shutil
 import typing
@@ -95,7 +97,10 @@ def save_checkpoint(
         state["sha256"] = _digest(state)
         (folder / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     for old in list_checkpoints(run_dir)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        gone = old.with_name(f".{old.name}")  # no half a checkpoint bears a final name, see ``remove_leftovers``
+        with contextlib.suppress(OSError):
+            os.rename(old, gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return path
 
 
