@@ -325,6 +325,11 @@ def test_an_array_lists_its_files_once(job: Job, listed_by: str) -> None:
     assert job.folder().find_listed("17", root) == job.facts
 
 
+def test_a_table_that_goes_while_it_is_updated_is_one_line(job: Job) -> None:
+    with pytest.raises(OutputError, match=r"out\.csv was there before, and is not known to be this job's"):
+        job.open(keep=lambda work: False)
+
+
 def test_the_first_engine_is_everyones(job: Job) -> None:
     work = job.open()
     assert work.engine() is None

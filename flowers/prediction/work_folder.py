@@ -241,8 +241,8 @@ class WorkFolder:
         same = facts and is_same(facts["settings"], facts.get("contents"), settings, new.contents)
         if same and all_kept in (None, True):
             return facts
-        if is_update and not _begins_with(facts["settings"], self._settings):
-            raise OutputError(refusal(self._output, facts["settings"], self._settings))
+        if is_update and not (facts and _begins_with(facts["settings"], self._settings)):  # gone or changed meanwhile
+            raise OutputError(refusal(self._output, facts and facts["settings"], self._settings))
         if not (overwrite or is_update):
             if self._output.exists():
                 raise OutputError(refusal(self._output, facts and facts["settings"], settings))
