@@ -13,7 +13,7 @@ from flowers.data.folders import Samples
 from flowers.engines.exported import open_model
 from flowers.errors import ModelError, UsageError
 from flowers.models.bundle import Bundle, load_bundle
-from flowers.models.temperature import without_temperature
+from flowers.models.temperature import store, with_temperature, without_temperature
 from flowers.prediction.flags import stored_min_prob
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, out_of_fold, softmax, sure_above
@@ -90,6 +90,15 @@ def test_training_goes_on_from_logits_as_they_were_trained(best: Bundle) -> None
     assert without_temperature(best) is best
     with pytest.raises(ModelError, match="temperature: got 'hot'"):
         without_temperature(dataclasses.replace(best, made={"temperature": "hot"}))
+
+
+def test_a_model_whose_save_was_killed_between_two_renames_is_stored_under_its_own_name(tmp_path: Path) -> None:
+    tiny_job.make_bundle(tmp_path / ".best.old")
+    bundle = load_bundle(tmp_path)
+    for temperature in (2.0, 1.5):  # training stores what it has loaded twice
+        store(with_temperature(bundle, temperature))
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert load_bundle(tmp_path).made["temperature"] == 1.5
 
 
 def test_an_image_never_fits_its_own_temperature() -> None:

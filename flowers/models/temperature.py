@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from flowers.errors import ModelError
-from flowers.files import replace_folder
+from flowers.files import old_name, replace_folder
 from flowers.models.bundle import DESCRIPTION_FILE, MOST_TEMPERATURE, Bundle, write_bundle
 from flowers.models.weights import WEIGHTS_FILE
 
@@ -59,6 +59,11 @@ def store(bundle: Bundle) -> None:
     if (bundle.folder / "state.json").exists():
         raise ModelError(f"{bundle.folder} is a checkpoint, to resume from: calibrate the run's best/ or last/ instead")
     place = bundle.folder.resolve()  # "." has no name that another folder could take
+    named = place.with_name(place.name.removeprefix(".").removesuffix(".old"))
+    if place == old_name(named):  # where ``load_bundle`` finds it after a save that was killed between two renames
+        if not named.exists():
+            os.rename(place, named)
+        place = named
     with replace_folder(place) as folder:
         for entry in place.iterdir():
             if entry.is_dir() and not entry.is_symlink():
