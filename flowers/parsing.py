@@ -19,8 +19,11 @@ _HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Surrogates but for those that stand for a byte of a file name that is not UTF-8."""
 
 
-def parse_json(text: str | bytes) -> object:
+def parse_json(text: str | bytes, *, unique: bool = False) -> object:
     """The value of a JSON text.
+
+    Args:
+        unique: a mapping must have each key once; otherwise the last of several counts, which is faster.
 
     Raises:
         ValueError: it is none, or holds a number that is not finite, half a character, or depths.
@@ -28,7 +31,8 @@ def parse_json(text: str | bytes) -> object:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        pairs_hook = _unique if unique else None
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise _too_deep() from None
     _check(value, len(text), "\\u" in text)
@@ -36,13 +40,21 @@ def parse_json(text: str | bytes) -> object:
 
 
 def read_json(path: Path) -> object:
-    """The value in a JSON file.
+    """The value in a JSON file, in which a mapping has each key once.
 
     Raises:
         ValueError: as ``parse_json``.
         OSError: the file cannot be read.
     """
-    return parse_json(Path(path).read_bytes())
+    return parse_json(Path(path).read_bytes(), unique=True)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:40]!r} stands there twice")
+    return found
 
 
 class _Yaml(yaml.SafeLoader):

@@ -1,5 +1,6 @@
 """A finished table used again without the network: the same bytes as a job with those flags would have written."""
 
+import csv
 import errno
 import json
 import os
@@ -184,6 +185,23 @@ def test_a_table_that_a_person_changed_is_taken_as_it_is_and_gets_no_papers(plac
     Path("out.csv").write_text(text.replace(",0.", ",0;", 1))
     with pytest.raises(DataError, match=r"out\.csv: prob of .* is '0;\d+', expected a number"):
         again("--min-prob", "0.5", "--copy-to", "y", "--input", "in")
+
+
+@pytest.mark.parametrize(
+    ("words", "prob"),
+    [("--output x.jsonl", "0;5"), ("--output x.csv", "nan"), ("--report", "prob"), ("--report", "inf"),
+     ("--report", "-1"), ("--copy-to x", "50%")],
+)  # fmt: skip
+def test_a_probability_that_is_none_is_named_whatever_is_written(place: Path, words: str, prob: str) -> None:
+    rows = list(read_rows(Path("out.csv")))
+    changed = next(row for row in rows if row["status"] == "ok")
+    path, changed["prob"] = changed["path"], prob
+    with open("out.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, list(changed))
+        table.writeheader()
+        table.writerows(rows)
+    with pytest.raises(DataError, match=rf"out\.csv: prob of {path} is '{prob}', expected a number from 0 to 1"):
+        again(*words.split(), "--input", "in")
 
 
 def test_lines_of_json_may_leave_out_what_is_empty(place: Path) -> None:

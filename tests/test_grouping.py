@@ -74,7 +74,10 @@ def test_tables_and_the_findings_of_the_check(tree: Path, tmp_path: Path) -> Non
         ("plant(", UsageError, "no regular expression"),
         ("camera", UsageError, "fits none of 80 images, such as daisy/plant0_0.jpg"),
         ("no.csv", DataError, "cannot be read"),
-        ("columns.csv", DataError, r"got the columns \['path', 'plant'\], expected path,group"),
+        ("columns.csv", DataError, "got the columns path,plant, expected path,group"),
+        ("no.CSV", DataError, "no.CSV: the header lacks a column named path: got name;group, expected path,group"),
+        ("two.csv", DataError, "two.csv, line 3: daisy/plant0_0.jpg stands in another group, too; keep one row"),
+        ("cut.csv", DataError, "cut.csv, line 3: got 1 cells, expected 2 as in the header"),
         ("check.json", DataError, "cannot be read as the findings of prepare.py check"),
     ],
 )
@@ -82,7 +85,10 @@ def test_what_is_no_group(
     tree: Path, monkeypatch: pytest.MonkeyPatch, source: str, error: type[FlowersError], words: str
 ) -> None:
     monkeypatch.chdir(tree)
-    Path("columns.csv").write_text("path,plant\n")
+    Path("columns.csv").write_text("path,plant\na.jpg,b\n")
+    Path("no.CSV").write_text("name;group\n")
+    Path("two.csv").write_text("path,group\ndaisy/plant0_0.jpg,a\n./daisy/plant0_0.jpg,b\n")
+    Path("cut.csv").write_text("path,group\ndaisy/plant0_0.jpg,a\ndaisy/plan")
     Path("check.json").write_text("[" * 100_000)
     with pytest.raises(error, match=words):
         load(tree, group=(source,))

@@ -87,7 +87,14 @@ class TestLists:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            ("", "the header lacks a column named path"),
+            ("", "the header lacks a column named path: got nothing, expected path,class"),
+            ("path;class\na.jpg;rose\n", "got path;class, expected path,class; commas stand between cells, not ';'"),
+            ("path\tclass\n", r"expected path,class; commas stand between cells, not '\\t'"),
+            ("[" * 9999, r": got \[{100}, expected path,class"),
+            (
+                "\ufeffpath,class\n".encode("utf-16-le").decode("utf-8", "surrogateescape"),
+                "is in UTF-16, expected UTF-8",
+            ),
             ("a.jpg,rose\nb.jpg,tulip\n", "the header lacks a column named path"),
             ("path\na.jpg\n", "columns are path, expected path,class or path,label"),
             ("path,label\na.jpg,rose\na,b.jpg,rose\n", "line 3: got 3 cells, expected 2"),
@@ -103,7 +110,7 @@ class TestLists:
         ],
     )
     def test_broken_list(self, content: str, expected: str, tmp_path: Path):
-        (tmp_path / "data.csv").write_text(content)
+        (tmp_path / "data.csv").write_text(content, errors="surrogateescape")
         with pytest.raises(DataError, match=rf"data\.csv.*{expected}"):
             load(tmp_path / "data.csv")
 

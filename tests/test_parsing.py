@@ -53,6 +53,12 @@ def test_odd_json_is_one_line_wherever_it_is_read(text: str, tmp_path: Path) -> 
         assert len(str(caught.value).splitlines()[0]) == len(str(caught.value)) < 500
 
 
+def test_a_class_that_is_named_twice(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"1": "rose", "2": "tulip", "1": "daisy"}')
+    with pytest.raises(DataError, match=r"names\.json: not JSON: '1' stands there twice"):
+        display_names(("1", "2"), tmp_path, tmp_path / "names.json")
+
+
 def test_names_that_are_not_utf8_and_plain_values_are_kept() -> None:
     values = {"a": [1, 2.5, None, True, "\udcff.jpg", "\U0001f33c"], "b": {}}
     assert parse_json(json.dumps(values)) == values

@@ -124,7 +124,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, rows: list[str], labels: 
 
 def test_something_else_than_predictions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("name,value\nx,1\n")
-    with pytest.raises(DataError, match="no column 'path'"):
+    with pytest.raises(
+        DataError, match="lacks a column named path: got name,value, expected what jobs/predict.py writes"
+    ):
         score_predictions(tmp_path / "p.csv", None)
     with pytest.raises(DataError, match="cannot be read"):
         score_predictions(tmp_path / "nowhere.csv", None)
@@ -133,8 +135,8 @@ def test_something_else_than_predictions_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.jsonl", b'{"name": "x"}\n', "no column 'path'"),
-        ("p.jsonl", b"[1, 2]\n", "no column 'path'"),
+        ("p.jsonl", b'{"name": "x"}\n', "the header lacks a column named path: got name"),
+        ("p.jsonl", b"[1, 2]\n", "the header lacks a column named path: got nothing"),
         ("p.jsonl", b"not json\n", "cannot be read"),
         ("p.csv.gz", gzip.compress(b"path,class\n" * 99, mtime=0)[:-9], "cannot be read"),
         ("p.csv.gz", gzip.compress(b"path,class\n", mtime=0)[:10] + b"\xff" * 20, "cannot be read"),

@@ -104,7 +104,7 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
     write_workbook(tmp_path / "x.xlsx", [({"file": "a"}, None)], ["file"])
     with pytest.raises(DataError, match="lacks a column named path"):
         read_labelled(tmp_path / "x.xlsx")
-    with pytest.raises(DataError, match="no column 'path'"):
+    with pytest.raises(DataError, match="lacks a column named path: got file"):
         list(read_rows(tmp_path / "x.xlsx"))
 
 

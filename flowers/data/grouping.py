@@ -1,6 +1,5 @@
 """Groups of images that belong together, such as the photos of one plant or burst: a drawn split never cuts one."""
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flowers import console
+from flowers.data.lists import table_rows
 from flowers.data.paths import decode_path, readable, some
 from flowers.errors import DataError, UsageError
 from flowers.parsing import read_json
@@ -87,16 +87,16 @@ def _reader(source: str) -> Callable[[str], object | None]:
 
 
 def _of_table(source: str) -> Iterator[tuple[str, str]]:
-    try:
-        with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.DictReader(file)
-            if not {"path", "group"} <= set(rows.fieldnames or ()):
-                raise DataError(f"--group {readable(source)}: got the columns {rows.fieldnames}, expected path,group")
-            for row in rows:
-                if row["path"] and row["group"]:
-                    yield os.path.normpath(decode_path(row["path"])), row["group"]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"--group {readable(source)}: cannot be read: {error}") from None
+    seen: dict[str, str] = {}
+    for line, row in table_rows(Path(source), "path,group"):
+        if "group" not in row:
+            raise DataError(f"--group {readable(source)}: got the columns {','.join(row)}, expected path,group")
+        path, group = os.path.normpath(row["path"]), row["group"]
+        if group and seen.setdefault(path, group) != group:
+            raise DataError(
+                f"--group {readable(source)}, line {line}: {readable(path)} stands in another group, too; keep one row"
+            )
+    yield from seen.items()
 
 
 def _of_check(source: str) -> Iterator[tuple[str, int]]:

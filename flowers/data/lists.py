@@ -25,7 +25,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -43,6 +43,10 @@ STDIN = "-"
 """The name of the standard input as a list."""
 _TABLES = (".csv", ".csv.gz", ".xlsx")
 _BLOCK_BYTES = 1 << 20
+_IS_UTF16 = "is in UTF-16, expected UTF-8: save it anew, or convert it with iconv"
+_UTF16 = tuple(os.fsdecode(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+_SHOWN = 100
+"""Characters of a line that a message shows; a file that is no list may have lines of megabytes."""
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
 """Control characters, which file names hardly ever hold and binary files are full of."""
 
@@ -213,7 +217,7 @@ def why_missing(path: str, base: str | os.PathLike) -> str:
         path: the first of them.
         base: the folder that paths start from.
     """
-    such = f"such as {readable(path)}"
+    such = f"such as {readable(path if len(path) <= _SHOWN else f'{path[:_SHOWN]} ...')}"
     if re.match(r"[a-z][a-z0-9+]+://", path):
         return f"they are addresses ({such}), expected paths of files"
     if path.strip() != path or path.strip("'\"") != path:
@@ -240,7 +244,7 @@ def why_missing(path: str, base: str | os.PathLike) -> str:
 def _check_text(head: bytes, list_file: Path) -> None:
     """Refuse a binary file: each few bytes of a picture would be taken for a path."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{readable(list_file)}: is in UTF-16, expected UTF-8: save it anew, or convert it with iconv")
+        raise DataError(f"{readable(list_file)}: {_IS_UTF16}")
     if len(head.translate(None, _CONTROL)) < 0.95 * len(head):
         raise DataError(f"{readable(list_file)}: is no text; expected a list with a path on each line")
 
@@ -252,8 +256,11 @@ def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
             yield path
 
 
-def table_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def table_rows(list_file: Path, expected: str = "path,class") -> Iterator[tuple[int, dict[str, str]]]:
     """Each row of a CSV or .xlsx with its line number, by column name; the path as it is on disk.
+
+    Args:
+        expected: the header, for messages.
 
     Raises:
         DataError: the file cannot be read, is no such table, or lacks the column ``path``.
@@ -263,7 +270,7 @@ def table_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header = [name.strip().lower() for name in next(lines, (1, []))[1]]
         if "path" not in header:
-            raise DataError(f"{readable(list_file)}: the header lacks a column named path; expected path,class")
+            raise DataError(f"{readable(list_file)}: {without_path(header, expected)}")
         for line, cells in lines:
             if not cells:
                 continue
@@ -278,6 +285,23 @@ def table_rows(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except (OSError, ValueError, csv.Error, EOFError, zlib.error) as error:
         reason, kind = getattr(error, "strerror", None) or error, ".xlsx" if is_workbook else "CSV"
         raise DataError(f"{readable(list_file)}: cannot be read as {kind}: {reason}") from None
+
+
+def without_path(header: Sequence[str], expected: str) -> str:
+    """Why a header names no path, and what to do.
+
+    Args:
+        header: its cells; bytes that are not UTF-8 are surrogates.
+        expected: what it should be.
+    """
+    text = ",".join(header)
+    if text.startswith(_UTF16):
+        return _IS_UTF16
+    if not text:
+        return f"the header lacks a column named path: got nothing, expected {expected}"
+    between = [mark for mark in ";\t" if mark in text and "path" in text]
+    hint = f"; commas stand between cells, not {between[0]!r}" if between else ""
+    return f"the header lacks a column named path: got {readable(text[:_SHOWN])}, expected {expected}{hint}"
 
 
 def _csv_lines(list_file: Path) -> Iterator[tuple[int, list[str]]]:

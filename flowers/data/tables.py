@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flowers.data import workbook
 from flowers.data.archives import Archive
+from flowers.data.lists import without_path
 from flowers.data.paths import readable
 from flowers.errors import DataError, UsageError
 from flowers.parsing import parse_json, read_json
@@ -158,7 +159,7 @@ def workbook_rows(path: Path) -> Iterator[dict]:
 
 def _check_columns(found: Collection[str], path: Path) -> None:
     if "path" not in found:
-        raise DataError(f"{readable(path)}: no column 'path'; expected what jobs/predict.py writes")
+        raise DataError(f"{readable(path)}: {without_path(list(found), 'what jobs/predict.py writes')}")
     if "class" not in found and "label" not in found:
         raise DataError(f"{readable(path)}: no column 'class' or 'label'; expected what jobs/predict.py writes")
 

@@ -168,16 +168,25 @@ def _marked(table: Path, names: list[str], marks: _Marks, check_stop: Callable[[
     for number, row in enumerate(empty | row for row in read_rows(table)):
         if number % _ROWS_BETWEEN_STOPS == 0:
             check_stop()
-        if marks.min_prob is not None and row["status"] in ("ok", "unsure"):
-            try:
-                row["status"] = status_by_prob(float(row["prob"]), marks.min_prob)
-            except ValueError:
+        is_marked = marks.min_prob is not None and row["status"] in ("ok", "unsure")
+        for name, text in row.items():
+            if name.startswith("prob") and (text or (is_marked and name == "prob")) and not _is_prob(text):
                 raise DataError(
-                    f"{readable(table)}: prob of {row['path']} is {row['prob']!r}, expected a number"
-                ) from None
+                    f"{readable(table)}: {name} of {row['path']} is {text!r}, expected a number from 0 to 1"
+                )
+        if is_marked:
+            row["status"] = status_by_prob(float(row["prob"]), marks.min_prob)
         for name in [name for name in row if name.startswith("label")] if marks.labels else ():
             row[name] = marks.labels.get(row[name.replace("label", "class", 1)], row[name])
         yield row
+
+
+def _is_prob(text: str) -> bool:
+    """Tell if a cell is a probability; somebody may have changed the table."""
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Marks) -> dict:
@@ -268,16 +277,13 @@ def _write(
     Args:
         facts: what its JSON says, but for what is known only now; None if it is the table of no job, and gets none.
     """
-    output, table, kind, counts = config.output, config.from_table, OUTPUT_KINDS[config.suffix()], Counter()
+    output, kind, counts = config.output, OUTPUT_KINDS[config.suffix()], Counter()
     chosen = config.chosen_columns() or names
 
     def lines() -> Iterator[bytes]:
         for row in rows():
             counts[row["status"]] += 1
-            try:
-                yield line_of(row, chosen, kind)
-            except ValueError:
-                raise DataError(f"{readable(table)}: a prob of {row['path']} is no number") from None
+            yield line_of(row, chosen, kind)
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ class _Found:
             if len(self.failed) < MAX_FAILED:
                 self.failed.append((row["path"], row["error"]))
             return
-        prob = float(row["prob"])
+        prob = float(row["prob"] or 0)  # empty in a row that somebody has added
         own = self.classes.setdefault(row["class"], _Class(row["class"], row["label"]))
         own.count += 1
         own.unsure += row["status"] == "unsure"
