@@ -132,7 +132,8 @@ class Option(NamedTuple):
             return None
         if self.count not in (None, len(values)):
             raise UsageError(f"{where}: got {' '.join(map(str, values)) or 'no value'}, expected {self.expected}")
-        return tuple(self._read_one(item, where) for item in values)
+        one = self._replace(optional=False)  # None stands for all of them
+        return tuple(one._read_one(item, where) for item in values)
 
     def _read_one(self, value: object, where: str) -> object:
         word = str(value)

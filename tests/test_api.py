@@ -212,6 +212,33 @@ def test_what_a_model_says_of_itself(model, bundle: Path) -> None:
         flowers.load("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"finetune": "ful"}, "--finetune: got 'ful', expected head, full or staged"),
+        ({"epochs": 2.5}, "--epochs: got 2.5, expected a whole number"),
+        ({"calibrate": "maybe"}, "--calibrate: got 'maybe', expected true or false"),
+        ({"mean": (0.5, None, 0.5)}, "--mean: got None, expected a number"),
+        ({"exclude": None}, "--exclude: got None"),
+    ],
+)
+def test_a_config_takes_what_its_flags_take(values: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        flowers.TrainConfig(data_dir="d", **values)
+
+
+def test_values_of_a_config_are_those_of_its_flags() -> None:
+    config = flowers.TrainConfig(
+        "d", epochs=np.int64(3), mean=np.array([0.5, 0.25, 1]), exclude="*_small.jpg", lr="0.1"
+    )
+    assert (config.data_dir, config.epochs, config.lr) == (Path("d"), 3, 0.1)
+    assert (config.mean, config.exclude) == ((0.5, 0.25, 1.0), ("*_small.jpg",))
+    config = flowers.PredictConfig("m", input=(f"{name}.jpg" for name in "ab"), ext="png", watch=5)
+    assert (config.input, config.ext, config.watch) == ((Path("a.jpg"), Path("b.jpg")), ("png",), (5.0,))
+    with pytest.raises(UsageError, match="--tta: got 'filp', expected none or flip"):
+        flowers.PredictConfig("m", "x", tta="filp")
+
+
 def test_training_from_python_twice(sample_set: Path, tmp_path: Path) -> None:
     for precision in ("no", "bf16") if cpu_has_bf16() else ("no",):
         config = flowers.TrainConfig(

@@ -34,7 +34,8 @@ from jobs.train import main as train
 
 
 def run(data: Path, output: Path, *more: object) -> int:
-    words = ["--data-dir", data, "--output-dir", output, "-j", 0, "--model", "efficientnet_lite0", *more]
+    model = () if "--checkpoint" in more else ("--model", "efficientnet_lite0")
+    words = ["--data-dir", data, "--output-dir", output, "-j", 0, *model, *more]
     return audit(parse(AuditConfig, [str(word) for word in words]))
 
 
@@ -210,6 +211,9 @@ def stop_in_a_fold(output: str) -> None:
 def test_wrong_flags() -> None:
     with pytest.raises(UsageError, match="--folds: got 1, expected at least 2"):
         parse(AuditConfig, ["--data-dir", "d", "--output-dir", "o", "--folds", "1"])
+    for flag, value in (("--weights", "w.pth"), ("--model", "resnet18"), ("--image-size", "64")):
+        with pytest.raises(UsageError, match=f"{flag}: the network is that of --checkpoint; leave it out"):
+            parse(AuditConfig, ["--data-dir", "d", "--output-dir", "o", "--checkpoint", "run", flag, value])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -221,6 +225,8 @@ def test_folds_are_even_in_every_class_and_groups_stay_whole(seed: int) -> None:
     for index in range(6):
         assert np.bincount(folds[targets == index], minlength=5).min() >= 2
     assert np.array_equal(folds, assign_folds(targets, groups, 5, seed))
+    with pytest.raises(DataError, match="all 120 photos belong together, by --group or as near-duplicates"):
+        assign_folds(targets, [list(range(120))], 5, seed)
 
 
 def test_a_head_that_never_saw_a_photo_judges_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def _key(config: AuditConfig, stage: Stage, audited: Audited, together: np.ndarr
         digest.update(f"{name} {images_digest(samples)}".encode())
         for folder in (config.output_dir, config.checkpoint):
             file = folder and folder / "features" / f"{name}.json"
-            digest.update(file.read_bytes() if file and file.exists() else b"")
+            digest.update(file.read_bytes() if file and file.is_file() else b"")
     digest.update(audited.targets.tobytes() + together.tobytes())
     digest.update(str((len(audited.paths), config.folds, config.seed, config.photos)).encode())
     digest.update((audited.corrections.digest if audited.corrections else "").encode())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.paths import accept_strings
+from flowers.config.values import read_values
 from flowers.errors import UsageError
 from flowers.flags import Flag
 
@@ -67,11 +67,14 @@ class AuditConfig:
     """Stop with exit code 75 after this many hours; the same command resumes. Default: no limit."""
 
     def __post_init__(self) -> None:
-        accept_strings(self)
+        read_values(self)
         if self.folds < 2:
             raise UsageError(f"--folds: got {self.folds}, expected at least 2")
         if self.photos < 1:
             raise UsageError(f"--photos: got {self.photos}, expected at least 1")
+        for name in ("model", "weights", "image_size") if self.checkpoint is not None else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"--{name.replace('_', '-')}: the network is that of --checkpoint; leave it out")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class ApplyConfig:
     """Move back what the last --move has moved."""
 
     def __post_init__(self) -> None:
-        accept_strings(self)
+        read_values(self)
         if (self.move, self.copy_to is not None, self.undo).count(True) != 1:
             raise UsageError("expected one of --move, --copy-to DIR and --undo")
         if self.corrections is None and not self.undo:

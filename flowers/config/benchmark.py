@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from flowers.errors import UsageError
 from flowers.flags import Flag
+from flowers.machine import MAX_BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -50,5 +51,7 @@ class BenchmarkConfig:
         for flag, values in (("images", [self.images]), ("batch-sizes", self.batch_sizes), ("workers", self.workers)):
             if any(value < 1 for value in values):
                 raise UsageError(f"--{flag}: got {min(values)}, expected at least 1")
+        if max(self.batch_sizes, default=1) > MAX_BATCH_SIZE:
+            raise UsageError(f"--batch-sizes: got {max(self.batch_sizes)}, expected at most {MAX_BATCH_SIZE}")
         if not self.batch_sizes:
             raise UsageError("--batch-sizes: got none, expected some, such as 8 32")

@@ -8,6 +8,9 @@ from flowers.config.sizes import check_sizes
 from flowers.errors import UsageError
 from flowers.flags import Flag
 
+_OF_IMAGES = ("split", "exclude", "on_bad_image", "batch_size", "max_pixels", "workers", "mixed_precision")
+"""Fields that say something of reading and measuring images, which --predictions does not do."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -113,3 +116,6 @@ class EvaluateConfig:
             raise UsageError("--calibrate changes a model: use it with --checkpoint C --data-dir D --split valid")
         elif self.checkpoint is not None or self.data_dir is not None:
             raise UsageError("--predictions is scored without a model: leave --checkpoint and --data-dir out")
+        elif of_images := [name for name in _OF_IMAGES if getattr(self, name) != getattr(type(self), name)]:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in of_images)
+            raise UsageError(f"--predictions is scored without images, all rows of it: leave out {given}")

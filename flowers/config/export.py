@@ -129,8 +129,9 @@ class ExportConfig:
                 raise UsageError(f"--{flag}-count: got {value}, expected at least 1")
         if self.precision == "int8" and self.format == "torch-export":
             raise UsageError("--precision int8: not for torch-export; use --format openvino or onnx")
-        if self.precision != "int8" and self.calibration_images is not None:
-            raise UsageError("--calibration-images belongs to --precision int8")
+        for name in ("calibration_images", "calibration_count") if self.precision != "int8" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"--{name.replace('_', '-')} belongs to --precision int8")
 
     def _check_site(self) -> None:
         if self.format != "web":
@@ -164,8 +165,8 @@ class ExportConfig:
             raise UsageError(f"--check-count: got {self.check_count}, expected at least 1")
 
     def _check_import(self) -> None:
-        for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
-            if value is not None:
+        for flag, value in (("checkpoint", self.checkpoint), ("format", self.format), ("average", self.average)):
+            if value:
                 raise UsageError(f"--{flag} does not go with --from-state-dict, which makes a bundle of a state dict")
         for field in fields(self):
             if field.name in OF_AN_EXPORT and getattr(self, field.name) != field.default:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.paths import accept_strings
 from flowers.config.sizes import check_sizes
+from flowers.config.values import read_values
 from flowers.errors import UsageError
 from flowers.files import MAX_NAME_BYTES
 from flowers.flags import Flag
@@ -139,7 +139,7 @@ class PredictConfig:
     """Threads per process that read and decode photos. Default: the available CPUs."""
 
     def __post_init__(self) -> None:
-        accept_strings(self)
+        read_values(self)
         if self.from_table is not None:
             self._check_from()
         else:

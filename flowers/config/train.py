@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.paths import accept_strings
 from flowers.config.presets import RECIPES, recipe_defaults
+from flowers.config.values import read_values
 from flowers.flags import Flag
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -245,7 +245,7 @@ class TrainConfig:
         return recipe_defaults(recipe)
 
     def __post_init__(self) -> None:
-        accept_strings(self)
+        read_values(self)
 
     @property
     def run_dir(self) -> Path:

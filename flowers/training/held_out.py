@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from flowers import console
+from flowers.errors import DataError
 from flowers.reports.label_errors import BLOCK, LabelCheck, find_suspicions, judge
 from flowers.training.features import FeatureBatches
 from flowers.training.flags import FIT_DEFAULTS
@@ -26,11 +27,19 @@ def assign_folds(targets: np.ndarray, groups: list[list[int]], count: int, seed:
 
     Returns:
         [N] int64, the fold of each photo.
+
+    Raises:
+        DataError: they all belong together.
     """
     leaders = np.arange(len(targets))
     for group in groups:
         leaders[group] = group[0]
-    return folds(targets, count, seed, leaders)
+    found = folds(targets, count, seed, leaders)
+    if np.all(found == found[0]):
+        raise DataError(
+            f"all {len(found)} photos belong together, by --group or as near-duplicates: no others can judge them"
+        )
+    return found
 
 
 class FeatureRows:
