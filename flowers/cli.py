@@ -65,6 +65,7 @@ def run(
 def _outcome(main: Callable[[Config], int | None], config_type: type[Config], argv: list[str]) -> int:
     """The exit code of a job, after its one line on stderr where there is one."""
     try:
+        _check_folder()
         environment.check_group()
         config = parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")
         _check_allocator()
@@ -153,6 +154,21 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _check_folder() -> None:
+    """Refuse to start in a folder that is gone, in which a shell may still stand: loading torch would end the process.
+
+    Raises:
+        FlowersError: what to do.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FlowersError(
+            f"the current folder is gone ({error.strerror}): change to one that is there; if it was made anew, "
+            'cd "$PWD" leads there'
+        ) from None
 
 
 def _check_allocator() -> None:
@@ -277,14 +293,17 @@ def _of_file(known: dict[str, flags.Option], path: Path) -> dict[str, object]:
     names = {name: option for option in known.values() for name in option.names if not name.startswith("--no-")}
     found: dict[str, object] = {}
     for word, value in values.items():
-        name = "--" + str(word).lstrip("-").replace("_", "-")
+        bare = str(word).lstrip("-").replace("_", "-")
+        name = f"-{bare}" if len(bare) == 1 else f"--{bare}"
         if name not in names:
             raise UsageError(f"--config {path}: {usage.unknown_flag(name, names)}")
         option = names[name]
         if option.name in found:
             raise UsageError(f"--config {path}: {option.spelled} is given twice; give it once")
         found[option.name] = option.read(value, f"--config {path}: {option.spelled}")
-    return {name: value for name, value in found.items() if name != "config"}
+    if found.pop("config", None) is not None:
+        raise UsageError(f"--config {path}: names another file as its config; put all into one file")
+    return found
 
 
 def _show_help(job: str, config_type: type, argv: Sequence[str]) -> None:

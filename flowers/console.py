@@ -63,7 +63,10 @@ def _console(stderr: bool) -> Console:
     on_terminal = stream is not None and stream.isatty() and not _is_dumb_terminal()
     draws = (on_terminal and _mode != "plain") or (_mode == "rich" and not stderr)
     color_system = "auto" if draws else None
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True, force_terminal=draws, color_system=color_system)
+    console = Console(
+        stderr=stderr, highlight=False, soft_wrap=True, force_terminal=draws, color_system=color_system,
+        emoji=False,  # a:b: is a path
+    )  # fmt: skip
     if not draws:  # a log file has no width of its own
         console.width = _LOG_FILE_WIDTH
     return console

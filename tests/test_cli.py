@@ -42,6 +42,25 @@ class Small:
     """Fast."""
 
 
+def test_in_a_folder_that_is_gone_nothing_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda config: 0, Small, ["--folder", "x"])
+    assert ended.value.code == 1
+    assert "error: the current folder is gone (No such file or directory): change to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--split valid", "--exclude x", "-b 8", "-j 2", "--mixed-precision no"])
+def test_flags_about_images_do_not_go_with_a_table(flags: str) -> None:
+    name = {"-b": "--batch-size", "-j": "--workers"}.get(flags.split()[0], flags.split()[0])
+    with pytest.raises(UsageError, match=f"--predictions is scored without images, all rows of it: leave out {name}"):
+        cli.parse(EvaluateConfig, ["--predictions", "p.csv", *flags.split()])
+
+
 @pytest.mark.parametrize(
     ("value", "is_valid"),
     [
@@ -171,6 +190,14 @@ def test_values_in_a_file_are_what_is_written(tmp_path: Path) -> None:
     config = cli.parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")])
     assert (config.data_dir, config.run_name, config.output_dir) == (Path("2024_01_02"), "010", Path("yes"))
     assert (config.report, config.lr) == (False, 0.001)
+    (tmp_path / "c.yaml").write_text("b: 7\n")
+    assert cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")]).batch_size == 7
+    (tmp_path / "c.yaml").write_text("config: other.yaml\n")
+    with pytest.raises(UsageError, match=r"c\.yaml: names another file as its config; put all into one file"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")])
+    (tmp_path / "c.yaml").write_text("mean: [0.5, null, 0.5]\n")
+    with pytest.raises(UsageError, match="--mean: got None, expected a number"):
+        cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")])
     (tmp_path / "c.yaml").write_text("max_hours: 1:30\n")  # 90 in YAML 1.1
     with pytest.raises(UsageError, match="--max-hours: got '1:30', expected a number"):
         cli.parse(TrainConfig, ["--data-dir", "x", "--config", str(tmp_path / "c.yaml")])
@@ -275,12 +302,13 @@ def test_of_two_numbers_the_last_one_counts_and_a_line_says_so(capsys: pytest.Ca
         lambda size: PredictConfig(checkpoint=Path("a"), input=Path("b"), batch_size=size),
         lambda size: EvaluateConfig(checkpoint=Path("a"), data_dir=Path("b"), batch_size=size),
         lambda size: check_flags(TrainConfig(data_dir=Path("a"), batch_size=size)),
+        lambda size: BenchmarkConfig(checkpoint=Path("a"), input=Path("b"), batch_sizes=(8, size)),
     ],
-    ids=["predict", "evaluate", "train"],
+    ids=["predict", "evaluate", "train", "benchmark"],
 )
 def test_a_batch_that_no_machine_holds_is_refused_at_once(make) -> None:
     make(MAX_BATCH_SIZE)
-    with pytest.raises(UsageError, match="--batch-size: got 1000000000, expected at most 65536"):
+    with pytest.raises(UsageError, match="--batch-sizes?: got 1000000000, expected at most 65536"):
         make(10**9)
 
 

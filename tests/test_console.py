@@ -139,6 +139,14 @@ def test_a_log_file_on_a_full_disk_silences_nothing(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "error: the disk is full\n"
 
 
+def test_colons_in_a_name_are_no_picture(capsys: pytest.CaptureFixture) -> None:
+    console.show_as("plain")
+    console.error("a:b: no such folder")
+    console.say(f"written: {console.plain('x:cat:')}")
+    captured = capsys.readouterr()
+    assert (captured.err, captured.out) == ("error: a:b: no such folder\n", "written: x:cat:\n")
+
+
 def test_quiet_leaves_warnings_and_errors_and_the_log_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     console.show_as("quiet")
     console.log_to(tmp_path / "log.txt")
