@@ -1,5 +1,6 @@
 """Tables in Excel's format: what stands in the cells, the same bytes, pictures, and tables as people save them."""
 
+import gc
 import hashlib
 import os
 import sys
@@ -106,6 +107,17 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         read_labelled(tmp_path / "x.xlsx")
     with pytest.raises(DataError, match="lacks a column named path: got file"):
         list(read_rows(tmp_path / "x.xlsx"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_a_full_disk_is_one_error_and_no_second_one_of_the_archive(tmp_path: Path, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    (tmp_path / "t.xlsx").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_workbook(tmp_path / "t.xlsx", table(ODD), NAMES)
+    gc.collect()
+    assert not told
 
 
 @pytest.fixture(scope="module")

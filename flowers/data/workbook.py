@@ -6,7 +6,9 @@ Text is never taken for a formula, a number or a link. Characters that the forma
 
 import contextlib
 import re
+import sys
 import tempfile
+import traceback
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,6 +124,9 @@ def write_workbook(
         try:
             book.close()
         except FileCreateError as error:
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            traceback.clear_frames(error.args[0].__traceback__)  # the ZipFile ends itself as it goes, and fails again
+            sys.unraisablehook = hook
             raise error.args[0] from None
 
 
