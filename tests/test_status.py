@@ -72,6 +72,8 @@ def test_a_file_in_the_place_of_the_work(tmp_path: Path) -> None:
 def test_of_an_output_without_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "out.csv"
     assert describe(output)["state"] == "not started"
+    assert status(StatusConfig(output)) == 0  # a job may wait in a queue
+    assert "neither the table nor the folder of a job" in capsys.readouterr().out  # or the name is mistyped
     output.write_text("path,class\r\na,b\r\n")
     assert describe(output)["state"] == "foreign"
     assert describe(output / "out.csv")["state"] == "not started"  # below a file

@@ -4,7 +4,7 @@ The JSON object::
 
     {"output": ..., "state": "not started", "listing", "running", "stopped", "finished", "damaged" or "foreign",
      "files": n, "files_done": n, "shards": n, "shards_done": n, "counts": {status: n},
-     "files_per_s": x, "left_s": x, "engine": {...}, "why": of the states damaged and foreign}
+     "files_per_s": x, "left_s": x, "engine": {...}, "why": of the states not started, damaged and foreign}
 
 Numbers that are not known (yet) are null. A table that is finished and being updated has the state of the update, and
 ``"table": "finished"``.
@@ -88,7 +88,7 @@ def describe(output: Path) -> dict:
         return found | {"state": "damaged", "why": why}
     if output.exists():
         return found | {"state": "foreign", "why": "the table has no JSON beside it: it was not made by predict.py"}
-    return found
+    return found | {"why": "neither the table nor the folder of a job that makes it is there"}
 
 
 def _of_work(work: Work) -> dict:
