@@ -131,13 +131,26 @@ def deterministic_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+def compute_in_float32(accelerator) -> None:
+    """Let networks that are prepared from now on compute in float32, whatever precision the processes started in."""
+    from accelerate.utils import AutocastKwargs
+
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+
+
+def precision_of(accelerator) -> str:
+    """The precision of networks that are prepared now: "no", "fp16" or "bf16"."""
+    handler = accelerator.autocast_handler
+    return "no" if handler is not None and not handler.enabled else accelerator.mixed_precision
+
+
 def arithmetic(accelerator) -> dict[str, object]:
     """The settings beside the flags that a job computes with now: for the log and the record of a model."""
     import torch
 
     return {
         "device": accelerator.device.type,
-        "precision": accelerator.mixed_precision,
+        "precision": precision_of(accelerator),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "float32_matmul": torch.get_float32_matmul_precision(),

@@ -168,7 +168,9 @@ def test_what_the_environment_says_of_arithmetic_is_shown_and_kept(monkeypatch, 
     assert all(f"{name}={value}" in line for name, value in said.items())
     assert "NCCL" not in line
     assert "TORCH_HOME" not in line
-    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16", num_processes=2)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), mixed_precision="bf16", num_processes=2, autocast_handler=None
+    )
     found = distributed.arithmetic(accelerator)
     assert said.items() <= found.items()
     assert (found["precision"], found["threads"], found["tf32_convolutions"]) == (

@@ -38,7 +38,7 @@ def test_fast_is_the_default_and_best_trains_all_weights() -> None:
         cli.parse(TrainConfig, ["--data-dir", "x", "--recipe", name]) for name in ("None", "fast", "best")
     )
     assert {**cli.to_plain(fast), "recipe": None} == cli.to_plain(plain)
-    assert (best.finetune, best.epochs) == ("staged", 40)
+    assert (best.finetune, best.epochs, best.refit_head) == ("staged", 40, True)
     assert cli.parse(TrainConfig, ["--data-dir", "x", "--recipe", "best", "--epochs", "5"]).epochs == 5
 
 

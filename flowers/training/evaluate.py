@@ -21,7 +21,7 @@ from flowers.training.bad_images import find_bad, leave_out, listing_bad_images,
 from flowers.training.calibrated import calibrate, learn_unfamiliar
 from flowers.training.evaluation import as_trained, measure, precision_in_training
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
-from flowers.training.model import HEAD_STAGE
+from flowers.training.staged import HEAD_STAGE, NETWORK_STAGE
 
 
 def evaluate_bundle(config: EvaluateConfig) -> int:
@@ -143,12 +143,12 @@ def _run_folder(bundle: Bundle) -> Path | None:
 def _file_of_run(bundle: Bundle, name: str) -> Path | None:
     """A file that belongs to a run, such as the split that it drew, if the model still lies in the run's folder.
 
-    It may lie as deep as checkpoints/step-00000123/, which has a history of its own, or head/best/ of a staged run. Not
-    any file of that name counts: people keep corrections beside their run folders, too.
+    It may lie as deep as checkpoints/step-00000123/, which has a history of its own, or network/head/best/ of a run of
+    several stages. Not any file of that name counts: people keep corrections beside their run folders, too.
     """
     folder = bundle.folder.resolve()
     runs = [above for above in (folder, *folder.parents[:2]) if (above / "history.jsonl").exists()]
-    runs += [run.parent for run in runs if run.name == HEAD_STAGE]
+    runs += [run.parent for run in runs if run.name in (HEAD_STAGE, NETWORK_STAGE)]
     return next((run / name for run in runs if (run / name).exists()), None)
 
 

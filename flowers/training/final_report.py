@@ -11,6 +11,7 @@ from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples
 from flowers.datasets.check import check_splits
 from flowers.datasets.check_report import findings
+from flowers.distributed import precision_of
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
@@ -69,7 +70,7 @@ def device_name(accelerator: Accelerator) -> str:
     """Number of processes, device and precision."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return f"{accelerator.num_processes} x {name}, precision {accelerator.mixed_precision}"
+    return f"{accelerator.num_processes} x {name}, precision {precision_of(accelerator)}"
 
 
 def data_findings(classes: ClassIndex, splits: Mapping[str, Samples]) -> list[list[object]] | None:

@@ -95,6 +95,10 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError(
             "--layer-decay, --drop-path and --freeze-bn are about training the backbone: add --finetune full or staged"
         )
+    if config.refit_head and config.finetune == "head":
+        raise UsageError("--refit-head fits a head to a network that was trained: add --finetune full or staged")
+    if config.refit_head and (config.hidden is not None or config.dropout > 0):
+        raise UsageError("--refit-head fits a linear head: leave out --hidden and --dropout")
     if config.grad_checkpointing and (config.finetune == "head" or config.compile):
         other = "--compile decides itself what is kept" if config.compile else "a frozen backbone keeps no activations"
         raise UsageError(f"--grad-checkpointing: no effect, as {other}; leave it out")

@@ -26,9 +26,7 @@ from flowers.models.depthwise import fast_depthwise
 from flowers.models.heads import BATCH_NORM, Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continue_model
-
-HEAD_STAGE = "head"
-"""Folder, inside the run folder, of the first stage of ``--finetune staged``: a run of its own."""
+from flowers.training.staged import HEAD_STAGE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flowers.data.augment import Augmentation
 from flowers.data.folders import ImageFolders
 from flowers.data.image_cache import ImageCache
 from flowers.data.order import Order
-from flowers.distributed import arithmetic
+from flowers.distributed import arithmetic, precision_of
 from flowers.made import how_made
 from flowers.models.bundle import Bundle
 from flowers.stopping import StopRequest
@@ -106,7 +106,7 @@ class Stage:
             ("color profiles", "converted to sRGB" if view.to_srgb else "ignored"),
             ("training", f"{how}: {trainable:,} of {total:,} parameters, {by}"),
             *length,
-            ("device", f"{self.accelerator.device}, precision {self.accelerator.mixed_precision}{threads}"),
+            ("device", f"{self.accelerator.device}, precision {precision_of(self.accelerator)}{threads}"),
             ("run folder", str(config.output_dir)),
         ]
         console.facts("flowers: train", rows)

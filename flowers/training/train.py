@@ -44,9 +44,10 @@ from flowers.training.flags import check_flags, fingerprint, resolve, with_defau
 from flowers.training.head_search import tune_head
 from flowers.training.held_out import check_labels
 from flowers.training.lr_search import search_lr
-from flowers.training.model import HEAD_STAGE, build_model
+from flowers.training.model import build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
 from flowers.training.stage import Stage
+from flowers.training.staged import REFIT_VIEWS, folders, of_first_head, of_network, of_refit_head
 from flowers.training.trackers import check_trackers, start_trackers
 from flowers.training.trainer import Trainer
 
@@ -55,13 +56,6 @@ WAIT_S = 2 * 3600.0
 
 On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at once.
 """
-LAST_STAGE_FLAGS = {
-    "epochs", "optimizer", "lr", "weight_decay", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "mixup_alpha",
-    "cutmix_alpha", "mix_off_epochs", "model_ema_decay", "layer_decay", "drop_path", "freeze_bn", "patience",
-    "grad_checkpointing",
-    "train_size", "first_train_size", "eval_every", "scale", "auto_augment",
-}  # fmt: skip
-"""In a staged run these apply to the last stage; its head is trained with the defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +83,8 @@ def train(config: TrainConfig) -> int:
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
+        if config.refit_head:
+            config = train_network(config, session, resumed)
         asked, config = config, with_default_model(config, resumed)
         if config.tune_head == "wide" and resumed is None:
             config = choose_features(asked, config, lambda config: trial_features(config, session))
@@ -119,7 +115,7 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             _refuse_to_replace(run_dir)
             if is_new:
                 stack.enter_context(_removed_on_failure(run_dir))
-            for folder in (run_dir, run_dir / HEAD_STAGE):
+            for folder in folders(run_dir):
                 remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
         corrections = read_all_corrections(config.corrections or ())
@@ -188,23 +184,53 @@ def _refuse_to_replace(run_dir: Path) -> None:
 
 
 def _has_checkpoints(run_dir: Path) -> bool:
-    return bool(list_checkpoints(run_dir) or list_checkpoints(run_dir / HEAD_STAGE))
+    return any(map(list_checkpoints, folders(run_dir)))
+
+
+def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> TrainConfig:
+    """Train the network that ``--refit-head`` fits a head to, in a run folder of its own.
+
+    Args:
+        resumed: a checkpoint of that head: then there is a network.
+
+    Returns:
+        The flags of the head.
+
+    Raises:
+        CheckpointError: the run was begun without ``--refit-head``.
+    """
+    if resumed is None:
+        network = of_network(config)
+        begun = agree_on_checkpoint(network, session.accelerator)
+        network, session = with_default_model(network, begun), without_test(config, session)
+        if network.finetune == "staged" and begun is None:
+            train_head_stage(network, session)
+        train_stage(network, session, begun)
+        session.accelerator.free_memory()
+    elif resumed.fingerprint["--finetune"] != "head":
+        raise CheckpointError(
+            f"{config.output_dir} was begun without --refit-head: give another --output-dir; a head is fitted to its "
+            f"network by --weights {config.output_dir} --views {REFIT_VIEWS}"
+        )
+    distributed.compute_in_float32(session.accelerator)
+    return of_refit_head(config)
 
 
 def train_head_stage(config: TrainConfig, session: Session) -> None:
-    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own.
-
-    All images are checked before it: the head itself would not find a broken one of test/.
-    """
-    data = handle_bad_images(config, session.accelerator, session.data, None)
-    own = {field.name: field.default for field in dataclasses.fields(config) if field.name in LAST_STAGE_FLAGS}
-    own |= {"finetune": "head", "output_dir": config.output_dir / HEAD_STAGE}
-    if not config.tune_head:
-        own["optimizer"] = "adamw"  # what the whole network's recipe was measured with
-    config = dataclasses.replace(config, resume="auto", log_with=None, report=False, calibrate=False, **own)
-    session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
+    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own."""
+    session = without_test(config, session)
+    config = of_first_head(config)
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
     session.accelerator.free_memory()
+
+
+def without_test(config: TrainConfig, session: Session) -> Session:
+    """The session of a stage that another one follows: that one measures on test/.
+
+    All images are checked now: the stage itself would not find a broken one of test/.
+    """
+    data = handle_bad_images(config, session.accelerator, session.data, None)
+    return dataclasses.replace(session, data=dataclasses.replace(data, test=None))
 
 
 def trial_features(config: TrainConfig, session: Session) -> tuple[Stage, FeatureBatches]:
@@ -216,7 +242,7 @@ def trial_features(config: TrainConfig, session: Session) -> tuple[Stage, Featur
 
 
 def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> bool:
-    """Train one stage: the only one, or the head or the whole network of a staged run.
+    """Train one stage: the only one, or one of several.
 
     Returns:
         False if an earlier start finished it.
@@ -268,7 +294,7 @@ def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | N
     if config.cache != "none":
         data = handle_bad_images(config, accelerator, data, cache)
     order = build_order(config, data, accelerator.num_processes)
-    found = fingerprint(config, data, order.global_batch_size, accelerator.mixed_precision)
+    found = fingerprint(config, data, order.global_batch_size, distributed.precision_of(accelerator))
     if resumed is not None:
         check_fingerprint(resumed, found, order.batch_arithmetic)
     return Stage(config, accelerator, session.stop, data, model, order, augmentation, cache, found)
