@@ -8,7 +8,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from flowers import console
 from flowers.cli import to_plain
@@ -18,6 +17,7 @@ from flowers.exports.photos import Photos, photos_in, photos_of_run
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle, refuse_other_files, save_bundle
 from flowers.models.heads import BATCH_NORM, Classifier
+from flowers.models.weights import mean_of
 
 BATCH_SIZE = 32
 
@@ -88,15 +88,6 @@ def check_alike(first: Bundle, first_path: Path, other: Bundle, path: Path) -> N
                 f"--average {console.plain(path)}: its {name} is not that of {console.plain(first_path)}: "
                 f"expected {told[0]}, got {told[1]}"
             )
-
-
-def mean_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of equally shaped tensors by name; counters, which are whole numbers, are those of the first."""
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point() else value
-        for name, value in states[0].items()
-    }  # fmt: skip
 
 
 @torch.inference_mode()

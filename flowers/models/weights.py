@@ -1,6 +1,6 @@
-"""Tensors by name: wrappers' prefixes, hashes, and loading into a network that they must fit exactly."""
+"""Tensors by name: wrappers' prefixes, hashes, means, and loading into a network that they must fit exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -72,3 +72,12 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in network.state_dict().items():
             value.copy_(tensors[name]) if name in tensors else value.zero_()
+
+
+def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of equally shaped tensors by name; counters, which are whole numbers, are those of the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }  # fmt: skip

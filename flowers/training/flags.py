@@ -99,6 +99,8 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError("--refit-head fits a head to a network that was trained: add --finetune full or staged")
     if config.refit_head and (config.hidden is not None or config.dropout > 0):
         raise UsageError("--refit-head fits a linear head: leave out --hidden and --dropout")
+    if config.refit_head and config.continue_from is not None:
+        raise UsageError("--refit-head fits a new head, --continue-from goes on with one: leave one of them out")
     if config.grad_checkpointing and (config.finetune == "head" or config.compile):
         other = "--compile decides itself what is kept" if config.compile else "a frozen backbone keeps no activations"
         raise UsageError(f"--grad-checkpointing: no effect, as {other}; leave it out")

@@ -1,16 +1,25 @@
 """Runs of several stages: the folder of each in the run's, and the flags that it is trained with.
 
 ``--finetune staged`` trains a head in ``head/``, then the whole network in the run's own folder. With ``--refit-head``
-the network, staged or not, is a run of its own in ``network/``, and the run's folder holds the head fitted to it.
+the network, staged or not, is a run of its own in ``network/``, and the run's folder holds the head fitted to the mean
+of the network's weights before and after training.
 """
 
 import dataclasses
 from pathlib import Path
 
+from safetensors.torch import save
+
 from flowers.config.train import TrainConfig
+from flowers.files import write_atomically
+from flowers.models.backbones import build_backbone
+from flowers.models.bundle import load_bundle
+from flowers.models.weights import mean_of
 
 HEAD_STAGE = "head"
 NETWORK_STAGE = "network"
+AVERAGED = "averaged.safetensors"
+"""In the folder of the network: the weights that a head is fitted to."""
 REFIT_VIEWS = 4
 OF_THE_NETWORK = {
     "epochs", "optimizer", "lr", "weight_decay", "schedule", "min_lr", "warmup_epochs", "max_grad_norm", "mixup_alpha",
@@ -43,10 +52,33 @@ def of_refit_head(config: TrainConfig) -> TrainConfig:
     """The flags of the head that ``--refit-head`` fits to a trained network."""
     own = _defaults() | {
         "finetune": "head", "feature_cache": True, "views": REFIT_VIEWS, "optimizer": "lbfgs", "label_smoothing": None,
-        "hidden": None, "dropout": 0.0, "weights": str(config.output_dir / NETWORK_STAGE), "continue_from": None,
+        "hidden": None, "dropout": 0.0, "weights": str(config.output_dir / NETWORK_STAGE / AVERAGED),
         "cache": "none", "compile": False, "mixed_precision": "no", "log_with": None, "refit_head": False,
     }  # fmt: skip
     return dataclasses.replace(config, **own)
+
+
+def write_average(network: TrainConfig) -> None:
+    """Write the mean of the network's weights before and after training; those after it where it began at random.
+
+    Halfway back the network still knows what many more images taught it; tests/bench/README.md says what it brings.
+
+    Args:
+        network: the flags that it was trained with.
+
+    Raises:
+        ModelError: its model is gone.
+        FlowersError: the file cannot be written.
+
+    Source: Wortsman et al. 2021, "Robust fine-tuning of zero-shot models", arXiv:2109.01903.
+    """
+    trained = load_bundle(network.output_dir).state_dict
+    state = {name.removeprefix("backbone."): value for name, value in trained.items() if name.startswith("backbone.")}
+    if network.weights != "none":
+        start = build_backbone(network.model, network.weights, network.image_size).network
+        state = mean_of([start.state_dict(), state])
+    with write_atomically(network.output_dir / AVERAGED, "wb") as file:
+        file.write(save(state))
 
 
 def _defaults() -> dict[str, object]:

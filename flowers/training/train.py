@@ -18,11 +18,13 @@ from flowers.data.corrections import CORRECTIONS_FILE, read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
 from flowers.data.grouping import warn_of_leaks
+from flowers.data.paths import readable
 from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import CheckpointError, DataError, StoppedError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
+from flowers.parsing import read_json
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import LogitTable
 from flowers.stopping import StopRequest
@@ -47,7 +49,14 @@ from flowers.training.lr_search import search_lr
 from flowers.training.model import build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
 from flowers.training.stage import Stage
-from flowers.training.staged import REFIT_VIEWS, folders, of_first_head, of_network, of_refit_head
+from flowers.training.staged import (
+    NETWORK_STAGE,
+    folders,
+    of_first_head,
+    of_network,
+    of_refit_head,
+    write_average,
+)
 from flowers.training.trackers import check_trackers, start_trackers
 from flowers.training.trainer import Trainer
 
@@ -91,6 +100,8 @@ def train(config: TrainConfig) -> int:
         if config.finetune == "staged" and resumed is None:
             train_head_stage(config, session)
         if train_stage(config, session, resumed):
+            if session.accelerator.is_main_process:
+                warn_of_better_network(config)
             say_done(config, session.data.test is not None)
     return 0
 
@@ -207,10 +218,10 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
             train_head_stage(network, session)
         train_stage(network, session, begun)
         session.accelerator.free_memory()
+        distributed.from_main(lambda: write_average(network))
     elif resumed.fingerprint["--finetune"] != "head":
         raise CheckpointError(
-            f"{config.output_dir} was begun without --refit-head: give another --output-dir; a head is fitted to its "
-            f"network by --weights {config.output_dir} --views {REFIT_VIEWS}"
+            f"{config.output_dir} was begun without --refit-head: leave it out, or give another --output-dir"
         )
     distributed.compute_in_float32(session.accelerator)
     return of_refit_head(config)
@@ -401,6 +412,18 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
     chosen_by = {name.removeprefix("valid_"): value for name, value in best.metrics.items()}
     results["valid"] |= chosen_by  # as training saw them when it chose this model
     return best, results, answers
+
+
+def warn_of_better_network(config: TrainConfig) -> None:
+    """Say so if a head that was fitted to a trained network has fewer right answers than that network's own."""
+    network = config.output_dir / NETWORK_STAGE
+    with contextlib.suppress(FileNotFoundError):
+        fitted, own = (read_json(run / "metrics.json")["valid"]["top1"] for run in (config.output_dir, network))
+        if fitted < own:
+            console.warn(
+                f"the fitted head has valid top1 {fitted:.4f}, the head that was trained with the network {own:.4f}: "
+                f"that model is {readable(network / 'best')}"
+            )
 
 
 def say_done(config: TrainConfig, has_test: bool) -> None:
