@@ -106,9 +106,9 @@ class TrainConfig:
     it to all of them. wide: choose also the network's stages, the image size and the number of views, unless they are
     given; takes five to ten times as long."""
     refit_head: bool = False
-    """After --finetune full or staged, fit a new linear head at once to the trained network, on four views of each
-    image and in float32: more accurate and better calibrated for about a minute more. The default network then shows it
-    two more stages. The network's own run is kept in the folder network/ of the run."""
+    """After --finetune full or staged, fit a new linear head at once to the mean of the network's weights before and
+    after training, on four views of each image and in float32: more accurate and better calibrated, for little more
+    time. The default network shows it two more stages. The run of the network is kept in the folder network/."""
     freeze_bn: bool = False
     """Freeze batch-norm statistics (with --finetune full or staged). Use about a tenth of the default learning rate,
     e.g. --lr 0.003."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.files import write_atomically
 from flowers.models.backbones import build_backbone
@@ -75,6 +76,7 @@ def write_average(network: TrainConfig) -> None:
     trained = load_bundle(network.output_dir).state_dict
     state = {name.removeprefix("backbone."): value for name, value in trained.items() if name.startswith("backbone.")}
     if network.weights != "none":
+        console.say("a new head is fitted to the mean of the weights before and after training")
         start = build_backbone(network.model, network.weights, network.image_size).network
         state = mean_of([start.state_dict(), state])
     with write_atomically(network.output_dir / AVERAGED, "wb") as file:
