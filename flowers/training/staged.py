@@ -55,6 +55,7 @@ def of_refit_head(config: TrainConfig) -> TrainConfig:
         "finetune": "head", "feature_cache": True, "views": REFIT_VIEWS, "optimizer": "lbfgs", "label_smoothing": None,
         "hidden": None, "dropout": 0.0, "weights": str(config.output_dir / NETWORK_STAGE / AVERAGED),
         "cache": "none", "compile": False, "mixed_precision": "no", "log_with": None, "refit_head": False,
+        "tune_head": False,  # by cross-validation on images that the network has learnt by heart
     }  # fmt: skip
     return dataclasses.replace(config, **own)
 
