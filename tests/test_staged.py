@@ -115,10 +115,10 @@ def test_a_run_that_was_begun_without_it_is_refused(sample_set: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--refit-head fits a head to a network that was trained: add --finetune full or staged"),
+        ([], "--refit-head fits a head to a network that was trained: add --finetune full or staged, or --no-refit"),
         (["--finetune", "full", "--hidden", "8"], "leave out --hidden and --dropout"),
         (["--finetune", "staged", "--dropout", "0.1"], "leave out --hidden and --dropout"),
-        (["--finetune", "full", "--continue-from", "run"], "leave one of them out"),
+        (["--finetune", "full", "--continue-from", "run"], "--continue-from goes on with one: add --no-refit-head"),
     ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], message: str) -> None:

@@ -96,11 +96,13 @@ def check_flags(config: TrainConfig) -> None:
             "--layer-decay, --drop-path and --freeze-bn are about training the backbone: add --finetune full or staged"
         )
     if config.refit_head and config.finetune == "head":
-        raise UsageError("--refit-head fits a head to a network that was trained: add --finetune full or staged")
+        raise UsageError(
+            "--refit-head fits a head to a network that was trained: add --finetune full or staged, or --no-refit-head"
+        )
     if config.refit_head and (config.hidden is not None or config.dropout > 0):
-        raise UsageError("--refit-head fits a linear head: leave out --hidden and --dropout")
+        raise UsageError("--refit-head fits a linear head: leave out --hidden and --dropout, or add --no-refit-head")
     if config.refit_head and config.continue_from is not None:
-        raise UsageError("--refit-head fits a new head, --continue-from goes on with one: leave one of them out")
+        raise UsageError("--refit-head fits a new head, --continue-from goes on with one: add --no-refit-head")
     if config.grad_checkpointing and (config.finetune == "head" or config.compile):
         other = "--compile decides itself what is kept" if config.compile else "a frozen backbone keeps no activations"
         raise UsageError(f"--grad-checkpointing: no effect, as {other}; leave it out")
