@@ -463,7 +463,6 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
         ({"check_count": 0}, "--check-count: got 0"),
         ({"format": "torch-export", "output": Path("a.pt2"), "precision": "int8"}, "int8: not for torch-export"),
         ({"calibration_images": Path("D")}, "--calibration-images belongs to --precision int8"),
-        ({"calibration_count": 9}, "--calibration-count belongs to --precision int8"),
         (
             {"from_state_dict": Path("W"), "checkpoint": None, "format": None, "average": (Path("A"), Path("B"))},
             "--average does not go with --from-state-dict",

@@ -129,9 +129,8 @@ class ExportConfig:
                 raise UsageError(f"--{flag}-count: got {value}, expected at least 1")
         if self.precision == "int8" and self.format == "torch-export":
             raise UsageError("--precision int8: not for torch-export; use --format openvino or onnx")
-        for name in ("calibration_images", "calibration_count") if self.precision != "int8" else ():
-            if getattr(self, name) != getattr(type(self), name):
-                raise UsageError(f"--{name.replace('_', '-')} belongs to --precision int8")
+        if self.precision != "int8" and self.calibration_images is not None:
+            raise UsageError("--calibration-images belongs to --precision int8")
 
     def _check_site(self) -> None:
         if self.format != "web":
