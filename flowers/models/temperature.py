@@ -61,9 +61,7 @@ def store(bundle: Bundle) -> None:
     place = bundle.folder.resolve()  # "." has no name that another folder could take
     named = place.with_name(place.name.removeprefix(".").removesuffix(".old"))
     if place == old_name(named):  # where ``load_bundle`` finds it after a save that was killed between two renames
-        if not named.exists():
-            os.rename(place, named)
-        place = named
+        place = named  # to which ``replace_folder`` brings it back
     with replace_folder(place) as folder:
         for entry in place.iterdir():
             if entry.is_dir() and not entry.is_symlink():
