@@ -213,7 +213,7 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
     if resumed is None:
         network = of_network(config)
         begun = agree_on_checkpoint(network, session.accelerator)
-        network, session = with_default_model(network, begun), without_test(config, session)
+        network = with_default_model(network, begun)
         if network.finetune == "staged" and begun is None:
             train_head_stage(network, session)
         train_stage(network, session, begun)
@@ -228,20 +228,15 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
 
 
 def train_head_stage(config: TrainConfig, session: Session) -> None:
-    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own."""
-    session = without_test(config, session)
+    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own.
+
+    All images are checked before it: the head itself would not find a broken one of test/.
+    """
+    data = handle_bad_images(config, session.accelerator, session.data, None)
+    session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
     config = of_first_head(config)
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
     session.accelerator.free_memory()
-
-
-def without_test(config: TrainConfig, session: Session) -> Session:
-    """The session of a stage that another one follows: that one measures on test/.
-
-    All images are checked now: the stage itself would not find a broken one of test/.
-    """
-    data = handle_bad_images(config, session.accelerator, session.data, None)
-    return dataclasses.replace(session, data=dataclasses.replace(data, test=None))
 
 
 def trial_features(config: TrainConfig, session: Session) -> tuple[Stage, FeatureBatches]:
