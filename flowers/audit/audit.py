@@ -29,8 +29,9 @@ from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
 from flowers.training.held_out import FeatureRows, assign_folds, held_out_probs
+from flowers.training.session import open_run
 from flowers.training.stage import Stage
-from flowers.training.train import open_run, prepare_stage
+from flowers.training.train import prepare_stage
 
 FORMAT_VERSION = 1
 

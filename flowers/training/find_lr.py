@@ -11,7 +11,8 @@ from flowers.training.continued import continued
 from flowers.training.flags import check_flags, with_default_model
 from flowers.training.lr_search import SPAN, search_lr
 from flowers.training.resume import agree_on_checkpoint
-from flowers.training.train import build_batches, open_run, prepare_stage, save_config, train_head_stage
+from flowers.training.session import open_run
+from flowers.training.train import build_batches, prepare_stage, save_config, train_head_stage
 from flowers.training.trainer import Trainer
 
 

@@ -3,41 +3,25 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import yaml
-from accelerate import Accelerator
 
 from flowers import console, distributed, environment
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
-from flowers.data.added import add_to_train, read_added
-from flowers.data.choice import Choice
-from flowers.data.corrections import CORRECTIONS_FILE, read_all_corrections
-from flowers.data.folders import ImageFolders, load_image_folders
-from flowers.data.formats import limits
-from flowers.data.grouping import warn_of_leaks
+from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.data.paths import readable
-from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
-from flowers.errors import CheckpointError, DataError, StoppedError
-from flowers.files import make_folder, remove, write_atomically
+from flowers.errors import CheckpointError
+from flowers.files import remove, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import LogitTable
-from flowers.stopping import StopRequest
-from flowers.training.bad_images import handle_bad_images, listing_all_faults, listing_bad_images
+from flowers.training.bad_images import handle_bad_images, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.calibrated import calibrate_trained, features_of_some, learn_unfamiliar
-from flowers.training.checkpoint import (
-    Checkpoint,
-    check_fingerprint,
-    list_checkpoints,
-    lock_run,
-    remove_leftovers,
-)
+from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
 from flowers.training.feature_search import choose_features
 from flowers.training.features import FeatureBatches, cache_features
@@ -48,32 +32,11 @@ from flowers.training.held_out import check_labels
 from flowers.training.lr_search import search_lr
 from flowers.training.model import build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
+from flowers.training.session import Session, open_run
 from flowers.training.stage import Stage
-from flowers.training.staged import (
-    NETWORK_STAGE,
-    folders,
-    of_first_head,
-    of_network,
-    of_refit_head,
-    write_average,
-)
+from flowers.training.staged import NETWORK_STAGE, of_first_head, of_network, of_refit_head, write_average
 from flowers.training.trackers import check_trackers, start_trackers
 from flowers.training.trainer import Trainer
-
-WAIT_S = 2 * 3600.0
-"""How long ranks wait for one: it may join the features of millions of images, or read more slowly than the others.
-
-On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at once.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """An open run folder: the processes, the data as found on disk, and the request to stop."""
-
-    accelerator: Accelerator
-    data: ImageFolders
-    stop: StopRequest
 
 
 def train(config: TrainConfig) -> int:
@@ -104,98 +67,6 @@ def train(config: TrainConfig) -> int:
                 warn_of_better_network(config)
             say_done(config, session.data.test is not None)
     return 0
-
-
-@contextlib.contextmanager
-def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Session]:
-    """Hold the run folder inside the block, with the data listed, the processes connected and signals caught.
-
-    Args:
-        needs_valid: refuse data without validation images.
-
-    Raises:
-        FlowersError: the folder is in use, cannot be written or holds results; the data or the launch is wrong.
-    """
-    run_dir = config.output_dir
-    limits.allow_pixels(config.max_pixels)
-    with contextlib.ExitStack() as stack:
-        if console.is_main_process():
-            is_new = not run_dir.exists()
-            make_folder(run_dir)
-            stack.enter_context(lock_run(run_dir))
-            _refuse_to_replace(run_dir)
-            if is_new:
-                stack.enter_context(_removed_on_failure(run_dir))
-            for folder in folders(run_dir):
-                remove_leftovers(folder)
-            console.log_to(run_dir / "log.txt")
-        corrections = read_all_corrections(config.corrections or ())
-        tables = [read_added(table, Choice(exclude=config.exclude), corrections) for table in config.add or ()]
-        # A start that failed before its first checkpoint, on a broken image say, may have left a split.
-        anew = not _has_checkpoints(run_dir)
-        draw = ValidationDraw(config.val_fraction, config.seed, run_dir / "split.json", anew, config.group)
-        with listing_all_faults(config):
-            data = load_image_folders(
-                config.data_dir,
-                class_names=config.class_names,
-                draw=draw,
-                choice=Choice(exclude=config.exclude),
-                corrections=corrections,
-            )
-        if tables:
-            data = add_to_train(data, tables)
-            if config.group:
-                warn_of_leaks({name: samples.paths for name, samples in data.splits.items()}, config.group)
-        data = data.at_most(config.max_images, config.max_train_images, config.seed)
-        stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
-        if config.deterministic:
-            stack.enter_context(distributed.deterministic_kernels())
-        accelerator = distributed.start(
-            config.mixed_precision,
-            timeout_s=WAIT_S,
-            default_precision="no" if config.finetune == "head" else None,
-        )
-        if needs_valid and not data.valid:
-            raise DataError("there are no validation images: add valid/, or let --val-fraction draw some of train/")
-        try:
-            yield Session(accelerator, data, stop)
-        except StoppedError:  # on all ranks alike; after any other error the ranks are no longer in step
-            if accelerator.is_main_process:
-                stop.clear()
-            accelerator.end_training()
-            raise
-        accelerator.end_training()
-
-
-@contextlib.contextmanager
-def _removed_on_failure(run_dir: Path) -> Iterator[None]:
-    """Remove a run folder that the block fails to put to use; checkpoints and whole features are worth keeping."""
-    try:
-        yield
-    except StoppedError:
-        raise
-    except Exception:
-        if not _has_checkpoints(run_dir) and not any(run_dir.rglob("features/*.npy")):
-            console.log_to(None)
-            remove(run_dir)
-        raise
-
-
-def _refuse_to_replace(run_dir: Path) -> None:
-    """Keep the results of a finished run whose checkpoints somebody has removed, to save room say.
-
-    Raises:
-        CheckpointError: there are such results, and a new run would replace them.
-    """
-    if not list_checkpoints(run_dir) and (run_dir / "metrics.json").exists():
-        raise CheckpointError(
-            f"{run_dir} holds the results of a finished run, and no checkpoint of it any more: its model is in best/; "
-            "to train anew, give another --output-dir"
-        )
-
-
-def _has_checkpoints(run_dir: Path) -> bool:
-    return any(map(list_checkpoints, folders(run_dir)))
 
 
 def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> TrainConfig:

@@ -125,7 +125,8 @@ def resident_trainer(flags: list[object]) -> tuple["Trainer", "Batch"]:  # noqa:
     from flowers.data.loaders import Batch
     from flowers.stopping import StopRequest
     from flowers.training.flags import check_flags
-    from flowers.training.train import Session, build_batches, prepare_stage
+    from flowers.training.session import Session
+    from flowers.training.train import build_batches, prepare_stage
     from flowers.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as temporary:
