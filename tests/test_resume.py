@@ -23,6 +23,7 @@ from traps import (
     record_waits,
     recorded,
     save_first_weights,
+    slow_steps,
     spoil_a_loss,
     spoil_an_update,
 )
@@ -159,7 +160,18 @@ def test_ranks_wait_for_one_another_where_the_losses_are_read(sample_set: Path, 
     assert job.wait() == [0, 0], job.output
     for rank in range(2):
         steps = {int(line) for line in (tmp_path / f"waits-rank{rank}.txt").read_text().splitlines()}
-        assert steps == {10, 16, 20, 30, 32}, "each ten steps, and at the ends of two epochs"
+        assert steps == {1, 10, 16, 20, 30, 32}, "after the first step, each ten steps, at the ends of two epochs"
+
+
+def test_ranks_vote_at_each_step_where_steps_are_slow(sample_set: Path, tmp_path: Path) -> None:
+    """A request to stop is heard within half a minute, however long a step takes."""
+    flags = ["--data-dir", sample_set, *COMMON[:8], "-b", 1, "--epochs", 1]
+    job = Job("train", [*flags, "--output-dir", "run"], folder=tmp_path, processes=2,
+              before=slow_steps, arguments=(str(tmp_path / "waits"), 20.0))  # fmt: skip
+    assert job.wait() == [0, 0], job.output
+    for rank in range(2):
+        steps = {int(line) for line in (tmp_path / f"waits-rank{rank}.txt").read_text().splitlines()}
+        assert steps == set(range(1, 17))
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])

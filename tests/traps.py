@@ -108,6 +108,17 @@ def record_waits(prefix: str) -> None:
     around_step(after=lambda *_: steps.append(1))
 
 
+def slow_steps(prefix: str, seconds: float) -> None:
+    """As ``record_waits``, where rank 1's steps seem to take some seconds more than they do."""
+    import time
+
+    original, steps = time.monotonic, []
+    record_waits(prefix)
+    around_step(after=lambda *_: steps.append(1))
+    if os.environ["RANK"] == "1":
+        time.monotonic = lambda: original() + seconds * len(steps)
+
+
 def die_in_step(number: int) -> None:
     """Be killed in the middle of micro-step ``number`` of this start."""
     seen = []

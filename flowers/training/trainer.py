@@ -38,6 +38,7 @@ from flowers.training.stage import Stage
 
 SAY_EVERY_S = 3.0
 AGREE_EVERY = 10  # steps between the ranks' votes on stopping; each waits for the device, as reading the losses does
+HEAR_WITHIN_S = 30.0  # a request to stop: with slow steps the ranks vote more often, but no more than once a step
 
 
 class Trainer:
@@ -86,6 +87,8 @@ class Trainer:
         self._save_steps, self._save_s = parse_save_every(config.save_every, stage.order.steps_per_epoch)
         self._saved_s = self._said_s = self._went_on_s = time.monotonic()
         self._point_s = 0.0
+        self._agree_every = 1  # steps; the first vote tells the ranks how long a step takes
+        self._voted_at = (0, time.monotonic())
 
     @property
     def config(self) -> TrainConfig:
@@ -112,6 +115,7 @@ class Trainer:
         order = self.stage.order  # an epoch's last step may hold fewer images
         images = (self.config.epochs - progress.epoch) * order.num_samples
         self._went_on_s = time.monotonic()
+        self._voted_at = (progress.step, self._went_on_s)
         done = min(progress.step_in_epoch * order.global_batch_size, order.num_samples)
         with console.progress("train", images - done) as meter:
             if self.config.fits_at_once and not progress.finished:
@@ -237,7 +241,7 @@ class Trainer:
         progress.step_in_epoch += 1
         ends_epoch = progress.step_in_epoch == self.stage.order.steps_per_epoch
         validates = ends_epoch or (config.eval_every is not None and progress.step % config.eval_every == 0)
-        votes = ends_epoch or self.accelerator.num_processes == 1 or progress.step % AGREE_EVERY == 0
+        votes = ends_epoch or self.accelerator.num_processes == 1 or progress.step % self._agree_every == 0
         stops, saves = self.vote() if votes else (False, False)
         saves = saves or stops or (self._save_steps and progress.step % self._save_steps == 0)
         if validates or saves or progress.step % config.log_interval == 0:
@@ -285,11 +289,19 @@ class Trainer:
         return True
 
     def vote(self) -> tuple[bool, bool]:
-        """Agree over all ranks: was any asked to stop; is a checkpoint due by rank 0's clock."""
+        """Agree over all ranks: was any asked to stop; is a checkpoint due by rank 0's clock; when to vote again."""
+        step, now_s = self.progress.step, time.monotonic()
         wants_stop = self.stage.stop.reason() is not None
-        wants_save = self._save_s is not None and time.monotonic() - self._saved_s > self._save_s
-        rows = rows_of_ranks(self.accelerator, [float(wants_stop), float(wants_save)])
-        return any(stop for stop, _ in rows), rows[0][1] > 0
+        wants_save = self._save_s is not None and now_s - self._saved_s > self._save_s
+        voted_step, voted_s = self._voted_at
+        self._voted_at = (step, now_s)
+        step_s = (now_s - voted_s) / max(step - voted_step, 1)
+        rows = rows_of_ranks(self.accelerator, [float(wants_stop), float(wants_save), step_s])
+        slowest_s = max(row[2] for row in rows)
+        # A divisor, so that votes still fall on the steps where the losses are read.
+        fitting = (steps for steps in (AGREE_EVERY, 5, 2, 1) if steps * slowest_s <= HEAR_WITHIN_S)
+        self._agree_every = next(fitting, 1)
+        return any(row[0] for row in rows), rows[0][1] > 0
 
     def read_losses(self, check_weights: bool = False) -> float:
         """Fetch the unread losses; only here does a step wait for the device.
