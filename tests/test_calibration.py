@@ -17,7 +17,7 @@ from flowers.models.temperature import store, with_temperature, without_temperat
 from flowers.prediction.flags import stored_min_prob
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, out_of_fold, softmax, sure_above
-from flowers.training.calibrated import calibrate_trained
+from flowers.training.evaluation import calibrate_trained
 
 CLASSES = len(tiny_job.CLASSES)
 

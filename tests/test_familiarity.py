@@ -24,7 +24,7 @@ from flowers.prediction.rows import RowFormat
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import softmax
 from flowers.reports.metrics import FeatureTable
-from flowers.training.calibrated import learn_unfamiliar
+from flowers.training.evaluation import learn_unfamiliar
 
 CLASSES, WIDTH = 20, 64
 PLAIN = {"engine": "torch", "precision": "float32", "workers": 1}

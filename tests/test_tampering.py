@@ -16,7 +16,7 @@ from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
-from flowers.training.evaluation import precision_in_training
+from flowers.training.evaluate import precision_in_training
 
 MODEL = "timm/test_resnet"
 NONSENSE = {

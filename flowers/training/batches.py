@@ -1,6 +1,7 @@
 """Batches for training and evaluation: where they come from, and their way to the device."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -16,10 +17,13 @@ from flowers.data.image_cache import ImageCache, open_cache
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import Batch, EvalLoader, TrainLoader
 from flowers.data.order import Order, class_balance
+from flowers.engines.engine import Engine
 from flowers.training.schedule import view_sizes
 from flowers.training.stage import Stage
 
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
+IN_FLIGHT = 3  # batches that wait in an engine while the next one is read
 
 
 class Batches(Protocol):
@@ -144,6 +148,18 @@ def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         ahead = moved
     if ahead is not None:
         yield ahead
+
+
+def through_engine(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
+    """The batches with features [B, D] in the place of their images; some are in the engine at a time."""
+    waiting: deque = deque()
+    for batch in batches:
+        waiting.append((batch, engine.submit(batch.images.numpy())))
+        if len(waiting) > IN_FLIGHT:
+            batch, handle = waiting.popleft()
+            yield batch._replace(images=torch.from_numpy(handle.result().features))
+    for batch, handle in waiting:
+        yield batch._replace(images=torch.from_numpy(handle.result().features))
 
 
 class Stopwatch:

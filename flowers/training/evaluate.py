@@ -3,7 +3,12 @@
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from flowers import console, distributed, environment
 from flowers.config.evaluate import EvaluateConfig
@@ -12,14 +17,18 @@ from flowers.data.classes import renamed
 from flowers.data.corrections import CORRECTIONS_FILE, Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
 from flowers.data.formats import limits
+from flowers.data.loaders import Batch
+from flowers.engines.engine import KeyedNetwork, build_engine
 from flowers.errors import DataError, NoSplitError, OutputError
 from flowers.files import claim, write_atomically
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
+from flowers.reports.answers import Answers
+from flowers.reports.metrics import LogitTable, Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
-from flowers.training.calibrated import calibrate, learn_unfamiliar
-from flowers.training.evaluation import as_trained, measure, precision_in_training
+from flowers.training.batches import AUTOCAST, ENGINE_PRECISION, eval_loader, through_engine
+from flowers.training.evaluation import calibrate, evaluate, features_of_some, learn_unfamiliar
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
 from flowers.training.staged import HEAD_STAGE, NETWORK_STAGE
 
@@ -95,6 +104,67 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")
     console.done("evaluated", written, [console.job_command("predict", "--checkpoint", config.checkpoint, *photos)])
     return 0
+
+
+def measure(
+    config: EvaluateConfig, accelerator: Accelerator, bundle: Bundle, samples: Samples, keep_logits: bool
+) -> tuple[Metrics, Answers | None, str, list[str]]:
+    """Run the model over the split, every image once; all ranks get the same result.
+
+    A head that was trained on cached features is measured on features of the same engine, as in training.
+
+    Returns:
+        The figures; the answers, unless the logits are too many; what computed them, for the user; the images that are
+        damaged, but were measured as they decode.
+    """
+    trained = as_trained(bundle)
+    classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
+    dtype = AUTOCAST[accelerator.mixed_precision]
+    loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
+    table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
+    seen = features_of_some(len(samples), bundle, classifier.head) if config.calibrate else None
+    engine = None
+    if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
+        engine = build_engine(
+            KeyedNetwork(bundle.model, classifier.backbone),
+            bundle.preprocessing,
+            precision=ENGINE_PRECISION.get(precision_in_training(trained) if trained.get("mixed_precision") else None),
+            batch_size=config.batch_size,
+            device=accelerator.device,
+        )
+    module = classifier if engine is None else classifier.head
+    network = accelerator.prepare_model(module, evaluation_mode=True)
+    batches = loader if engine is None else through_engine(loader, engine)
+    computed_by = engine.description if engine is not None else f"torch, precision {accelerator.mixed_precision}"
+    console.say(f"measured by {computed_by}")
+
+    def inputs(batch: Batch) -> Tensor:
+        return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
+
+    with console.progress(f"evaluate {config.split}", len(samples)) as meter:
+        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
+    if engine is not None:
+        engine.close()
+    of_ranks = distributed.from_all(lambda: loader.damaged)
+    damaged = [samples.paths[index] for index in sorted({place for found in of_ranks for place in found})]
+    if table is None:
+        return metrics, None, computed_by, damaged
+    logits, features = (found and found.result(accelerator.reduce, accelerator.device) for found in (table, seen))
+    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by, damaged
+
+
+def as_trained(bundle: Bundle) -> Mapping[str, object]:
+    """The flags that a model was trained with; empty where its model.json does not tell them."""
+    flags = bundle.made.get("config")
+    return flags if isinstance(flags, dict) else {}
+
+
+def precision_in_training(trained: Mapping[str, object]) -> str | None:
+    """The precision of the network in training; None: the fastest one, as the default for whole networks is."""
+    asked = trained.get("mixed_precision")
+    if isinstance(asked, str) and asked in AUTOCAST and (asked != "fp16" or torch.cuda.is_available()):
+        return asked
+    return None if trained.get("finetune") in ("full", "staged") else "no"
 
 
 def _find_samples(config: EvaluateConfig, bundle: Bundle) -> tuple[EvaluateConfig, Samples, Corrections | None]:

@@ -1,26 +1,28 @@
-"""Evaluation of a network, or of a saved model as it was in its training, on a split."""
+"""Evaluation of a network on a split, and what is fitted on its answers: temperature, thresholds and familiarity."""
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flowers import console, distributed
-from flowers.config.evaluate import EvaluateConfig
-from flowers.data.folders import Samples
 from flowers.data.loaders import Batch
-from flowers.engines.engine import Engine, KeyedNetwork, build_engine
+from flowers.errors import DataError
 from flowers.models.bundle import Bundle
+from flowers.models.familiarity import MIN_FITTED, fit_familiarity, step_of
+from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
+from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, softmax, sure_above
 from flowers.reports.metrics import FeatureTable, LogitTable, Metrics, Tally
-from flowers.training.batches import AUTOCAST, eval_loader, to_device
-from flowers.training.calibrated import features_of_some
+from flowers.training.batches import to_device
 
-ENGINE_PRECISION = {None: "auto", "no": "float32", "fp16": "fp16", "bf16": "bf16"}
-IN_FLIGHT = 3  # batches that wait in the engine while the next one is read
+MIN_CALIBRATED, MIN_MISTAKES = 100, 5
+"""Images, and wrong answers among them, from which on training stores a temperature."""
+SURE = 0.99
+"""Share of the answers that must be right at the threshold of ``--min-prob auto``."""
 
 
 @torch.inference_mode()
@@ -62,74 +64,102 @@ def evaluate(
     return tally.result(accelerator.reduce)
 
 
-def measure(
-    config: EvaluateConfig, accelerator: Accelerator, bundle: Bundle, samples: Samples, keep_logits: bool
-) -> tuple[Metrics, Answers | None, str, list[str]]:
-    """Run the model over the split, every image once; all ranks get the same result.
-
-    A head that was trained on cached features is measured on features of the same engine, as in training.
+def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
+    """Fit a temperature and the threshold of ``--min-prob auto``, store them in the model's folder, and say so.
 
     Returns:
-        The figures; the answers, unless the logits are too many; what computed them, for the user; the images that are
-        damaged, but were measured as they decode.
+        The calibrated model and its answers.
+
+    Raises:
+        DataError: no temperature fits best, for example because every answer is correct.
     """
-    trained = as_trained(bundle)
-    classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
-    dtype = AUTOCAST[accelerator.mixed_precision]
-    loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
-    table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
-    seen = features_of_some(len(samples), bundle, classifier.head) if config.calibrate else None
-    engine = None
-    if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
-        engine = build_engine(
-            KeyedNetwork(bundle.model, classifier.backbone),
-            bundle.preprocessing,
-            precision=ENGINE_PRECISION.get(precision_in_training(trained) if trained.get("mixed_precision") else None),
-            batch_size=config.batch_size,
-            device=accelerator.device,
+    temperature = fit_temperature(answers.logits, answers.targets)
+    if temperature is None:
+        raise DataError(
+            f"--calibrate: cannot fit a temperature: {int(answers.hits.sum())} of {len(answers.hits)} answers are "
+            "correct. Nothing was stored; calibrate on more, and harder, images"
         )
-    module = classifier if engine is None else classifier.head
-    network = accelerator.prepare_model(module, evaluation_mode=True)
-    batches = loader if engine is None else _with_features(loader, engine)
-    computed_by = engine.description if engine is not None else f"torch, precision {accelerator.mixed_precision}"
-    console.say(f"measured by {computed_by}")
-
-    def inputs(batch: Batch) -> Tensor:
-        return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
-
-    with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
-    if engine is not None:
-        engine.close()
-    of_ranks = distributed.from_all(lambda: loader.damaged)
-    damaged = [samples.paths[index] for index in sorted({place for found in of_ranks for place in found})]
-    if table is None:
-        return metrics, None, computed_by, damaged
-    logits, features = (found and found.result(accelerator.reduce, accelerator.device) for found in (table, seen))
-    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by, damaged
-
-
-def _with_features(batches: Iterable[Batch], engine: Engine) -> Iterator[Batch]:
-    """The batches with features [B, D] in the place of their images; some are in the engine at a time."""
-    waiting: deque = deque()
-    for batch in batches:
-        waiting.append((batch, engine.submit(batch.images.numpy())))
-        if len(waiting) > IN_FLIGHT:
-            batch, handle = waiting.popleft()
-            yield batch._replace(images=torch.from_numpy(handle.result().features))
-    for batch, handle in waiting:
-        yield batch._replace(images=torch.from_numpy(handle.result().features))
+    after = dataclasses.replace(answers, logits=(answers.logits / temperature).astype(answers.logits.dtype))
+    made = {name: value for name, value in bundle.made.items() if name != "min_prob"}
+    min_prob = sure_above(after.confidences, after.hits, SURE)
+    if min_prob is not None:
+        made["min_prob"] = round(min_prob, 4)
+    calibrated = with_temperature(dataclasses.replace(bundle, made=made), temperature)
+    distributed.from_main(lambda: store(calibrated))
+    errors = [calibration_error(found.confidences, found.hits) for found in (answers, after)]
+    console.say(
+        f"temperature {temperature:.4f} stored in {console.plain(bundle.folder)}: calibration error {errors[0]:.4f} -> "
+        f"{errors[1]:.4f}, loss {answers.metrics.loss:.4f} -> {after.metrics.loss:.4f}, the same answers"
+    )
+    if min_prob:
+        kept = after.confidences >= min_prob
+        console.say(
+            f"predict --min-prob auto: below {min_prob:.4f} an answer is unsure; {kept.mean():.1%} of the images are "
+            f"not, and {after.hits[kept].mean():.1%} of these right"
+        )
+    return calibrated, after
 
 
-def as_trained(bundle: Bundle) -> Mapping[str, object]:
-    """The flags that a model was trained with; empty where its model.json does not tell them."""
-    flags = bundle.made.get("config")
-    return flags if isinstance(flags, dict) else {}
+def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
+    """Calibrate the best model of a run on the validation split, where that is reliable; else say why not.
+
+    The calibration error is measured out of fold. It joins the model's figures as ``valid_ece_out_of_fold``, and what
+    it was before as ``valid_ece_uncalibrated``. A start that was killed after it finds the model calibrated.
+
+    Returns:
+        The model and its answers, calibrated or as they were.
+    """
+    if "temperature" in best.made:
+        return best, answers
+    wrong = int((~answers.hits).sum())
+    reason, scaled = None, None
+    if len(answers.hits) < MIN_CALIBRATED:
+        reason = f"{len(answers.hits)} validation images are too few, expected at least {MIN_CALIBRATED}"
+    elif wrong < MIN_MISTAKES:
+        reason = f"{wrong} of {len(answers.hits)} answers are wrong, too few to fit on"
+    elif (scaled := out_of_fold(answers.logits, answers.targets)) is None:
+        reason = "no temperature fits best"
+    else:
+        held_out = dataclasses.replace(answers, logits=scaled.astype(answers.logits.dtype))
+        if held_out.metrics.loss >= answers.metrics.loss:
+            reason = "it would not lower the loss on images that it was not fitted on"
+    if reason is not None:
+        console.say(f"not calibrated: {reason}; evaluate --calibrate fits a temperature on other images")
+        return best, answers
+    figures = {
+        "valid_ece_out_of_fold": calibration_error(held_out.confidences, held_out.hits),
+        "valid_ece_uncalibrated": calibration_error(answers.confidences, answers.hits),
+    }
+    best, answers = calibrate(dataclasses.replace(best, metrics={**best.metrics, **figures}), answers)
+    console.say(
+        f"calibration error on images that the temperature was not fitted on: {figures['valid_ece_out_of_fold']:.4f}"
+    )
+    return best, answers
 
 
-def precision_in_training(trained: Mapping[str, object]) -> str | None:
-    """The precision of the network in training; None: the fastest one, as the default for whole networks is."""
-    asked = trained.get("mixed_precision")
-    if isinstance(asked, str) and asked in AUTOCAST and (asked != "fp16" or torch.cuda.is_available()):
-        return asked
-    return None if trained.get("finetune") in ("full", "staged") else "no"
+def features_of_some(num_images: int, bundle: Bundle, head: nn.Module) -> FeatureTable:
+    """An empty table for the features that ``learn_unfamiliar`` fits on, of a split that ``head`` is measured on."""
+    return FeatureTable(num_images, bundle.head.in_features, step_of(num_images), head)
+
+
+def learn_unfamiliar(bundle: Bundle, answers: Answers) -> Bundle:
+    """Fit what tells photos of none of the classes, store it in the model's folder, and say so; or why it cannot be.
+
+    Args:
+        answers: with features, on images that the head was not trained on.
+
+    Returns:
+        The model, with its familiarity where that could be fitted.
+    """
+    probs = softmax(answers.logits[:: step_of(len(answers.logits))])
+    found = fit_familiarity(probs, answers.features)
+    if found is None:
+        console.say(
+            f"unfamiliar photos will not be marked: {len(probs)} validation images of {len(bundle.classes)} classes "
+            f"are too few or too much alike, expected at least {MIN_FITTED} images and two classes"
+        )
+        return bundle
+    bundle = dataclasses.replace(bundle, familiarity=found)
+    distributed.from_main(lambda: store(bundle))
+    console.say(f"predict marks photos of none of the classes as unfamiliar, and up to {1 - found.share:.0%} of others")
+    return bundle

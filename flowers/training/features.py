@@ -8,9 +8,9 @@ piece, and computed again.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_at
 from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
-from flowers.training.evaluation import ENGINE_PRECISION, IN_FLIGHT
+from flowers.training.batches import ENGINE_PRECISION, through_engine
 from flowers.training.flags import images_digest
 from flowers.training.linear_head import HeadProblem
 from flowers.training.stage import Stage
@@ -270,39 +270,24 @@ def _compute(stage: Stage, engine: Engine, images: ViewLoader, missing: list[Pie
     world_size, size = accelerator.num_processes, engine.batch_size
     mine = missing[accelerator.process_index :: world_size]
     rounds = -(-len(missing) // world_size)
-    stops = False
-    waiting: deque = deque()
-    features: list[np.ndarray] = []
-
-    def take() -> None:
-        piece, left, handle = waiting.popleft()
-        features.append(handle.result().features[:left])
-        if left <= size:
-            with write_atomically(folder / piece.file_name, "wb") as file:
-                np.savez(file, features=np.concatenate(features))
-            features.clear()
-        meter.advance(min(left, size) * world_size)
-
-    draws = (batch for piece in mine for batch in piece.batches(size))
     total = sum(piece.end - piece.first for piece in missing)
-    with console.progress(f"features of {title}", total) as meter, contextlib.closing(images.load(draws)) as batches:
+    loaded = images.load(draws for piece in mine for draws in piece.batches(size))
+    with console.progress(f"features of {title}", total) as meter, contextlib.closing(loaded):
+        computed = through_engine(loaded, engine)
         for number in range(rounds):
             for piece in mine[number : number + 1]:
-                for left in range(piece.end - piece.first, 0, -size):
-                    waiting.append((piece, left, engine.submit(next(batches).images.numpy())))
-                    if len(waiting) > IN_FLIGHT:
-                        take()
-            stops = number + 1 < rounds and agree_to_stop(accelerator, stop)
-            if stops:
-                break
-        while waiting:
-            take()
-    if stops:
-        reason = stop.reason() or "another process was asked"
-        raise StoppedError(
-            f"stopped before the features of {title}/ were complete ({reason}); finished parts are kept; run the same "
-            "command to resume"
-        )
+                features = []
+                for batch in itertools.islice(computed, -(-(piece.end - piece.first) // size)):
+                    features.append(batch.images[batch.weights > 0].numpy())
+                    meter.advance(len(features[-1]) * world_size)
+                with write_atomically(folder / piece.file_name, "wb") as file:
+                    np.savez(file, features=np.concatenate(features))
+            if number + 1 < rounds and agree_to_stop(accelerator, stop):
+                reason = stop.reason() or "another process was asked"
+                raise StoppedError(
+                    f"stopped before the features of {title}/ were complete ({reason}); finished parts are kept; run "
+                    "the same command to resume"
+                )
 
 
 def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:

@@ -20,9 +20,9 @@ from flowers.reports.answers import Answers
 from flowers.reports.metrics import LogitTable
 from flowers.training.bad_images import handle_bad_images, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
-from flowers.training.calibrated import calibrate_trained, features_of_some, learn_unfamiliar
 from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
+from flowers.training.evaluation import calibrate_trained, features_of_some, learn_unfamiliar
 from flowers.training.feature_search import choose_features
 from flowers.training.features import FeatureBatches, cache_features
 from flowers.training.final_report import can_gather, can_report, or_warn, write_training_report
