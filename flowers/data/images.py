@@ -28,10 +28,10 @@ from PIL import Image
 
 from flowers.data import pixels
 from flowers.data.file_bytes import read_bytes
-from flowers.data.formats import bitmap, gif, icc, isobmff, jpeg2000, jpegxl, library_words, png, tiff, webp
+from flowers.data.formats import animations, bitmap, boxes, icc, jpeg2000, library_words, png, tiff
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
-from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, turn
+from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, room_for
 from flowers.data.formats.names import identify, refusal
 from flowers.errors import ImageError
 
@@ -107,15 +107,15 @@ def decode_image(
 
 _PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {
     "PNG": lambda data, max_pixels: png.prepare(data),
-    "GIF": lambda data, max_pixels: gif.prepare(data),
+    "GIF": lambda data, max_pixels: animations.first_of_gif(data),
     "TIFF": tiff.prepare,
-    "WEBP": webp.check,
+    "WEBP": animations.check_webp,
     "BMP": bitmap.check_bmp,
     "PPM": bitmap.check_ppm,
     "JPEG2000": jpeg2000.check,
-    "AVIF": isobmff.check,
-    "HEIF": isobmff.check,
-    "JXL": jpegxl.check,
+    "AVIF": boxes.check_heif,
+    "HEIF": boxes.check_heif,
+    "JXL": boxes.check_jxl,
 }
 
 
@@ -156,7 +156,7 @@ def _load(picture: Image.Image, kind: str, min_short_side: int | None, to_srgb: 
     """Decode with Pillow; also what libtiff says of a file that it decodes all the same."""
     errors: list[str] = []
     try:
-        with turn(*picture.size), library_words.libtiff() as errors:
+        with room_for(*picture.size), library_words.libtiff() as errors:
             picture.load()
             transform = icc.find_transform(picture.info.get("icc_profile"), picture.mode) if to_srgb else None
             array = icc.convert(pixels.to_rgb(picture, transform is not None), transform, min_short_side)
@@ -188,10 +188,11 @@ def _add_jxl() -> bool:
 
 
 _PLUGINS: dict[str, Callable[[], bool]] = {"HEIF": _add_heif, "JXL": _add_jxl}
+_EXTRAS = {"HEIF": ("HEIC", "heif"), "JXL": ("JPEG XL", "jxl")}
 
 
 def _missing_decoder(kind: str) -> str:
-    for name, extra, missing in (("HEIC", "heif", "HEIF"), ("JPEG XL", "jxl", "JXL")):
-        if kind == missing:
-            return f"{name} needs the extra {extra}: pip install flowers[{extra}]"
+    if kind in _EXTRAS:
+        name, extra = _EXTRAS[kind]
+        return f"{name} needs the extra {extra}: pip install flowers[{extra}]"
     return f"{kind} needs a newer Pillow, or one that was built with it"

@@ -15,15 +15,17 @@ Only Adobe's programs store no ink as 255, and mark it. A CMYK JPEG without the 
 unless much more of it would then be under more ink than paper holds than the other way round.
 """
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image, ImageChops
 from torch.nn import functional
 
-from flowers.data.formats.tiff import black_and_white
-
-_SAMPLE_FORMAT_TAG, _UNSIGNED = 339, (1,)
-_COLOUR_TAG, _WHITE_IS_ZERO = 262, 0
+# Tags of TIFF
+_BITS, _COLOUR, _SAMPLE_FORMAT = 258, 262, 339
+_LOWEST, _HIGHEST, _SIGNED_LOWEST, _SIGNED_HIGHEST = 280, 281, 340, 341
+_UNSIGNED, _WHITE_IS_ZERO = (1,), 0
 _MOST_INK = 867
 """Of 4 x 255: 340%, above which presses smear."""
 _BLOCK_PIXELS = 1 << 16  # so that a block stays in the cache
@@ -87,33 +89,54 @@ def shrink(array: np.ndarray, short_side: int) -> np.ndarray:
 
 def _deep_grey(picture: Image.Image) -> np.ndarray:
     grey, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
-    if picture.mode == "I" and tags.get(_SAMPLE_FORMAT_TAG) == _UNSIGNED:
+    if picture.mode == "I" and tags.get(_SAMPLE_FORMAT) == _UNSIGNED:
         grey = grey.view(np.uint32)
     if picture.mode != "F" and (picture.format in ("PNG", "PPM", "JPEG2000") or (not tags and picture.mode != "I")):
         black, white = 0.0, 65535.0
     else:
-        black, white = _black_and_white(grey, *black_and_white(tags, picture.mode))
+        black, white = _black_and_white(grey, tags, picture.mode)
     scaled = _stretch(grey, black, white)
-    if tags.get(_COLOUR_TAG) == _WHITE_IS_ZERO:
+    if tags.get(_COLOUR) == _WHITE_IS_ZERO:
         scaled = 255 - scaled
     clear = picture.info.get("transparency")
     if isinstance(clear, int):
         scaled[grey == clear] = 255
-    return _grey_to_rgb(scaled)
+    return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
-def _black_and_white(grey: np.ndarray, black: float | None, white: float | None) -> tuple[float, float]:
-    """The values that become 0 and 255, from those that the file gives, if any."""
+def _black_and_white(grey: np.ndarray, tags: dict, mode: str) -> tuple[float, float]:
+    """The values that become 0 and 255: those that a TIFF's tags give, if any, and what its pixels show.
+
+    Args:
+        grey: [H, W] of any type.
+        tags: Pillow's ``tag_v2``.
+        mode: Pillow's mode of the picture.
+    """
+    is_float = grey.dtype.kind == "f"
     finite = np.isfinite(grey)
-    low = float(np.min(grey, where=finite, initial=np.inf)) if grey.dtype.kind == "f" else float(grey.min())
-    high = float(np.max(grey, where=finite, initial=-np.inf)) if grey.dtype.kind == "f" else float(grey.max())
     if not finite.any():
         return 0, 1
-    black = min(0.0, low) if black is None else min(black, low)
+    low = float(np.min(grey, where=finite, initial=np.inf)) if is_float else float(grey.min())
+    high = float(np.max(grey, where=finite, initial=-np.inf)) if is_float else float(grey.max())
+    black = _first_number(tags, _SIGNED_LOWEST, _LOWEST)
+    white = _first_number(tags, _SIGNED_HIGHEST, _HIGHEST)
+    bits = _first_number(tags, _BITS)
+    if white is None and mode.startswith("I;16") and bits is not None and bits < 16:
+        white = 2**bits - 1
     if white is None:
-        white = 1.0 if grey.dtype.kind == "f" else 255.0
-    white = max(white, high)
+        white = 1.0 if is_float else 255.0
+    black, white = min(0.0 if black is None else black, low), max(white, high)
     return black, white if white > black else black + 1
+
+
+def _first_number(tags: dict, *names: int) -> float | None:
+    """The first of some tags that holds a finite number, the first of its values."""
+    for name in names:
+        value = tags.get(name)
+        value = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
 
 
 def _by_ink(picture: Image.Image) -> Image.Image:
@@ -147,7 +170,3 @@ def _stretch(grey: np.ndarray, black: float, white: float) -> np.ndarray:
             np.nan_to_num(block, copy=False, nan=0, posinf=255, neginf=0)
         scaled[start : start + rows] = np.rint(np.clip(block, 0, 255, out=block), out=block)
     return scaled
-
-
-def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -6,7 +6,6 @@ kilobytes.
 
 import re
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_ENTRIES = 4096
@@ -40,9 +39,15 @@ class Directory(NamedTuple):
 
     order: str
     """``<`` or ``>``, as struct writes it."""
+    big: bool
+    """BigTIFF, whose offsets have 8 bytes."""
+    start: int
+    """Its offset in the block."""
     entries: dict[int, Entry]
     count: int
     """Entries that it says it has; no more than ``MAX_ENTRIES`` are read."""
+    following: int
+    """Offset of the next directory; 0 if there is none."""
 
     def numbers(self, block: bytes | bytearray, tag: int, most: int = 16) -> tuple[int, ...]:
         """The first whole numbers under a tag; none if it is missing or cut or holds other values."""
@@ -55,8 +60,12 @@ class Directory(NamedTuple):
             return ()
         return struct.unpack_from(form, block, entry.at)
 
+    def is_bomb(self, block_bytes: int) -> bool:
+        """True if it was made to take memory: its values have more bytes together than the block."""
+        return self.count > MAX_ENTRIES or sum(entry.size for entry in self.entries.values()) > 2 * block_bytes
 
-def orientation(block: bytes | None, xmp: bytes | str | None = None) -> int:
+
+def orientation(block: bytes | bytearray | None, xmp: bytes | str | None = None) -> int:
     """The orientation of a picture, 1 to 8; a broken block is no reason to lose the picture, and means 1.
 
     Args:
@@ -89,35 +98,22 @@ def read_directory(block: bytes | bytearray | memoryview, start: int | None = No
     if order is None or len(block) < 8:
         return None
     big = struct.unpack_from(order + "H", block, 2)[0] == 43
+    offset, room, count_form = ("Q", 8, "Q") if big else ("I", 4, "H")
+
+    def number(form: str, at: int) -> int | None:
+        form = order + form
+        return struct.unpack_from(form, block, at)[0] if at + struct.calcsize(form) <= len(block) else None
+
     if start is None:
-        if big and len(block) < 16:
-            return None
-        start = struct.unpack_from(order + ("Q" if big else "I"), block, 8 if big else 4)[0]
-    count_bytes, count_form = (8, "Q") if big else (2, "H")
-    if start + count_bytes > len(block):
+        start = number(offset, 8 if big else 4)
+    count = None if start is None else number(count_form, start)
+    if count is None:
         return None
-    count = struct.unpack_from(order + count_form, block, start)[0]
+    first, entry_form, entry_bytes = start + struct.calcsize(count_form), f"{order}HH{offset}{offset}", 4 + 2 * room
     entries: dict[int, Entry] = {}
-    for entry in _entries(
-        block, order, big, range(start + count_bytes, len(block), 20 if big else 12)[: min(count, MAX_ENTRIES)]
-    ):
-        entries.setdefault(entry.tag, entry)
-    return Directory(order, entries, count)
-
-
-def _entries(block: bytes | bytearray | memoryview, order: str, big: bool, places: range) -> Iterator[Entry]:
-    form, room = (order + "HHQQ", 8) if big else (order + "HHII", 4)
-    for place in places:
-        if place + places.step > len(block):
-            return
-        tag, kind, count, at = struct.unpack_from(form, block, place)
-        size = count * _SIZES.get(kind, 1)
-        yield Entry(tag, kind, count, place + places.step - room if size <= room else at)
-
-
-def is_bomb(block: bytes | bytearray | memoryview, start: int | None = None) -> bool:
-    """Tell a directory that was made to take memory: its values have more bytes together than the block."""
-    found = read_directory(block, start)
-    if found is None:
-        return False
-    return found.count > MAX_ENTRIES or sum(entry.size for entry in found.entries.values()) > 2 * len(block)
+    for place in range(first, len(block) - entry_bytes + 1, entry_bytes)[: min(count, MAX_ENTRIES)]:
+        tag, kind, values, at = struct.unpack_from(entry_form, block, place)
+        if values * _SIZES.get(kind, 1) <= room:
+            at = place + entry_bytes - room  # the values stand where else their offset does
+        entries.setdefault(tag, Entry(tag, kind, values, at))
+    return Directory(order, big, start, entries, count, number(offset, first + count * entry_bytes) or 0)

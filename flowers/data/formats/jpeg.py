@@ -13,6 +13,7 @@ import importlib.util
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from PIL import JpegImagePlugin
 from flowers.data import pixels
 from flowers.data.formats import icc, library_words
 from flowers.data.formats.exif import orientation
-from flowers.data.formats.limits import broken, check_pixels, too_many_pixels, turn
+from flowers.data.formats.limits import broken, check_pixels, room_for, too_many_pixels
 from flowers.errors import ImageError
 
 MAX_SCANS = 100
@@ -60,7 +61,8 @@ def _find_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
 decode_jpeg = _find_decoder()
 
 
-class Header(NamedTuple):
+@dataclass
+class Header:
     """All before the first scan's data.
 
     Attributes:
@@ -70,22 +72,37 @@ class Header(NamedTuple):
         progressive: one of the progressive processes.
         single_scan: the first scan holds all of the picture.
         start: offset of the first scan's data.
-        exif: EXIF's block, its parts joined; None without one.
-        xmp: the XMP packet; None without one.
-        icc_profile: its parts joined; None without one.
+        exif: EXIF's block, its parts joined; empty without one.
+        xmp: the XMP packet; empty without one.
         several: another picture follows, as Multi-Picture Format says.
     """
 
-    width: int
-    height: int
-    components: int
-    progressive: bool
-    single_scan: bool
-    start: int
-    exif: bytes | None
-    xmp: bytes | None
-    icc_profile: bytes | None
-    several: bool
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    progressive: bool = False
+    single_scan: bool = False
+    start: int = 0
+    exif: bytearray = field(default_factory=bytearray)
+    xmp: bytes = b""
+    several: bool = False
+    _profile: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def icc_profile(self) -> bytes:
+        """Its parts joined; empty without one."""
+        return b"".join(part for _, part in sorted(self._profile.items()))
+
+    def keep(self, marker: int, segment: bytes) -> None:
+        """Take what matters to the picture from a segment of metadata."""
+        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            self.exif += segment[6:]
+        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            self.xmp = segment[29:]
+        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\0") and len(segment) > 14:
+            self._profile[segment[12]] = segment[14:]  # its number comes first
+        elif marker == 0xE2 and segment.startswith(b"MPF\0"):
+            self.several = True
 
 
 class _Scan(NamedTuple):
@@ -191,7 +208,7 @@ class JpegDecoder:
         if decode_jpeg is None or self.header.components not in (1, 3):
             return None
         try:
-            with turn(self.header.width, self.header.height), library_words.LibjpegListener() as listener:
+            with room_for(self.header.width, self.header.height), library_words.LibjpegListener() as listener:
                 decoded = decode_jpeg(torch.frombuffer(self._data, dtype=torch.uint8), _RGB, False)
         except RuntimeError:
             return None
@@ -258,7 +275,7 @@ class JpegDecoder:
             picture.decodermaxblock = min(max((end - header.start) // 32, 2048), 1 << 16)
             if scale > 1:
                 picture.draft(None, (header.width // scale, header.height // scale))
-            with turn(*picture.size):
+            with room_for(*picture.size):
                 picture.load()
                 array = pixels.to_rgb(picture, keep_cmyk=self._transform is not None)
         except MemoryError:
@@ -331,7 +348,7 @@ def read_header(data: bytes | bytearray) -> Header:
     Raises:
         ImageError: it is cut, broken, or holds more than any program writes.
     """
-    at, metadata_bytes, frame, kept = 2, 0, None, _Kept()
+    at, metadata_bytes, header = 2, 0, Header()
     for _ in range(MAX_SEGMENTS):
         at = data.find(b"\xff", at, at + MAX_SEGMENTS)
         if at < 0 or at + 4 > len(data):
@@ -346,49 +363,23 @@ def read_header(data: bytes | bytearray) -> Header:
         if end > len(data):
             raise ImageError(_CUT)
         if marker == 0xDA:
-            if frame is None:
+            if not header.width:
                 raise ImageError("broken JPEG: a scan without a frame")
-            process, height, width, components = frame
-            single = process not in _PROGRESSIVE and data[start] == components
-            return Header(width, height, components, process in _PROGRESSIVE, single, end, *kept.blocks())
+            header.single_scan = not header.progressive and data[start] == header.components
+            header.start = end
+            return header
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            if frame is not None:
+            if header.width:
                 raise ImageError("broken JPEG: two frames")
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-            frame = marker, height, width, data[at + 9]
-            if not width * height:
-                raise ImageError(f"broken JPEG: a picture of {width} x {height} pixels")
+            header.height, header.width = (int.from_bytes(data[place : place + 2]) for place in (at + 5, at + 7))
+            header.components, header.progressive = data[at + 9], marker in _PROGRESSIVE
+            if not header.width * header.height:
+                raise ImageError(f"broken JPEG: a picture of {header.width} x {header.height} pixels")
         elif marker >= 0xE0:
             metadata_bytes += end - start
-            kept.take(marker, data, start, end)
+            if marker in (0xE1, 0xE2):
+                header.keep(marker, bytes(data[start:end]))
         at = end
         if metadata_bytes > MAX_METADATA_BYTES:
             raise ImageError(f"broken JPEG: more than {MAX_METADATA_BYTES >> 20} MiB of metadata")
     raise ImageError(f"broken JPEG: more than {MAX_SEGMENTS} segments")
-
-
-class _Kept:
-    """The segments that matter to the picture."""
-
-    def __init__(self) -> None:
-        self._exif: list[bytes] = []
-        self._xmp: bytes | None = None
-        self._profile: dict[int, bytes] = {}
-        self._several = False
-
-    def take(self, marker: int, data: bytes | bytearray, start: int, end: int) -> None:
-        """Keep a segment if it is one of them."""
-        if marker == 0xE1:
-            if data.startswith(b"Exif\0\0", start):
-                self._exif.append(bytes(data[start + 6 : end]))
-            elif data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
-                self._xmp = bytes(data[start + 29 : end])
-        elif marker == 0xE2 and data.startswith(b"ICC_PROFILE\0", start) and end - start > 14:
-            self._profile[data[start + 12]] = bytes(data[start + 14 : end])  # its number comes first
-        elif marker == 0xE2 and data.startswith(b"MPF\0", start):
-            self._several = True
-
-    def blocks(self) -> tuple[bytes | None, bytes | None, bytes | None, bool]:
-        """EXIF, XMP, the profile, and if another picture follows."""
-        profile = b"".join(self._profile[number] for number in sorted(self._profile))
-        return b"".join(self._exif) or None, self._xmp, profile or None, self._several

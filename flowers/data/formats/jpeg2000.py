@@ -7,10 +7,11 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flowers.data.formats.boxes import boxes
 from flowers.data.formats.limits import check_pixels
 from flowers.errors import ImageError
 
-_MAX_BOXES, _MAX_HEADER_BYTES = 1000, 4 << 20
+_MAX_HEADER_BYTES = 4 << 20
 _MAX_COMPONENTS, _MAX_TILES, _MAX_TILE_PARTS = 4, 8192, 100_000
 _MAX_CODE_BLOCKS, _MAX_PACKETS = 2_000_000, 10_000_000
 _SOC, _SOT, _SOD, _SIZ, _COD, _COC = b"\xff\x4f", b"\xff\x90", b"\xff\x93", b"\xff\x51", b"\xff\x52", b"\xff\x53"
@@ -50,17 +51,13 @@ def _code_stream(data: bytearray) -> int:
     """Offset of the code stream: the file itself, or one of its boxes."""
     if data.startswith(_SOC):
         return 0
-    at = 0
-    for _ in range(_MAX_BOXES):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        head = 8
-        if length == 1:
-            length, head = struct.unpack_from(">Q", data, at + 8)[0], 16
+    for kind, start, length in boxes(data):
         if kind == b"jp2c":
-            return at + head
-        if length < head or (kind == b"jp2h" and length > _MAX_HEADER_BYTES):
+            return start
+        if not kind:
+            raise ImageError("truncated JPEG2000")
+        if kind == b"jp2h" and length > _MAX_HEADER_BYTES:
             break
-        at += length
     raise ImageError("broken JPEG2000: no code stream")
 
 

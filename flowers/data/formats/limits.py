@@ -85,8 +85,8 @@ def too_many_pixels(width: int, height: int, kind: str = "") -> ImageError:
     return ImageError(f"too many pixels ({width} x {height}{' in ' + kind if kind else ''})")
 
 
-def turn(width: int, height: int) -> contextlib.AbstractContextManager:
-    """Small pictures go ahead, large ones wait until there is room."""
+def room_for(width: int, height: int) -> contextlib.AbstractContextManager:
+    """Wait until there is memory for a large picture; small ones go ahead."""
     return _large_pictures if width * height > LARGE_PIXELS else contextlib.nullcontext()
 
 
