@@ -26,8 +26,9 @@ from flowers.data.folders import Samples
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.reports.label_errors import LabelCheck, judge
 from flowers.stopping import LOOK_EVERY_S
-from flowers.training import held_out
-from flowers.training.held_out import FeatureRows, assign_folds, check_labels, held_out_probs
+from flowers.audit import held_out
+from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
+from flowers.training.final_report import check_labels
 from flowers.training.linear_head import HeadProblem
 from jobs.audit import main as audit
 from jobs.train import main as train
@@ -144,7 +145,7 @@ class TestLabelsOfTheTrainingImages:
         data = SimpleNamespace(train=train_set, classes=ClassIndex(tuple("abcd"), ("ant", "bee", "cat", "dog")))
         stop, accelerator = SimpleNamespace(reason=lambda: None), SimpleNamespace(device="cpu")
         stage = SimpleNamespace(config=config, data=data, stop=stop, accelerator=accelerator)
-        return check_labels(stage, SimpleNamespace(problem=lambda stage: problem))
+        return check_labels(stage, SimpleNamespace(problem=lambda: problem))
 
     def test_none_is_wrong(self) -> None:
         assert self.judged(np.append(np.arange(60) % 3, 3)) == LabelCheck(61, 0.0, [])
@@ -158,7 +159,7 @@ class TestLabelsOfTheTrainingImages:
         assert found.estimated_wrong == pytest.approx(2, abs=0.5)
 
     def test_too_many_are_left_out(self, monkeypatch) -> None:
-        monkeypatch.setattr("flowers.training.held_out.MOST_JUDGED", 61 * 8 * 4 - 1)
+        monkeypatch.setattr("flowers.training.final_report.MOST_JUDGED", 61 * 8 * 4 - 1)
         assert self.judged(np.append(np.arange(60) % 3, 3)).left_out == "61 images of 4 classes are too many"
         assert "fit a linear head at once" in self.judged(np.zeros(61, int), optimizer="sgd").left_out
 
@@ -239,7 +240,7 @@ def test_a_head_that_never_saw_a_photo_judges_it(monkeypatch: pytest.MonkeyPatch
     whole = held_out_probs(features, targets, held_out, 3, "cpu")
     assert (whole.argmax(1) == targets[held_out]).mean() > 0.9
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    monkeypatch.setattr("flowers.training.held_out.BLOCK", 5)
+    monkeypatch.setattr("flowers.audit.held_out.BLOCK", 5)
     monkeypatch.setattr("flowers.training.linear_head.ROWS", 7)
     monkeypatch.setattr("flowers.training.linear_head.KEPT_BYTES", 0)  # read again at each step
     np.testing.assert_allclose(held_out_probs(features, targets, held_out, 3, "cpu"), whole, atol=1e-3)

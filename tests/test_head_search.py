@@ -12,9 +12,8 @@ from jobs_in_processes import Job
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
 from flowers.errors import StoppedError, UsageError
-from flowers.training.feature_search import larger_images, more_views, other_stages
 from flowers.training.flags import check_flags
-from flowers.training.head_search import WEIGHT_DECAYS, Trial, choose
+from flowers.training.head_search import WEIGHT_DECAYS, Trial, choose, larger_images, more_views, other_stages
 from flowers.training.train import train
 
 FLAGS = ("--model", "timm/test_resnet", "--weights", "none", "--image-size", "32", "-j", "0")
@@ -82,7 +81,7 @@ def test_a_wide_search_is_stopped_and_its_features_are_kept(
     def stopped(stage, problem, weight_decays):
         raise StoppedError("stopped while tuning the head")
 
-    monkeypatch.setattr("flowers.training.feature_search.cross_validate", stopped)
+    monkeypatch.setattr("flowers.training.head_search.cross_validate", stopped)
     run = tmp_path / "run"
     flags = ["--data-dir", str(sample_set), "--output-dir", str(run), "--tune-head", "wide", "--no-report"]
     config = parse(TrainConfig, [*flags, *FLAGS])

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowers import console, distributed, environment
 from flowers.audit.findings import Audited, all_suspicions, facts_of, summary_rows
+from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
 from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
@@ -28,7 +29,6 @@ from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
-from flowers.training.held_out import FeatureRows, assign_folds, held_out_probs
 from flowers.training.session import open_run
 from flowers.training.stage import Stage
 from flowers.training.train import prepare_stage

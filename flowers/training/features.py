@@ -50,14 +50,12 @@ class FeatureBatches:
     """
 
     def __init__(self, stage: Stage, features: dict[str, np.ndarray]):
-        self._features = features
+        self._stage, self._features = stage, features
         self._targets = {name: np.asarray(samples.targets, np.int64) for name, samples in stage.data.splits.items()}
-        self._order, self._batch_size = stage.order, stage.config.batch_size
-        self._rank, self._world_size = stage.accelerator.process_index, stage.accelerator.num_processes
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of a training epoch; ``images`` holds features [B, D]."""
-        for draws in self._order.micro_batches(epoch, self._rank, start_step):
+        for draws in self._stage.order.micro_batches(epoch, self._stage.accelerator.process_index, start_step):
             yield self._batch("train", draws, epoch)
 
     def inputs(self, batch: Batch) -> Tensor:
@@ -66,22 +64,23 @@ class FeatureBatches:
 
     def evaluation(self, split: str) -> list[Batch]:
         """The evaluation batches of a split, in memory."""
-        num_images = len(self._targets[split])
-        batches = eval_batches(num_images, self._batch_size, self._rank, self._world_size)
+        num_images, accelerator = len(self._targets[split]), self._stage.accelerator
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        batches = eval_batches(num_images, self._stage.config.batch_size, rank, world_size)
         return [self._batch(split, draws) for draws in batches]
 
-    def problem(self, stage: Stage) -> HeadProblem:
+    def problem(self) -> HeadProblem:
         """All training features [images * views, D], view by view of an image, as L-BFGS fits a head to them."""
-        features, model = self._features["train"], stage.model
+        features, stage = self._features["train"], self._stage
         count, views, width = features.shape
         return HeadProblem(
             features.reshape(count * views, width),
             np.repeat(self._targets["train"], views),
-            model.head.num_classes,
-            getattr(model.classifier.backbone, "widths", (width,)),
+            stage.model.head.num_classes,
+            getattr(stage.model.classifier.backbone, "widths", (width,)),
             None if stage.order.sample_weights is None else np.repeat(stage.order.sample_weights, views),
             views,
-            bool(model.head.unit_blocks),
+            bool(stage.model.head.unit_blocks),
         )
 
     def _batch(self, split: str, draws: list[Draw], epoch: int | None = None) -> Batch:

@@ -1,8 +1,10 @@
 """The report of the best model that a training ends with, and what the report of an evaluation shares with it."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -15,13 +17,19 @@ from flowers.distributed import precision_of
 from flowers.errors import FlowersError
 from flowers.models.bundle import Bundle
 from flowers.reports.answers import Answers
-from flowers.reports.label_errors import LabelCheck
+from flowers.reports.label_errors import LabelCheck, find_suspicions, judge
 from flowers.reports.model_report import Background, write_model_report
 from flowers.reports.photos import training_views
+from flowers.training.features import FeatureBatches
+from flowers.training.flags import FIT_DEFAULTS
+from flowers.training.head_search import folds_of
+from flowers.training.linear_head import fit_linear_head, out_of_fold
 from flowers.training.stage import Stage
 
 MAX_LOGITS = 250_000_000
 """A larger table of logits (1 GB) is not gathered for a report."""
+MOST_JUDGED = 2_500_000_000
+"""Images times features times classes whose labels are judged, in about a minute on two cores."""
 MAX_CHECKED = 10_000
 """For more images the report leaves the data check to ``prepare.py check``; these take about 15 s."""
 
@@ -51,6 +59,35 @@ def write_training_report(
         results, stage.run_dir, data.splits, found, views, facts, config.data_dir, data.left_out, labels
     )  # fmt: skip
     write_model_report(stage.run_dir / "report.html", best, shown, background, valid)
+
+
+def check_labels(stage: Stage, batches: FeatureBatches) -> LabelCheck:
+    """Judge the labels of the training images, where it takes about as long as fitting the head did.
+
+    Args:
+        batches: of the stage.
+    """
+    if not stage.config.fits_at_once:
+        return LabelCheck(left_out="only runs that fit a linear head at once do that")
+    problem, parts = batches.problem(), folds_of(stage)
+    count, num_classes = len(parts), problem.num_classes
+    if count * problem.features.shape[1] * num_classes > MOST_JUDGED:
+        return LabelCheck(left_out=f"{count:,} images of {num_classes:,} classes are too many")
+    if np.all(parts == parts[0]):
+        return LabelCheck(left_out="no class has two images")
+    plain = slice(None, None, problem.views)
+    targets, probs = problem.targets[plain], np.empty((count, num_classes), np.float32)
+    problem = problem._replace(features=problem.features[plain], targets=targets, weights=None, views=1)
+    fit = functools.partial(fit_linear_head, weight_decay=FIT_DEFAULTS["weight_decay"], device=stage.accelerator.device)
+    with console.progress("checking labels", len(np.unique(parts)), "folds") as meter:
+        for left, logits in out_of_fold(problem, parts, fit):
+            probs[left] = torch.softmax(torch.from_numpy(logits), dim=1)
+            meter.advance(1)
+            if reason := stage.stop.reason():
+                return LabelCheck(left_out=f"the run was asked to stop ({reason})")
+    verdicts = judge(probs, targets)
+    suspicions = find_suspicions(verdicts, targets, stage.data.classes.labels)
+    return LabelCheck(count, float(verdicts.estimated_wrong.sum()), suspicions)
 
 
 def can_gather(images: int, classes: int) -> bool:

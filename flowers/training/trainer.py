@@ -5,7 +5,6 @@ step (read the loss, validate, save, stop) happens on all ranks at the same step
 """
 
 import contextlib
-import functools
 import itertools
 import math
 import time
@@ -28,9 +27,9 @@ from flowers.training.checkpoint import Progress, save_checkpoint
 from flowers.training.evaluation import evaluate
 from flowers.training.finite import ADVICE, MicroStep, find_breakdown, last_good
 from flowers.training.flags import parse_save_every
-from flowers.training.head_search import folds_of
+from flowers.training.head_search import fitter, folds_of
 from flowers.training.history import History
-from flowers.training.linear_head import LinearHead, fit_linear_head, fit_sharpened
+from flowers.training.linear_head import LinearHead, fit_sharpened
 from flowers.training.losses import mix, weighted_loss
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
 from flowers.training.schedule import build_schedule, mixes, step_seed, view_sizes
@@ -136,22 +135,11 @@ class Trainer:
         meter.describe("fit the head")
         count = len(stage.data.train)
 
-        def check_stop() -> None:
-            if reason := stage.stop.reason():
-                raise StoppedError(f"stopped while fitting the head ({reason}); run the same command to fit it again")
-
-        def fit() -> LinearHead:
-            fit = functools.partial(
-                fit_linear_head,
-                weight_decay=self.config.weight_decay,
-                label_smoothing=self.config.label_smoothing,
-                device=self.accelerator.device,
-                check_stop=check_stop,
-            )
-            problem = self.batches.problem(stage)
+        def find() -> LinearHead:
+            problem, fit = self.batches.problem(), fitter(stage, "fitting", self.config.weight_decay)
             return fit_sharpened(problem, folds_of(stage), fit) if self.config.label_smoothing else fit(problem)
 
-        found = from_main(fit)
+        found = from_main(find)
         output = stage.model.classifier.head.output
         with torch.no_grad():
             output.weight.copy_(found.weight)

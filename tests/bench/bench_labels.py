@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     from flowers.datasets.near_duplicates import groups
     from flowers.models.backbones import build_backbone
     from flowers.reports.label_errors import judge
-    from flowers.training.held_out import FeatureRows, assign_folds, held_out_probs
+    from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
 
     data = load_image_folders(options.data_dir)
     targets, num_classes = data.train.targets, len(data.classes)

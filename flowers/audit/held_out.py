@@ -1,21 +1,14 @@
-"""Out-of-fold probabilities of a linear head on cached features, by which labels are judged."""
+"""Which photos are judged by a head that was fitted to which others, and what it says about them."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from flowers import console
 from flowers.errors import DataError
-from flowers.reports.label_errors import BLOCK, LabelCheck, find_suspicions, judge
-from flowers.training.features import FeatureBatches
+from flowers.reports.label_errors import BLOCK
 from flowers.training.flags import FIT_DEFAULTS
-from flowers.training.head_search import folds_of
 from flowers.training.linear_head import HeadProblem, fit_linear_head, folds
-from flowers.training.stage import Stage
-
-MOST_JUDGED = 2_500_000_000
-"""Images times features times classes that are judged at the end of a training, in about a minute on two cores."""
 
 
 def assign_folds(targets: np.ndarray, groups: list[list[int]], count: int, seed: int) -> np.ndarray:
@@ -106,32 +99,3 @@ def held_out_probs(
         here = slice(first, first + BLOCK)
         probs[here] = torch.softmax(head.logits(asked.seen(here)), dim=1).numpy()
     return probs
-
-
-def check_labels(stage: Stage, batches: FeatureBatches) -> LabelCheck:
-    """Judge the labels of the training images, where it takes about as long as fitting the head did.
-
-    Args:
-        batches: of the stage.
-    """
-    if not stage.config.fits_at_once:
-        return LabelCheck(left_out="only runs that fit a linear head at once do that")
-    problem, parts = batches.problem(stage), folds_of(stage)
-    count, width, num_classes = len(parts), problem.features.shape[1], problem.num_classes
-    if count * width * num_classes > MOST_JUDGED:
-        return LabelCheck(left_out=f"{count:,} images of {num_classes:,} classes are too many")
-    plain = FeatureRows([problem.features], np.arange(count) * problem.views, problem.widths)
-    targets, probs = problem.targets[:: problem.views], np.empty((count, num_classes), np.float32)
-    numbers = np.unique(parts)
-    if len(numbers) < 2:
-        return LabelCheck(left_out="no class has two images")
-    with console.progress("checking labels", len(numbers), "folds") as meter:
-        for part in numbers:
-            if reason := stage.stop.reason():
-                return LabelCheck(left_out=f"the run was asked to stop ({reason})")
-            held_out = parts == part
-            probs[held_out] = held_out_probs(plain, targets, held_out, num_classes, stage.accelerator.device)
-            meter.advance(1)
-    verdicts = judge(probs, targets)
-    suspicions = find_suspicions(verdicts, targets, stage.data.classes.labels)
-    return LabelCheck(count, float(verdicts.estimated_wrong.sum()), suspicions)
