@@ -17,6 +17,8 @@ from jobs_in_processes import Job, die
 from traps import nothing
 
 from flowers.audit import audit as audit_job
+from flowers.audit import held_out
+from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
 from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
 from flowers.config.audit import ApplyConfig, AuditConfig
@@ -26,8 +28,6 @@ from flowers.data.folders import Samples
 from flowers.errors import DataError, OutputError, UsageError
 from flowers.reports.label_errors import LabelCheck, judge
 from flowers.stopping import LOOK_EVERY_S
-from flowers.audit import held_out
-from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
 from flowers.training.final_report import check_labels
 from flowers.training.linear_head import HeadProblem
 from jobs.audit import main as audit

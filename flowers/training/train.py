@@ -24,7 +24,7 @@ from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
 from flowers.training.evaluation import calibrate_trained, features_of_some, learn_unfamiliar
 from flowers.training.features import FeatureBatches, cache_features
-from flowers.training.final_report import check_labels, can_gather, can_report, or_warn, write_training_report
+from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import choose_features, tune_head
 from flowers.training.lr_search import search_lr

@@ -33,12 +33,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """Rows of the table."""
+    from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
     from flowers.audit.neighbours import find_neighbours
     from flowers.data.folders import load_image_folders
     from flowers.datasets.near_duplicates import groups
     from flowers.models.backbones import build_backbone
     from flowers.reports.label_errors import judge
-    from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
 
     data = load_image_folders(options.data_dir)
     targets, num_classes = data.train.targets, len(data.classes)
