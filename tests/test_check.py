@@ -202,7 +202,7 @@ def test_a_class_missing_in_valid_is_told_and_one_missing_in_train_stops(data, p
     (data / "valid/c/0.jpg").write_bytes(photos[10])
     report = check_dataset(data)
     assert report.missing("train") == ["c"]
-    assert report.refusal == f"{data}/valid: c not among the 2 classes trained on"
+    assert report.refusal == f"{data}/valid: c not among the 2 classes trained on (a, b)"
     assert not report.trainable
     show_report(report)
     assert "Training would fail: " in capsys.readouterr().out

@@ -130,6 +130,9 @@ def test_something_else_than_predictions_is_refused(tmp_path: Path) -> None:
         score_predictions(tmp_path / "p.csv", None)
     with pytest.raises(DataError, match="cannot be read"):
         score_predictions(tmp_path / "nowhere.csv", None)
+    (tmp_path / "p.csv").write_text("path,class\nx,1\n")
+    with pytest.raises(DataError, match="is a folder, expected a CSV of path,class; without --labels"):
+        score_predictions(tmp_path / "p.csv", tmp_path)
 
 
 @pytest.mark.parametrize(

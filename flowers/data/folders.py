@@ -432,7 +432,8 @@ def _samples(root: Path, split: Split, classes: ClassIndex) -> Samples:
     class_to_idx = classes.class_to_idx
     unknown = [readable(folder) for folder in split.folders if folder not in class_to_idx]
     if unknown:
-        raise DataError(f"{split.where}: {some(unknown)} not among the {len(classes)} classes trained on")
+        known = some([readable(folder) for folder in classes.folders])
+        raise DataError(f"{split.where}: {some(unknown)} not among the {len(classes)} classes trained on ({known})")
     targets = array("q")
 
     def paths() -> Iterator[str]:

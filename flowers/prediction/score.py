@@ -151,6 +151,11 @@ def read_truth(labels: Path | None) -> dict[str, str] | None:
     """
     if labels is None:
         return None
+    if labels.is_dir():
+        raise DataError(
+            f"--labels {readable(labels)} is a folder, expected a CSV of path,class; without --labels the class of a "
+            "photo is the folder that it lies in"
+        )
     return {os.path.normpath(image.path): image.folder for image in read_labelled(labels)}
 
 
