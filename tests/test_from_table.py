@@ -85,7 +85,7 @@ def test_the_new_table_and_folders_are_those_of_a_job_with_this_threshold(
 def test_a_table_that_could_not_be_written_is_written_by_the_same_command(place: Path, monkeypatch) -> None:
     before, words = tree(place), ("--min-prob", "0.6", "--output", "new.csv", "--copy-to", "sorted")
     with monkeypatch.context() as patch:
-        patch.setattr("flowers.prediction.from_table.sidecar_text", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        patch.setattr("flowers.prediction.from_table.write_sidecar", Mock(side_effect=OSError(errno.ENOSPC, "full")))
         with pytest.raises(FlowersError, match="the disk is full"):
             again(*words)
     assert tree(place) == before
@@ -189,8 +189,8 @@ def test_a_table_that_a_person_changed_is_taken_as_it_is_and_gets_no_papers(plac
 
 @pytest.mark.parametrize(
     ("words", "prob"),
-    [("--output x.jsonl", "0;5"), ("--output x.csv", "nan"), ("--report", "prob"), ("--report", "inf"),
-     ("--report", "-1"), ("--copy-to x", "50%")],
+    [("--output x.jsonl", "0;5"), ("--output x.csv", "nan"), ("--report --input in", "prob"),
+     ("--report --input in", "inf"), ("--report --input in", "-1"), ("--copy-to x --input in", "50%")],
 )  # fmt: skip
 def test_a_probability_that_is_none_is_named_whatever_is_written(place: Path, words: str, prob: str) -> None:
     rows = list(read_rows(Path("out.csv")))
@@ -201,7 +201,7 @@ def test_a_probability_that_is_none_is_named_whatever_is_written(place: Path, wo
         table.writeheader()
         table.writerows(rows)
     with pytest.raises(DataError, match=rf"out\.csv: prob of {path} is '{prob}', expected a number from 0 to 1"):
-        again(*words.split(), "--input", "in")
+        again(*words.split())
 
 
 def test_lines_of_json_may_leave_out_what_is_empty(place: Path) -> None:
@@ -220,6 +220,7 @@ def test_lines_of_json_may_leave_out_what_is_empty(place: Path) -> None:
         ("--output a.csv --tta flip --embeddings a.npy", "without the network: leave out --tta, --embeddings"),
         ("--output a.csv --checkpoint x", "leave out --checkpoint"),
         ("--update --output a.csv", "leave out --update"),
+        ("--output a.csv --input in", "--input: --from looks at photos for --copy-to"),
         ("--columns path --copy-to x", "--columns is about the new table: add --output"),
         ("--output a.csv --columns path,blue", "--columns: got blue, expected some of path,status"),
         ("--output in.csv", "in.csv was there before, and is not known"),
@@ -240,6 +241,11 @@ def test_what_does_not_fit_is_one_line(place: Path, words: str, message: str) ->
         again("--min-prob", "0.5", *words.split())
     assert again("--min-prob", "0.5", *words.split(), "--overwrite") == 0
     assert again("--min-prob", "0.5", *words.split()) == 0, "once more: the same"
+    Path("out.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.html was there before, and is not known to be this job's"):
+        again("--report")
+    assert again("--report", "--overwrite") == 0
+    assert again("--report") == 0, "it is ours now"
     with pytest.raises(UsageError, match="from_table: predict_folder runs a model"):
         predict_folder(PredictConfig(from_table=Path("out.csv"), output=Path("a.csv")))
 

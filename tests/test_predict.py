@@ -807,6 +807,10 @@ def test_files_of_others_beside_the_output_are_not_replaced_unasked(run: Callabl
     with pytest.raises(OutputError, match=r"features.npy was there before, .* choose another --embeddings"):
         run(embeddings=features)
     assert features.read_bytes() == before
+    (tmp_path / "other.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"other.html was there before, .* move it away, or pass --overwrite"):
+        run(output=tmp_path / "other.csv", report=True)
+    assert (tmp_path / "other.html").read_text() == "mine"
     (tmp_path / "other.csv").unlink()
     assert run(output=tmp_path / "other.csv", embeddings=features) == 0, "all of it is this job's own"
     assert run(embeddings=features, overwrite=True) == 0

@@ -197,6 +197,10 @@ class PredictConfig:
             raise UsageError(f"{flags[0]} is about the new table: add --output")
         if not (self.output or self.copy_to or self.link_to or self.report):
             raise UsageError("--from: nothing to write; add --output, --copy-to, --link-to or --report")
+        if self.input and not (self.copy_to or self.link_to or self.report or self.thumbnails):
+            raise UsageError(
+                "--input: --from looks at photos for --copy-to, --link-to, --report and --thumbnails only; leave it out"
+            )
 
     def _check_columns(self) -> None:
         names = self.chosen_columns()

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowers import console
 from flowers.data.paths import readable
-from flowers.files import explain_os_error, make_folder, remove, sync_folder, write_atomically
+from flowers.files import make_folder, remove, sync_folder, write_atomically
 from flowers.prediction import parts
 from flowers.prediction.work import Work
 
@@ -44,7 +44,7 @@ class EmbeddingsFile:
         Raises:
             FlowersError: the disk is full or the place cannot be written.
         """
-        try:
+        with parts.explained(self.path):
             make_folder(self.path.parent)  # before the work, not after it
             done = parts.finished(self._work.parts)
             published = len(done) == self._work.files.num_shards and self._is_whole(self.path)
@@ -60,10 +60,6 @@ class EmbeddingsFile:
                 file.truncate(self.bytes)
             with open(self._partial, "r+b") as file:
                 file.write(self._header())
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
 
     def write(self, index: int, features: np.ndarray) -> int:
         """Write the block of one shard, wait until the disk has it, and return its CRC.
@@ -78,16 +74,11 @@ class EmbeddingsFile:
         """
         block = memoryview(np.ascontiguousarray(features, dtype="<f4")).cast("B")
         crc = zlib.crc32(block)
-        try:
-            with open(self._partial, "r+b", buffering=0) as file:
-                file.seek(self._start(index))
-                while block:
-                    block = block[file.write(block) :]
-                os.fsync(file.fileno())
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
+        with parts.explained(self.path), open(self._partial, "r+b", buffering=0) as file:
+            file.seek(self._start(index))
+            while block:
+                block = block[file.write(block) :]
+            os.fsync(file.fileno())
         return crc
 
     def publish(self) -> None:
@@ -95,9 +86,9 @@ class EmbeddingsFile:
 
         Raises:
             FileNotFoundError: a part is gone: another process has finished the whole job.
-                DamagedError: blocks are damaged; their parts are removed.
+            DamagedError: blocks are damaged; their parts are removed.
         """
-        try:
+        with parts.explained(self.path):
             source = self._partial if self._partial.exists() else self.path
             self._check(source)
             if source == self.path:
@@ -110,10 +101,6 @@ class EmbeddingsFile:
                 with open(source, "rb") as old, write_atomically(self.path, "wb") as new:
                     shutil.copyfileobj(old, new)
             sync_folder(self.path.parent)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
 
     def _check(self, source: Path) -> None:
         damaged = []

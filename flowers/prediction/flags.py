@@ -13,6 +13,7 @@ from flowers.models.bundle import Bundle
 from flowers.prediction.inputs import lies_in_input
 from flowers.prediction.rows import columns
 from flowers.prediction.sort_photos import check_target
+from flowers.prediction.table import check_page
 
 
 def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
@@ -36,6 +37,8 @@ def check_flags(config: PredictConfig, bundle: Bundle | ExportedModel) -> None:
         if inside and path.name.lower().endswith(tuple(extensions_of(config))):
             raise UsageError(f"{flag} {readable(path)} lies in the input folder, and --ext makes it input")
     check_target(config)
+    if config.report and not config.overwrite:
+        check_page(config.output)
     if config.topk > max(len(bundle.classes.folders), PredictConfig.topk):  # fewer than the default surprise nobody
         console.warn(f"--topk {config.topk}: the model knows {len(bundle.classes.folders)} classes, all are given")
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import shutil
 from collections import Counter
@@ -35,21 +36,22 @@ from flowers.data.tables import (
 from flowers.data.workbook import check_room
 from flowers.environment import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
-from flowers.files import explain_os_error, file_beside, file_digest, remove_abandoned, write_atomically
+from flowers.files import explain_os_error, file_digest, write_atomically
 from flowers.prediction.finish import finish
 from flowers.prediction.inputs import input_root
-from flowers.prediction.rows import columns, line_of, status_by_prob
+from flowers.prediction.rows import columns, line_of, prob_text, status_by_prob
 from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import (
     Thumbnails,
     check_free,
+    check_page,
     finished_facts,
-    output_facts,
+    new_file,
     put_in_place,
-    sidecar_text,
     stamps_path,
     thumbnails_of,
     write_rows,
+    write_sidecar,
 )
 from flowers.prediction.work import refusal
 from flowers.stopping import StopRequest
@@ -98,6 +100,8 @@ def predict_from_table(config: PredictConfig) -> int:
         if config.copy_to or config.link_to or config.report or config.thumbnails:
             job = dataclasses.replace(job, input=_inputs(config, facts, rows))
             check_target(job)
+        if config.report and not config.overwrite:
+            check_page(job.output)
         facts["settings"] = settings
         if marks.labels and facts.get("classes"):
             facts["classes"] = dict(marks.labels)
@@ -163,39 +167,46 @@ def _labels(config: PredictConfig, facts: dict, names: list[str]) -> dict[str, s
 
 
 def _marked(table: Path, names: list[str], marks: _Marks, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
-    """The rows of the table, with other marks; a line of JSON may leave out what it has no value of."""
+    """The rows of the table, with other marks; a line of JSON may leave out what it has no value of.
+
+    Raises:
+        DataError: it cannot be read, or holds a probability that is none: somebody may have changed it.
+    """
     empty = dict.fromkeys(names, "")
-    for number, row in enumerate(empty | row for row in read_rows(table)):
+    of_prob = [name for name in names if name.startswith("prob")]
+    of_label = [name for name in names if name.startswith("label")] if marks.labels else []
+    for number, row in enumerate(read_rows(table)):
         if number % _ROWS_BETWEEN_STOPS == 0:
             check_stop()
+        row = empty | row
         is_marked = marks.min_prob is not None and row["status"] in ("ok", "unsure")
-        for name, text in row.items():
-            if name.startswith("prob") and (text or (is_marked and name == "prob")) and not _is_prob(text):
-                raise DataError(
-                    f"{readable(table)}: {name} of {row['path']} is {text!r}, expected a number from 0 to 1"
-                )
-        if is_marked:
-            row["status"] = status_by_prob(float(row["prob"]), marks.min_prob)
-        for name in [name for name in row if name.startswith("label")] if marks.labels else ():
+        for name in of_prob:
+            if not row[name] and not (is_marked and name == "prob"):
+                continue
+            prob = _number(row[name])
+            if not 0 <= prob <= 1:
+                said = f"{name} of {row['path']} is {row[name]!r}, expected a number from 0 to 1"
+                raise DataError(f"{readable(table)}: {said}")
+            row[name] = prob_text(prob)
+            if is_marked and name == "prob":
+                row["status"] = status_by_prob(prob, marks.min_prob)
+        for name in of_label:
             row[name] = marks.labels.get(row[name.replace("label", "class", 1)], row[name])
         yield row
 
 
-def _is_prob(text: str) -> bool:
-    """Tell if a cell is a probability; somebody may have changed the table."""
+def _number(text: str) -> float:
+    """A cell's number; NaN where it holds none."""
     try:
-        return 0 <= float(text) <= 1
+        return float(text)
     except ValueError:
-        return False
+        return math.nan
 
 
 def _settings(config: PredictConfig, facts: dict, names: list[str], marks: _Marks) -> dict:
     """The settings of a job that would write the new table; see ``predict.py``."""
-    settings = {
-        name: value
-        for name, value in facts.get("settings", {}).items()
-        if name not in ("excel", "columns", "thumbnails")
-    }
+    of_output = ("excel", "columns", "thumbnails")
+    settings = {name: value for name, value in facts.get("settings", {}).items() if name not in of_output}
     if marks.min_prob is not None:
         settings["min_prob"] = marks.min_prob
     if marks.labels:
@@ -286,21 +297,20 @@ def _write(
             yield line_of(row, chosen, kind)
 
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(output.parent, output.name)
-        with file_beside(output) as temporary:
+        with new_file(output) as temporary:
             write_rows(temporary, config.suffix(), lines(), chosen, excel=config.excel, thumbnails=thumbnails)
             if facts is not None:  # before the table: a start that was killed here has left a JSON that fits no table
-                _write_sidecar(config, {**facts, "counts": dict(counts), "output": output_facts(output, temporary)})
+                _write_papers(config, temporary, {**facts, "counts": dict(counts)})
             put_in_place(temporary, output)
     except OSError as error:
         raise explain_os_error(error, output) from error
     return counts
 
 
-def _write_sidecar(config: PredictConfig, facts: dict) -> None:
-    """Write JSON and stamps of the new table, from those of the old one."""
+def _write_papers(config: PredictConfig, written: Path, facts: dict) -> None:
+    """Write JSON and stamps of the new table, whose bytes lie at ``written``, from those of the old one."""
     output, table = config.output, config.from_table
+    del facts["output"]  # the old one
     facts |= {
         "embeddings": None,
         "from": {"table": os.path.relpath(table, output.parent), **file_digest(table), "config": to_plain(config)},
@@ -311,8 +321,7 @@ def _write_sidecar(config: PredictConfig, facts: dict) -> None:
     with contextlib.suppress(OSError):
         if stamps is not None and file_digest(stamps_path(table)) == stamps:
             facts["stamps"] = stamps
-    with write_atomically(sidecar_path(output)) as file:
-        file.write(sidecar_text(facts))
+    write_sidecar(output, written, facts)
     if "stamps" in facts:  # after the JSON, without which they would be nobody's when this command is started again
         with open(stamps_path(table), "rb") as old, write_atomically(stamps_path(output), "wb") as new:
             shutil.copyfileobj(old, new)

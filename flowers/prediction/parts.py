@@ -28,6 +28,20 @@ class DamagedError(OutputError):
     """A finished shard is not what was written; its part is removed, so that the shard is done again."""
 
 
+@contextlib.contextmanager
+def explained(place: Path) -> Iterator[None]:
+    """A full disk and the like in one line; what is not there any more stays a FileNotFoundError.
+
+    That one goes through all of a job's functions: another process has finished the whole job, and its folder is gone.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain_os_error(error, place) from error
+
+
 def part_name(index: int) -> str:
     """File name of a shard's part."""
     return f"{index:08d}"
@@ -50,20 +64,18 @@ def write_part(folder: Path, index: int, rows: bytes, facts: dict, stamps: bytes
     tail |= {"stamps_bytes": len(stamps), "stamps_crc32": zlib.crc32(stamps)} if stamps else {}
     tail["check"] = _check(tail)
     temporary = folder / f"{part_name(index)}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(rows)
-            file.write(stamps)
-            file.write(b"\0" + json.dumps(tail).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        put(temporary, folder / part_name(index))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise explain_os_error(error, folder) from error
+    with explained(folder):
+        try:
+            with open(temporary, "xb") as file:
+                file.write(rows)
+                file.write(stamps)
+                file.write(b"\0" + json.dumps(tail).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            put(temporary, folder / part_name(index))
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def put(new: Path, path: Path) -> None:

@@ -306,7 +306,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "classes": dict(zip(*(map(encode_path, names) for names in (classes.folders, classes.labels)), strict=True)),
         "made": how_made(to_plain(config)),
     }
-    write_sidecar(work, config.output, facts)
+    write_sidecar(config.output, config.output, facts)
     work.remove()
     return facts
 

@@ -42,28 +42,25 @@ def status_by_prob(prob: float, min_prob: float) -> str:
 
 
 def line_of(row: Mapping[str, str], names: Sequence[str], kind: str) -> bytes:
-    """The line of a row of texts, as ``read_rows`` gives it.
+    """The line of a row of texts.
 
     Args:
+        row: as ``read_rows`` gives it, probabilities as ``prob_text`` writes them.
         names: its columns, in this order.
         kind: "csv" or "jsonl".
-
-    Raises:
-        ValueError: a probability is no number.
     """
     if kind == "csv":
-        return csv_line([_prob_cell(row[name]) if name.startswith("prob") else row[name] for name in names])
+        return csv_line([row[name] for name in names])
     return json_line({name: _json_value(name, row[name]) for name in names})
 
 
-def _prob_cell(text: str) -> str:
-    return text and f"{float(text):.{DECIMALS}f}"
+def _json_value(name: str, text: str) -> float | str | None:
+    return float(text) if text and name.startswith("prob") else text or None
 
 
-def _json_value(name: str, text: str) -> Any:
-    if not text:
-        return None
-    return round(float(text), DECIMALS) if name.startswith("prob") else text
+def prob_text(prob: float) -> str:
+    """A probability as all tables have it."""
+    return f"{prob:.{DECIMALS}f}"
 
 
 def header(names: Sequence[str], kind: str) -> bytes:

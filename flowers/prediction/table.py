@@ -11,21 +11,19 @@ import contextlib
 import csv
 import functools
 import gzip
-import itertools
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig, suffix_of
 from flowers.data import workbook
 from flowers.data.paths import readable
 from flowers.data.tables import parquet_rows, read_sidecar, sidecar_path, workbook_rows
 from flowers.errors import DataError, OutputError
-from flowers.files import explain_os_error, file_digest, sync_file, sync_folder
+from flowers.files import file_beside, file_digest, remove_abandoned, sync_file, sync_folder, write_atomically
 from flowers.parsing import parse_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
@@ -37,6 +35,8 @@ Thumbnails = Callable[[Iterator[dict]], Iterator[tuple[dict, bytes | None]]]
 """Gives each row of a table its photo as a small JPEG, or None."""
 
 _ROW_GROUP = 65536
+_OF_PAGE = b'"flowers-predictions-'
+"""In every page of a table; see ``predictions_report.py``."""
 
 
 def stamps_path(output: Path) -> Path:
@@ -69,6 +69,17 @@ def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
     return None
 
 
+def check_page(output: Path) -> None:
+    """See that the page of a job replaces nothing but that of an earlier one.
+
+    Raises:
+        OutputError: it would.
+    """
+    page = page_path(output)
+    if page.exists() and not (page.is_file() and _OF_PAGE in page.read_bytes()):
+        raise _not_ours(page, "move it away")
+
+
 def check_free(output: Path, embeddings: Path | None) -> None:
     """See that what a new job writes beside its output replaces nothing but what an earlier such job left.
 
@@ -78,13 +89,13 @@ def check_free(output: Path, embeddings: Path | None) -> None:
     sidecar = sidecar_path(output)
     facts = read_sidecar(output)
     if facts is None and sidecar.exists():
-        raise _not_ours(sidecar, "--output")
+        raise _not_ours(sidecar, "choose another --output")
     if facts is None and stamps_path(output).exists():
-        raise _not_ours(stamps_path(output), "--output")
+        raise _not_ours(stamps_path(output), "choose another --output")
     if embeddings is not None and embeddings.exists():
         known = (facts or {}).get("embeddings") or {}
         if known.get("bytes") != embeddings.stat().st_size:
-            raise _not_ours(embeddings, "--embeddings")
+            raise _not_ours(embeddings, "choose another --embeddings")
 
 
 def join_parts(
@@ -106,27 +117,18 @@ def join_parts(
         OutputError: a part is damaged.
         FlowersError: the disk is full or the place cannot be written.
     """
-    temporary = work.folder / f"joined-{uuid.uuid4().hex}"  # in containers many processes have one number
     names = work.settings.get("columns") or columns(work.settings["topk"])
     totals = _totals(work)
-    stamps = work.folder / f"stamps-{uuid.uuid4().hex}"
-    try:
-        _write_plain(stamps, (parts.read_stamps(work.parts, index) for index in range(work.files.num_shards)), [])
+    with parts.explained(output), new_file(output) as table, new_file(stamps_path(output)) as stamps:
+        with open(stamps, "wb") as file:
+            file.writelines(parts.read_stamps(work.parts, index) for index in range(work.files.num_shards))
         blocks = _blocks(work, check_stop)
         if suffix not in (".parquet", ".xlsx") and "columns" in work.settings:
             blocks = _chosen(blocks, OUTPUT_KINDS[suffix], columns(work.settings["topk"]), names)
         excel = bool(work.settings.get("excel"))
-        write_rows(temporary, suffix, blocks, names, excel=excel, thumbnails=thumbnails)
-        put_in_place(temporary, output)
+        write_rows(table, suffix, blocks, names, excel=excel, thumbnails=thumbnails)
+        put_in_place(table, output)
         put_in_place(stamps, stamps_path(output))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise explain_os_error(error, output) from error
-    finally:
-        for left in (temporary, stamps):
-            with contextlib.suppress(OSError):
-                left.unlink()
     totals["stamps"] = file_digest(stamps_path(output))
     return totals
 
@@ -158,43 +160,32 @@ def write_rows(
         rows = map(json.loads, _lines(blocks))
         pictured = thumbnails(rows) if thumbnails is not None else ((row, None) for row in rows)
         workbook.write_workbook(path, pictured, names, pictures=thumbnails is not None)
-        return
-    write = {".csv": _write_plain, ".jsonl": _write_plain, ".csv.gz": _write_gzip, ".parquet": _write_parquet}
-    first = (codecs.BOM_UTF8 if excel else b"") + header(names, OUTPUT_KINDS[suffix])
-    write[suffix](path, itertools.chain([first], blocks), names)
+    elif suffix == ".parquet":
+        _write_parquet(path, blocks, names)
+    else:
+        with open(path, "wb") as raw, _packed(raw) if suffix == ".csv.gz" else contextlib.nullcontext(raw) as file:
+            file.write((codecs.BOM_UTF8 if excel else b"") + header(names, OUTPUT_KINDS[suffix]))
+            file.writelines(blocks)
 
 
-def output_facts(output: Path, written: Path) -> dict:
-    """What a sidecar remembers of its output, whose bytes lie at ``written``.
+def _packed(raw: IO[bytes]) -> gzip.GzipFile:
+    """No name and no time inside: the same rows give the same bytes."""
+    return gzip.GzipFile("", "wb", 6, raw, mtime=0)
+
+
+def write_sidecar(output: Path, written: Path, facts: dict) -> None:
+    """Write the JSON beside an output, which says how it was made; where the two fit, the job is done.
+
+    Args:
+        written: where the output's bytes lie now.
 
     Raises:
-        OSError: it cannot be read.
-    """
-    name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
-    return {"name": name, **file_digest(written)}
-
-
-def write_sidecar(work: "Work", output: Path, facts: dict) -> None:
-    """Write the JSON beside the output, which says that the job is done.
-
-    Raises:
-        FileNotFoundError: the work folder is gone: another process has finished the whole job.
         FlowersError: the disk is full or the place cannot be written.
     """
-    facts = {"output": output_facts(output, output), **facts}
-    temporary = work.folder / f"facts-{uuid.uuid4().hex}"
-    try:
-        temporary.write_text(sidecar_text(facts), encoding="utf-8")
-        put_in_place(temporary, sidecar_path(output))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise explain_os_error(error, sidecar_path(output)) from error
-
-
-def sidecar_text(facts: dict) -> str:
-    """The JSON that says how a table was made."""
-    return json.dumps(facts, indent=1, default=str) + "\n"
+    name = os.fsencode(output.name).decode("utf-8", "backslashreplace")
+    facts = {"output": {"name": name, **file_digest(written)}, **facts}
+    with write_atomically(sidecar_path(output)) as file:
+        file.write(json.dumps(facts, indent=1, default=str) + "\n")
 
 
 def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
@@ -208,28 +199,27 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     Raises:
         DataError: the file cannot be read.
     """
-    name = path.name.lower()
+    suffix = suffix_of(path)
     every = columns(settings.get("topk", 1))
     empty = dict.fromkeys(every)
     try:
-        if name.endswith(".parquet"):
-            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in parquet_rows(path))
-        elif name.endswith(".xlsx"):
-            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in workbook_rows(path))
-        elif name.endswith(".jsonl"):
+        if suffix in (".parquet", ".xlsx"):
+            rows = parquet_rows(path) if suffix == ".parquet" else workbook_rows(path)
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in rows)
+        elif suffix == ".jsonl":
             with open(path, "rb") as file:
                 for line in file:
                     row = parse_json(line)
                     whole = json_line(empty | row) if "columns" in settings else line
                     yield row["path"], row.get("status", ""), whole
         else:
-            with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            with (gzip.open if suffix == ".csv.gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file)
                 names = next(rows)
                 if names != every:
-                    rows = ([row.get(column, "") for column in every] for row in _by_name(names, rows))
-                of_path, of_status = every.index("path"), every.index("status")
-                yield from ((row[of_path], row[of_status], csv_line(row)) for row in rows)
+                    by_name = (dict(zip(names, row, strict=True)) for row in rows)
+                    rows = ([row.get(column, "") for column in every] for row in by_name)
+                yield from ((row[0], row[1], csv_line(row)) for row in rows)  # path and status come first
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, StopIteration) as error:
         raise DataError(f"{readable(path)}: cannot be read: {' '.join(str(error).split())}") from error
 
@@ -241,22 +231,27 @@ def _is_as_written(path: Path, known: dict) -> bool:
     return "sha256" not in known or file_digest(path)["sha256"] == known["sha256"]
 
 
-def _not_ours(path: Path, flag: str) -> OutputError:
+def _not_ours(path: Path, advice: str) -> OutputError:
     return OutputError(
         f"{readable(path)} was there before, and is not known to be this job's; "
-        f"choose another {flag}, or pass --overwrite to replace it"
+        f"{advice}, or pass --overwrite to replace it"
     )
 
 
+@contextlib.contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """A file beside ``final`` for ``put_in_place``; without that it goes at the end of the block."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(final.parent, final.name)
+    with file_beside(final) as temporary:
+        yield temporary
+
+
 def put_in_place(temporary: Path, final: Path) -> None:
-    """From a name that is cleaned up whatever happens to the final one."""
+    """Give a written file its final name, and wait until the disk has it."""
     sync_file(temporary)
     os.replace(temporary, final)
     sync_folder(final.parent)
-
-
-def _by_name(names: list[str], rows: Iterator[list[str]]) -> Iterator[dict[str, str]]:
-    return (dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _chosen(blocks: Iterator[bytes], kind: str, every: list[str], names: list[str]) -> Iterator[bytes]:
@@ -287,18 +282,6 @@ def _totals(work: "Work") -> dict:
         recovered += facts.get("recovered", 0)
     seconds_by_stage = {stage: round(seconds[stage], 3) for stage in parts.STAGES}
     return {"counts": dict(counts), "seconds": seconds_by_stage, "recovered_reads": recovered}
-
-
-def _write_plain(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:
-    with open(path, "wb") as file:
-        file.writelines(blocks)
-
-
-def _write_gzip(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:
-    """No name and no time inside: the same rows give the same bytes."""
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        for block in blocks:
-            file.write(block)
 
 
 def _write_parquet(path: Path, blocks: Iterator[bytes], names: list[str]) -> None:

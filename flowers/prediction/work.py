@@ -16,7 +16,6 @@
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.errors import OutputError
-from flowers.files import explain_os_error, sync_file
+from flowers.files import sync_file
 from flowers.parsing import read_json
 from flowers.prediction import parts
 from flowers.prediction.file_list import FileList
@@ -146,24 +145,15 @@ class Work:
         if settled := self.engine():
             return settled
         proposal = self.folder / f"engine-{uuid.uuid4().hex}"
-        try:
-            write_sealed(proposal, chosen)
+        with parts.explained(proposal):
             try:
-                os.link(proposal, self.folder / "engine.json")
-            except FileExistsError:
-                pass
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # no hard links on this file system
-                    raise
+                write_sealed(proposal, chosen)
+                with contextlib.suppress(OSError):  # it is there already, or this file system has no hard links
+                    os.link(proposal, self.folder / "engine.json")
                 if self.engine() is None:
                     os.rename(proposal, self.folder / "engine.json")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise explain_os_error(error, proposal) from error
-        finally:
-            with contextlib.suppress(OSError):
-                proposal.unlink()
+            finally:
+                unlink(proposal)
         return self.engine() or chosen
 
     def check_engines(self) -> None:
