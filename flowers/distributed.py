@@ -229,6 +229,11 @@ def rows_of_ranks(accelerator, row: list[float]) -> list[list[float]]:
     return accelerator.gather(torch.tensor([row], dtype=torch.float64, device=accelerator.device)).tolist()
 
 
+def sums_of_ranks(accelerator, row: list[float]) -> list[float]:
+    """The numbers of a row, each summed over the ranks."""
+    return [sum(column) for column in zip(*rows_of_ranks(accelerator, row), strict=True)]
+
+
 class Place(NamedTuple):
     """This process among those that share the work.
 

@@ -31,7 +31,7 @@ from flowers.models.stages import split_name
 from flowers.reports.calibration import fit_temperature
 from flowers.training.features import FeatureBatches
 from flowers.training.flags import FIT_DEFAULTS, FOUND_WIDE
-from flowers.training.linear_head import HeadProblem, LinearHead, fit_linear_head, folds, out_of_fold
+from flowers.training.linear_head import HeadProblem, LinearHead, fit_linear_head, fit_sharpened, folds, out_of_fold
 from flowers.training.stage import Stage
 
 WEIGHT_DECAYS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -109,6 +109,27 @@ def fitter(stage: Stage, doing: str, weight_decay: float) -> Callable[[HeadProbl
         device=stage.accelerator.device,
         check_stop=check_stop,
     )
+
+
+def fit_head(stage: Stage, batches: FeatureBatches) -> LinearHead:
+    """Fit the linear head of a stage to all features and put it into the stage's model.
+
+    Rank 0 computes it, the others take it over, so that any number of processes has the same head.
+
+    Raises:
+        StoppedError: on request; the same command fits again.
+    """
+
+    def find() -> LinearHead:
+        problem, fit = batches.problem(), fitter(stage, "fitting", stage.config.weight_decay)
+        return fit_sharpened(problem, folds_of(stage), fit) if stage.config.label_smoothing else fit(problem)
+
+    found = from_main(find)
+    output = stage.model.classifier.head.output
+    with torch.no_grad():
+        output.weight.copy_(found.weight)
+        output.bias.copy_(found.bias)
+    return found
 
 
 def choose(trials: list[Trial]) -> Trial:

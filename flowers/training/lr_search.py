@@ -21,10 +21,12 @@ import numpy as np
 import torch
 
 from flowers import console
-from flowers.distributed import from_main, rows_of_ranks
+from flowers.data.loaders import Batch
+from flowers.distributed import from_main, sums_of_ranks
 from flowers.errors import StoppedError, UsageError
 from flowers.files import write_atomically
 from flowers.reports.plots import draw_lr_curve
+from flowers.training.batches import to_device
 from flowers.training.checkpoint import Progress
 from flowers.training.trainer import Trainer
 
@@ -120,7 +122,7 @@ def range_test(trainer: Trainer, low: float, high: float, steps: int) -> LrCurve
     images: list[int] = []
     with restored(trainer), console.progress("learning rates", steps, "steps") as meter:
         trainer.schedule, trainer.average = GrowingRate(low, high, steps), None
-        with contextlib.closing(trainer.trial_steps()) as batches:
+        with contextlib.closing(_steps(trainer)) as batches:
             for micro_batches, real in itertools.islice(batches, steps):
                 trainer.step(micro_batches, real)
                 loss = _mean_loss(trainer, real)
@@ -229,6 +231,15 @@ def restored(trainer: Trainer) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def _steps(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:
+    """This rank's micro-batches of each step of training and the step's images, epoch after epoch, for ever."""
+    config, order = trainer.config, trainer.stage.order
+    for epoch in itertools.cycle(range(config.epochs)):
+        batches = to_device(iter(trainer.batches.epoch(epoch, 0)), trainer.accelerator.device)
+        for step in range(order.steps_per_epoch):
+            yield [next(batches) for _ in range(config.grad_accum_steps)], order.real_in_step(step)
+
+
 def _mean_loss(trainer: Trainer, real: int) -> float:
     """Loss of the last step over all ranks.
 
@@ -237,8 +248,7 @@ def _mean_loss(trainer: Trainer, real: int) -> float:
     """
     own = sum(sums[0].cpu().double().item() for _, sums, _ in trainer.unread)
     trainer.unread.clear()
-    rows = rows_of_ranks(trainer.accelerator, [own, float(trainer.stage.stop.reason() is not None)])
-    loss, stops = (sum(column) for column in zip(*rows, strict=True))
+    loss, stops = sums_of_ranks(trainer.accelerator, [own, float(trainer.stage.stop.reason() is not None)])
     if stops:
         raise StoppedError("stopped during the learning-rate search; run the same command to search again")
     return loss / real

@@ -26,6 +26,7 @@ from flowers.models.depthwise import fast_depthwise
 from flowers.models.heads import BATCH_NORM, Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continue_model
+from flowers.training.schedule import view_sizes
 from flowers.training.staged import HEAD_STAGE
 
 
@@ -251,3 +252,15 @@ def _second_pass(block: nn.Module, convolutions: contextlib.AbstractContextManag
     finally:
         for layer, momentum, count in zip(layers, momenta, counts, strict=True):
             layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+def compile_network(module: nn.Module, config: TrainConfig) -> nn.Module:
+    """Compile the network for one size of images at a time.
+
+    Training views grow. From the second size on torch.compile would compile for all sizes at once, which its CPU
+    backend cannot do for every network (shufflenet: InductorError), and such a program is slower where it can.
+    """
+    programs = 2 * len(set(view_sizes(config))) + 4  # training; whole and last batches of validation
+    limit = torch._dynamo.config.recompile_limit  # beyond it torch runs the network uncompiled, with one warning
+    torch._dynamo.config.recompile_limit = max(limit, programs)
+    return torch.compile(module, dynamic=False)

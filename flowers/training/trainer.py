@@ -5,10 +5,8 @@ step (read the loss, validate, save, stop) happens on all ranks at the same step
 """
 
 import contextlib
-import itertools
 import math
 import time
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.loaders import Batch
 from flowers.data.paths import readable
-from flowers.distributed import from_main, rows_of_ranks
+from flowers.distributed import from_main, rows_of_ranks, sums_of_ranks
 from flowers.errors import PeerError, StoppedError, TrainingError, UsageError
 from flowers.models.bundle import save_bundle
 from flowers.models.heads import synchronize_batch_norm
@@ -25,14 +23,13 @@ from flowers.reports.metrics import FeatureTable, LogitTable, Metrics
 from flowers.training.batches import Batches, Stopwatch, to_device
 from flowers.training.checkpoint import Progress, save_checkpoint
 from flowers.training.evaluation import evaluate
-from flowers.training.finite import ADVICE, MicroStep, find_breakdown, last_good
 from flowers.training.flags import parse_save_every
-from flowers.training.head_search import fitter, folds_of
+from flowers.training.head_search import fit_head
 from flowers.training.history import History
-from flowers.training.linear_head import LinearHead, fit_sharpened
-from flowers.training.losses import mix, weighted_loss
+from flowers.training.losses import ADVICE, MicroStep, find_breakdown, last_good, mix, weighted_loss
+from flowers.training.model import compile_network
 from flowers.training.optimizer import WeightAverage, build_optimizer, parameter_groups
-from flowers.training.schedule import build_schedule, mixes, step_seed, view_sizes
+from flowers.training.schedule import build_schedule, mixes, step_seed
 from flowers.training.stage import Stage
 
 SAY_EVERY_S = 3.0
@@ -126,30 +123,16 @@ class Trainer:
     def fit_at_once(self, meter: console.Meter) -> None:
         """Fit a linear head to all features: one step, which is also the only epoch.
 
-        Rank 0 computes it, the others take it over, so that any number of processes has the same head.
-
         Raises:
             StoppedError: on request; the same command fits again.
         """
-        stage, started_s = self.stage, time.monotonic()
+        started_s, count = time.monotonic(), len(self.stage.data.train)
         meter.describe("fit the head")
-        count = len(stage.data.train)
-
-        def find() -> LinearHead:
-            problem, fit = self.batches.problem(), fitter(stage, "fitting", self.config.weight_decay)
-            return fit_sharpened(problem, folds_of(stage), fit) if self.config.label_smoothing else fit(problem)
-
-        found = from_main(find)
-        output = stage.model.classifier.head.output
-        with torch.no_grad():
-            output.weight.copy_(found.weight)
-            output.bias.copy_(found.bias)
+        found = fit_head(self.stage, self.batches)
         if self.accelerator.is_main_process:
             self.sums = [found.loss * count, found.top1 * count, float(count)]
             self.since_point = self.sums
-            seconds = max(time.monotonic() - started_s, 1e-3)
-            speed = {"seconds": round(seconds, 3), "images_per_s": round(count / seconds, 1), "data_wait_share": 0.0}
-            self.timing.append("epoch", epoch=1, **speed)
+        self._record_speed(0, started_s, count, 0.0)
         meter.advance(count)
         self.end_step(meter)
 
@@ -167,23 +150,18 @@ class Trainer:
             images += real
             meter.advance(real, wait=waiting.seconds / max(time.monotonic() - started_s, 1e-9))
             self.end_step(meter)
-        seconds = time.monotonic() - started_s
+        self._record_speed(epoch, started_s, images, waiting.seconds)
+
+    def _record_speed(self, epoch: int, started_s: float, images: int, waited_s: float) -> None:
+        seconds = max(time.monotonic() - started_s, 1e-3)
         if self.accelerator.is_main_process:
             self.timing.append(
                 "epoch",
                 epoch=epoch + 1,
                 seconds=round(seconds, 3),
                 images_per_s=round(images / seconds, 1),
-                data_wait_share=round(waiting.seconds / seconds, 4),
+                data_wait_share=round(waited_s / seconds, 4),
             )
-
-    def trial_steps(self) -> Iterator[tuple[list[Batch], int]]:
-        """For searches: this rank's micro-batches of each step and the step's images, epoch after epoch, for ever."""
-        order = self.stage.order
-        for epoch in itertools.cycle(range(self.config.epochs)):
-            batches = to_device(iter(self.batches.epoch(epoch, 0)), self.accelerator.device)
-            for step in range(order.steps_per_epoch):
-                yield [next(batches) for _ in range(self.config.grad_accum_steps)], order.real_in_step(step)
 
     def step(self, micro_batches: list[Batch], real_images: int) -> None:
         """Update the weights once.
@@ -260,8 +238,7 @@ class Trainer:
         """
         if not self.accelerator.trackers:  # none, or a trial
             return
-        rows = rows_of_ranks(self.accelerator, self.since_point)
-        loss, _, images = (sum(column) for column in zip(*rows, strict=True))
+        loss, _, images = sums_of_ranks(self.accelerator, self.since_point)
         values = {"train/loss": loss / max(images, 1.0), "lr": self.schedule.lr(self.progress.step - 1)}
         values["train/images_per_s"] = images / max(self._point_s, 1e-9)
         self.accelerator.log(values, step=self.progress.step)
@@ -354,7 +331,7 @@ class Trainer:
             if progress.best_step is None or (metrics.top1, -metrics.loss) > (progress.best_top1, -progress.best_loss):
                 progress.best_step, progress.best_top1, progress.best_loss = progress.step, metrics.top1, metrics.loss
                 self.save_bundle("best", metrics)
-        loss, _, images = self.epoch_sums()
+        loss, _, images = sums_of_ranks(self.accelerator, self.sums)
         loss_before, images_before = progress.validated
         progress.validated = [loss, images]
         train_loss = (loss - loss_before) / max(images - images_before, 1.0)
@@ -371,14 +348,10 @@ class Trainer:
         curves = {f"{group}/{name}": value for name, value in values.items() if name != "images"}
         self.accelerator.log(curves, step=self.progress.step)
 
-    def epoch_sums(self) -> list[float]:
-        """Sums of the epoch so far over all ranks: loss, hits, images."""
-        return [sum(column) for column in zip(*rows_of_ranks(self.accelerator, self.sums), strict=True)]
-
     def end_epoch(self) -> None:
         """Record the epoch's training figures over all ranks and move to the next epoch."""
         progress = self.progress
-        loss, hits, images = self.epoch_sums()
+        loss, hits, images = sums_of_ranks(self.accelerator, self.sums)
         values = {"loss": loss / images, "top1": hits / images, "images": int(images)}
         lr = self.schedule.lr(progress.step - 1)
         if self.accelerator.is_main_process:
@@ -455,15 +428,3 @@ def forward(network: nn.Module, images: Tensor) -> Tensor:
             raise
     few = f"--batch-size {len(images)}: batch norm in this network needs two images or more"
     raise UsageError(f"{few}; with --freeze-bn it does without")
-
-
-def compile_network(module: nn.Module, config: TrainConfig) -> nn.Module:
-    """Compile the network for one size of images at a time.
-
-    Training views grow. From the second size on torch.compile would compile for all sizes at once, which its CPU
-    backend cannot do for every network (shufflenet: InductorError), and such a program is slower where it can.
-    """
-    programs = 2 * len(set(view_sizes(config))) + 4  # training; whole and last batches of validation
-    limit = torch._dynamo.config.recompile_limit  # beyond it torch runs the network uncompiled, with one warning
-    torch._dynamo.config.recompile_limit = max(limit, programs)
-    return torch.compile(module, dynamic=False)
