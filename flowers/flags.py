@@ -21,6 +21,11 @@ _SWITCHED = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 _PLACEHOLDERS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
+def spelled(name: str) -> str:
+    """A field as its flag: batch_size is --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
 class Flag:
     """Facts about a flag beyond its field's type; stands in ``Annotated``.
 
@@ -56,7 +61,7 @@ class Option(NamedTuple):
     @property
     def spelled(self) -> str:
         """The flag as it is typed; the placeholder of a positional one."""
-        return self.name.upper() if self.flag.positional else "--" + self.name.replace("_", "-")
+        return self.name.upper() if self.flag.positional else spelled(self.name)
 
     @property
     def required(self) -> bool:
@@ -226,8 +231,7 @@ class _Once(argparse.Action):
 
     def __call__(self, _parser, namespace, values, option_string=None):
         if hasattr(namespace, self.dest):
-            option = "--" + self.dest.replace("_", "-")
-            raise argparse.ArgumentError(self, f"{option} is given twice; give it once")
+            raise argparse.ArgumentError(self, f"{spelled(self.dest)} is given twice; give it once")
         is_off = option_string.startswith("--no-")
         if self.nargs == "?" and values is not None and is_off:
             raise argparse.ArgumentError(self, f"{option_string} takes no value, got {values!r}")
@@ -241,20 +245,19 @@ class _LastNumber(argparse.Action):
     def __call__(self, _parser, namespace, values, option_string=None):
         before = getattr(namespace, self.dest, values)
         if before != values:
-            option = "--" + self.dest.replace("_", "-")
-            console.warn(f"{option} is given twice ({before}, then {values}): {values} counts")
+            console.warn(f"{spelled(self.dest)} is given twice ({before}, then {values}): {values} counts")
         setattr(namespace, self.dest, values)
 
 
 def _with_hyphens(argv: Sequence[str]) -> list[str]:
     """--data_dir is --data-dir; values stay as they are."""
 
-    def spelled(word: str) -> str:
+    def hyphened(word: str) -> str:
         name, equals, value = word.partition("=")
         return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
     end = argv.index("--") if "--" in argv else len(argv)
-    return [*map(spelled, argv[:end]), *argv[end:]]
+    return [*map(hyphened, argv[:end]), *argv[end:]]
 
 
 def _unknown(argv: Sequence[str], names: dict[str, Option]) -> list[str]:

@@ -58,7 +58,7 @@ def test_models_that_do_not_belong_together_are_refused(run: Path) -> None:
     wrong = {
         "its classes is not that of run": (["--average", "run", "swapped"], 1),
         "got one model, expected at least two": (["--average", "run"], 2),
-        "--format does not go with --average": (["--average", "run", "run/last", "--format", "onnx"], 2),
+        "--format: not with --average": (["--average", "run", "run/last", "--format", "onnx"], 2),
         "no such bundle": (["--average", "run", "nowhere"], 1),
     }
     for words, (flags, code) in wrong.items():

@@ -462,10 +462,10 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
         ({"min_agreement": 1.5}, "--min-agreement: got 1.5"),
         ({"check_count": 0}, "--check-count: got 0"),
         ({"format": "torch-export", "output": Path("a.pt2"), "precision": "int8"}, "int8: not for torch-export"),
-        ({"calibration_images": Path("D")}, "--calibration-images belongs to --precision int8"),
+        ({"calibration_images": Path("D")}, "--calibration-images: only with --precision int8"),
         (
             {"from_state_dict": Path("W"), "checkpoint": None, "format": None, "average": (Path("A"), Path("B"))},
-            "--average does not go with --from-state-dict",
+            "--average: not with --from-state-dict",
         ),
         (
             {
@@ -476,7 +476,7 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
                 "format": None,
                 "precision": "int8",
             },
-            "--precision is for an export; import with --from-state-dict first",
+            "--precision: for an export; import with --from-state-dict first",
         ),
     ],
 )

@@ -221,7 +221,7 @@ def test_lines_of_json_may_leave_out_what_is_empty(place: Path) -> None:
         ("--output a.csv --checkpoint x", "leave out --checkpoint"),
         ("--update --output a.csv", "leave out --update"),
         ("--output a.csv --input in", "--input: --from looks at photos for --copy-to"),
-        ("--columns path --copy-to x", "--columns is about the new table: add --output"),
+        ("--columns path --copy-to x", "--columns: about the new table; add --output"),
         ("--output a.csv --columns path,blue", "--columns: got blue, expected some of path,status"),
         ("--output in.csv", "in.csv was there before, and is not known"),
         ("--output thin.csv --columns path,status,class", ""),

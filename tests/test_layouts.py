@@ -142,8 +142,8 @@ def test_flags_and_places_that_cannot_be(photos: Path, tmp_path: Path) -> None:
     for flags, message in (
         ({"format": "torchvision", "output": Path("a.onnx")}, "expected a name ending in .pth"),
         ({"format": "timm", "output": Path("a.pth")}, "expected a folder's name"),
-        ({"format": "timm", "output": Path("a"), "precision": "fp16"}, "--precision does not go with --format timm"),
-        ({"format": "onnx", "output": Path("a.onnx"), "model_card": True}, "--model-card belongs to --format timm"),
+        ({"format": "timm", "output": Path("a"), "precision": "fp16"}, "--precision: not with --format timm"),
+        ({"format": "onnx", "output": Path("a.onnx"), "model_card": True}, "--model-card: only with --format timm"),
     ):
         with pytest.raises(UsageError, match=message):
             ExportConfig(checkpoint=tmp_path, **flags)

@@ -198,9 +198,9 @@ def test_examples_of_no_class_are_refused(bundle: Path, photos: Path, package: P
     ("flags", "words"),
     [
         ({"format": "web", "output": Path("a.onnx")}, "expected a folder's name"),
-        ({"format": "web", "layout": "NCHW"}, "leave them out"),
-        ({"format": "onnx", "output": Path("a.onnx"), "title": "T"}, "--title belongs to --format web"),
-        ({"format": "onnx", "output": Path("a.onnx"), "runtime": Path("r")}, "--runtime belongs to --format web"),
+        ({"format": "web", "layout": "NCHW"}, "--layout: the page of --format web gives uint8 and NHWC"),
+        ({"format": "onnx", "output": Path("a.onnx"), "title": "T"}, "--title: only with --format web"),
+        ({"format": "onnx", "output": Path("a.onnx"), "runtime": Path("r")}, "--runtime: only with --format web"),
     ],
 )
 def test_flags_that_do_not_go_together(flags: dict, words: str) -> None:

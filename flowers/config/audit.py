@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.values import read_values
+from flowers.config.values import check_least, given, read_values
 from flowers.errors import UsageError
 from flowers.flags import Flag
 
@@ -68,13 +68,9 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         read_values(self)
-        if self.folds < 2:
-            raise UsageError(f"--folds: got {self.folds}, expected at least 2")
-        if self.photos < 1:
-            raise UsageError(f"--photos: got {self.photos}, expected at least 1")
-        for name in ("model", "weights", "image_size") if self.checkpoint is not None else ():
-            if getattr(self, name) != getattr(type(self), name):
-                raise UsageError(f"--{name.replace('_', '-')}: the network is that of --checkpoint; leave it out")
+        check_least(self, {"folds": 2, "photos": 1})
+        if self.checkpoint is not None and (network := given(self, ("model", "weights", "image_size"))):
+            raise UsageError(f"{network}: the network is that of --checkpoint; leave it out")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from flowers.config.values import check_least
 from flowers.errors import UsageError
 from flowers.flags import Flag
 from flowers.machine import MAX_BATCH_SIZE
@@ -48,9 +49,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):
             raise UsageError(f"--seconds: got {self.seconds}, expected a number above 0")
-        for flag, values in (("images", [self.images]), ("batch-sizes", self.batch_sizes), ("workers", self.workers)):
-            if any(value < 1 for value in values):
-                raise UsageError(f"--{flag}: got {min(values)}, expected at least 1")
+        check_least(self, {"images": 1, "batch_sizes": 1, "workers": 1})
         if max(self.batch_sizes, default=1) > MAX_BATCH_SIZE:
             raise UsageError(f"--batch-sizes: got {max(self.batch_sizes)}, expected at most {MAX_BATCH_SIZE}")
         if not self.batch_sizes:

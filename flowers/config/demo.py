@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from flowers.config.values import check_least
 from flowers.errors import UsageError
 from flowers.flags import Flag
 
@@ -48,5 +49,4 @@ class DemoConfig:
             raise UsageError(f"--port: got {self.port}, expected a number from 0 to 65535")
         if not 0 < self.max_upload <= 1024:
             raise UsageError(f"--max-upload: got {self.max_upload}, expected megabytes, above 0 and up to 1024")
-        if self.max_waiting < 1:
-            raise UsageError(f"--max-waiting: got {self.max_waiting}, expected at least 1")
+        check_least(self, {"max_waiting": 1})

@@ -4,10 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.sizes import check_sizes
+from flowers.config.values import check_least, check_sizes, given
 from flowers.errors import UsageError
-from flowers.flags import Flag
+from flowers.flags import Flag, spelled
 
+_OF_A_TABLE = {
+    "labels": "belongs to --predictions; with --checkpoint, class folders are the labels",
+    "against": "compares two files of predictions: give the other one as --predictions",
+    "match_labels": "belongs to --predictions; leave it out",
+}
+"""Fields that have no effect without --predictions, and why."""
+_OF_A_MODEL = {
+    "max_images": "belongs to --checkpoint; with --predictions, all rows are scored",
+    "class_names": "belongs to --checkpoint; with --predictions, the table holds the names",
+    "corrections": "belongs to --checkpoint; with --predictions, give --labels",
+    "calibrate": "changes a model: use it with --checkpoint C --data-dir D --split valid",
+}
+"""Fields that have no effect with --predictions, and why."""
 _OF_IMAGES = ("split", "exclude", "on_bad_image", "batch_size", "max_pixels", "workers", "mixed_precision")
 """Fields that say something of reading and measuring images, which --predictions does not do."""
 
@@ -84,38 +97,24 @@ class EvaluateConfig:
     training."""
 
     def __post_init__(self) -> None:
-        numbers = (
-            ("--batch-size", self.batch_size), ("--max-pixels", self.max_pixels), ("--max-images", self.max_images)
-        )  # fmt: skip
-        for flag, value in numbers:
-            if value is not None and value < 1:
-                raise UsageError(f"{flag}: got {value}, expected at least 1")
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"--workers: got {self.workers}, expected at least 0")
+        check_least(self, {"batch_size": 1, "max_pixels": 1, "max_images": 1, "workers": 0})
         check_sizes(self.batch_size, self.workers)
+        for name, why in (_OF_A_TABLE if self.predictions is None else _OF_A_MODEL).items():
+            if given(self, [name]):
+                raise UsageError(f"{spelled(name)} {why}")
         if self.predictions is None:
-            for flag, value in (("--checkpoint", self.checkpoint), ("--data-dir", self.data_dir)):
-                if value is None:
-                    raise UsageError(f"{flag} is missing; expected --checkpoint C --data-dir D, or --predictions FILE")
-            if self.labels is not None:
-                raise UsageError("--labels belongs to --predictions; with --checkpoint, class folders are the labels")
-            if self.against is not None:
-                raise UsageError("--against compares two files of predictions: give the other one as --predictions")
-            if self.match_labels:
-                raise UsageError("--match-labels belongs to --predictions; leave it out")
-            if self.calibrate and self.split not in ("valid", "val"):
-                got = f"got --split {self.split}" if self.split else "--split is missing"
-                raise UsageError(f"--calibrate: {got}, expected valid: other splits stay unseen")
-        elif self.max_images is not None:
-            raise UsageError("--max-images belongs to --checkpoint; with --predictions, all rows are scored")
-        elif self.class_names is not None:
-            raise UsageError("--class-names belongs to --checkpoint; with --predictions, the table holds the names")
-        elif self.corrections is not None:
-            raise UsageError("--corrections belongs to --checkpoint; with --predictions, give --labels")
-        elif self.calibrate:
-            raise UsageError("--calibrate changes a model: use it with --checkpoint C --data-dir D --split valid")
+            self._check_model()
         elif self.checkpoint is not None or self.data_dir is not None:
             raise UsageError("--predictions is scored without a model: leave --checkpoint and --data-dir out")
-        elif of_images := [name for name in _OF_IMAGES if getattr(self, name) != getattr(type(self), name)]:
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in of_images)
-            raise UsageError(f"--predictions is scored without images, all rows of it: leave out {given}")
+        elif of_images := given(self, _OF_IMAGES):
+            raise UsageError(f"--predictions is scored without images, all rows of it: leave out {of_images}")
+
+    def _check_model(self) -> None:
+        for name in ("checkpoint", "data_dir"):
+            if getattr(self, name) is None:
+                raise UsageError(
+                    f"{spelled(name)} is missing; expected --checkpoint C --data-dir D, or --predictions FILE"
+                )
+        if self.calibrate and self.split not in ("valid", "val"):
+            got = f"got --split {self.split}" if self.split else "--split is missing"
+            raise UsageError(f"--calibrate: {got}, expected valid: other splits stay unseen")

@@ -4,18 +4,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from flowers.config.values import check_least, given
 from flowers.errors import UsageError
+from flowers.flags import spelled
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "torchvision": ".pth"}
 LAYOUTS = ("timm", "torchvision")
 """Formats that are another library's own tensors and names, in float32."""
 MIN_AGREEMENT = {"float32": 0.995, "fp16": 0.995, "int8": 0.98}
-OF_AN_EXPORT = {
+OF_AN_EXPORT = (
     "precision", "input_type", "layout", "check_images", "check_count", "min_agreement", "calibration_images",
     "calibration_count", "runtime", "class_examples", "title", "model_card",
-}  # fmt: skip
+)  # fmt: skip
 OF_AN_IMPORT = ("model", "classes", "image_size", "mean", "std", "resize", "crop_pct", "interpolation")
-OF_A_SITE = ("runtime", "class_examples", "title")
+ONLY_WITH = {"web": ("runtime", "class_examples", "title"), "timm": ("model_card",)}
+"""Fields that one format alone asks for."""
 
 
 @dataclass(frozen=True)
@@ -105,82 +108,62 @@ class ExportConfig:
     batch norm takes its statistics from --calibration-images. Both default to the run's own splits."""
 
     def __post_init__(self) -> None:
+        check_least(self, {"check_count": 1, "calibration_count": 1, "image_size": 1, "resize": 1})
         if self.from_state_dict is not None:
             self._check_import()
-            return
-        for name in OF_AN_IMPORT:
-            if getattr(self, name) is not None:
-                raise UsageError(f"--{name.replace('_', '-')} belongs to --from-state-dict")
-        if self.average:
+        elif of_import := given(self, OF_AN_IMPORT):
+            raise UsageError(f"{of_import}: only with --from-state-dict")
+        elif self.average:
             self._check_average()
-            return
-        for flag, value in (("checkpoint", self.checkpoint), ("format", self.format)):
-            if value is None:
-                raise UsageError(f"--{flag} is missing; expected --checkpoint C --format F, or --from-state-dict FILE")
-        self._check_site()
-        self._check_layout()
-        suffix = SUFFIXES.get(self.format)
-        if suffix is not None and self.output.suffix != suffix:
-            raise UsageError(f"--output: got {self.output.name}, expected a name ending in {suffix}")
+        else:
+            self._check_export()
+
+    def _check_export(self) -> None:
+        self._check_needed(("checkpoint", "format"), "--checkpoint C --format F, or --from-state-dict FILE")
+        self._check_output()
+        for format, names in ONLY_WITH.items():
+            if self.format != format and (others := given(self, names)):
+                raise UsageError(f"{others}: only with --format {format}")
+        if self.format == "web" and (of_input := given(self, ("input_type", "layout"))):
+            raise UsageError(f"{of_input}: the page of --format web gives uint8 and NHWC; leave it out")
+        if self.format in LAYOUTS and (of_file := given(self, ("precision", "input_type", "layout"))):
+            raise UsageError(f"{of_file}: not with --format {self.format}; leave it out")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UsageError(f"--min-agreement: got {self.min_agreement}, expected a share from 0 to 1")
-        for flag, value in (("check", self.check_count), ("calibration", self.calibration_count)):
-            if value < 1:
-                raise UsageError(f"--{flag}-count: got {value}, expected at least 1")
         if self.precision == "int8" and self.format == "torch-export":
             raise UsageError("--precision int8: not for torch-export; use --format openvino or onnx")
         if self.precision != "int8" and self.calibration_images is not None:
-            raise UsageError("--calibration-images belongs to --precision int8")
+            raise UsageError("--calibration-images: only with --precision int8")
 
-    def _check_site(self) -> None:
-        if self.format != "web":
-            for field in fields(self):
-                if field.name in OF_A_SITE and getattr(self, field.name) != field.default:
-                    raise UsageError(f"--{field.name.replace('_', '-')} belongs to --format web")
-        elif self.output.suffix in SUFFIXES.values():
-            raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format web")
-        elif (self.input_type, self.layout) != ("uint8", "NHWC"):
-            raise UsageError("--input-type and --layout: the page of --format web gives uint8 and NHWC; leave them out")
-
-    def _check_layout(self) -> None:
-        if self.model_card and self.format != "timm":
-            raise UsageError("--model-card belongs to --format timm")
-        if self.format not in LAYOUTS:
-            return
-        for name in ("precision", "input_type", "layout"):
-            if getattr(self, name) != getattr(type(self), name):
-                raise UsageError(f"--{name.replace('_', '-')} does not go with --format {self.format}; leave it out")
-        if self.format == "timm" and self.output.suffix in (*SUFFIXES.values(), ".safetensors", ".bin"):
-            raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format timm")
+    def _check_output(self) -> None:
+        suffix = SUFFIXES.get(self.format)
+        if suffix is not None and self.output.suffix != suffix:
+            raise UsageError(f"--output: got {self.output.name}, expected a name ending in {suffix}")
+        if suffix is None and self.output.suffix in (*SUFFIXES.values(), ".safetensors", ".bin"):
+            raise UsageError(f"--output: got {self.output.name}, expected a folder's name with --format {self.format}")
 
     def _check_average(self) -> None:
         if len(self.average) < 2:
             raise UsageError("--average: got one model, expected at least two")
-        for field in fields(self):
-            used = ("output", "average", "config", "check_images", "check_count", "calibration_images")
-            if field.name not in used and getattr(self, field.name) != field.default:
-                raise UsageError(f"--{field.name.replace('_', '-')} does not go with --average")
-        if self.check_count < 1:
-            raise UsageError(f"--check-count: got {self.check_count}, expected at least 1")
+        used = ("output", "average", "config", "check_images", "check_count", "calibration_images")
+        if others := given(self, [field.name for field in fields(self) if field.name not in used]):
+            raise UsageError(f"{others}: not with --average")
 
     def _check_import(self) -> None:
-        for flag, value in (("checkpoint", self.checkpoint), ("format", self.format), ("average", self.average)):
-            if value:
-                raise UsageError(f"--{flag} does not go with --from-state-dict, which makes a bundle of a state dict")
-        for field in fields(self):
-            if field.name in OF_AN_EXPORT and getattr(self, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise UsageError(f"--{flag} is for an export; import with --from-state-dict first, then export that")
-        for flag, value in (("model", self.model), ("classes", self.classes)):
-            if value is None:
-                raise UsageError(f"--{flag} is missing; expected --from-state-dict FILE --model NAME --classes FILE")
-        for flag, value in (("image-size", self.image_size), ("resize", self.resize)):
-            if value is not None and value < 1:
-                raise UsageError(f"--{flag}: got {value}, expected at least 1")
+        if others := given(self, ("checkpoint", "format", "average")):
+            raise UsageError(f"{others}: not with --from-state-dict, which makes a model folder of a state dict")
+        if of_export := given(self, OF_AN_EXPORT):
+            raise UsageError(f"{of_export}: for an export; import with --from-state-dict first, then export that")
+        self._check_needed(("model", "classes"), "--from-state-dict FILE --model NAME --classes FILE")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise UsageError(f"--crop-pct: got {self.crop_pct}, expected a share above 0, up to 1")
         if self.crop_pct is not None and self.resize is not None:
             raise UsageError("--resize and --crop-pct say the same; give one of them")
+
+    def _check_needed(self, names: tuple[str, ...], expected: str) -> None:
+        for name in names:
+            if getattr(self, name) is None:
+                raise UsageError(f"{spelled(name)} is missing; expected {expected}")
 
     def file_format(self) -> str:
         """The format of the model's file; a site holds an ONNX file."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from flowers.config.train import TrainConfig
+from flowers.config.values import check_least
 from flowers.errors import UsageError
 
 
@@ -27,8 +28,7 @@ class FindLrConfig(TrainConfig):
     """PNG file of the curve; a .json beside it holds the figures. Default: lr_finder.png in the run folder."""
 
     def __post_init__(self) -> None:
-        if self.steps < 10:
-            raise UsageError(f"--steps: got {self.steps}, expected at least 10")
+        check_least(self, {"steps": 10})
         for flag, rate in (("--min-lr", self.min_lr), ("--max-lr", self.max_lr)):
             if rate is not None and not 0 < rate < float("inf"):
                 raise UsageError(f"{flag}: got {rate}, expected a number above 0")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from flowers.config.sizes import check_sizes
-from flowers.config.values import read_values
+from flowers.config.values import check_least, check_sizes, given, read_values
 from flowers.errors import UsageError
 from flowers.files import MAX_NAME_BYTES
 from flowers.flags import Flag
@@ -145,10 +144,7 @@ class PredictConfig:
         else:
             self._fill_in()
         self.array_task()
-        counts = {"--topk": self.topk, "--batch-size": self.batch_size, "--max-pixels": self.max_pixels}
-        for flag, value in {**counts, "--workers": self.workers, "--shard-size": self.shard_size}.items():
-            if value is not None and value < 1:
-                raise UsageError(f"{flag}: got {value}, expected at least 1")
+        check_least(self, {"topk": 1, "batch_size": 1, "max_pixels": 1, "workers": 1, "shard_size": 1})
         check_sizes(self.batch_size)  # its --workers are threads
         if self.min_prob not in (None, "auto") and not 0 <= self.min_prob <= 1:
             raise UsageError(f"--min-prob: got {self.min_prob}, expected a probability from 0 to 1, or auto")
@@ -187,14 +183,10 @@ class PredictConfig:
                 object.__setattr__(self, name, value)
 
     def _check_from(self) -> None:
-        others = [field for field in fields(self) if field.name not in _OF_TABLE]
-        given = [field.name for field in others if getattr(self, field.name) != field.default]
-        if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"--from takes the answers of a finished table, without the network: leave out {flags}")
-        of_output = {"--columns": self.columns, "--excel": self.excel, "--thumbnails": self.thumbnails}
-        if self.output is None and (flags := [flag for flag, value in of_output.items() if value]):
-            raise UsageError(f"{flags[0]} is about the new table: add --output")
+        if others := given(self, [field.name for field in fields(self) if field.name not in _OF_TABLE]):
+            raise UsageError(f"--from takes the answers of a finished table, without the network: leave out {others}")
+        if self.output is None and (of_output := given(self, ("columns", "excel", "thumbnails"))):
+            raise UsageError(f"{of_output}: about the new table; add --output")
         if not (self.output or self.copy_to or self.link_to or self.report):
             raise UsageError("--from: nothing to write; add --output, --copy-to, --link-to or --report")
         if self.input and not (self.copy_to or self.link_to or self.report or self.thumbnails):

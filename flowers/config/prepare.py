@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from flowers.config.values import check_least
 from flowers.flags import Flag
 
 
@@ -76,6 +77,9 @@ class CheckConfig:
     """Images of more pixels count as unreadable, as in training; some formats get half or a quarter of this."""
     workers: Annotated[int | None, Flag("-j")] = None
     """Threads that read images. Default: the available CPUs."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"max_pixels": 1})
 
 
 PrepareConfig = SampleConfig | Oxford102Config | CheckConfig

@@ -8,8 +8,8 @@ import re
 import numpy as np
 
 from flowers.config.presets import check_model
-from flowers.config.sizes import check_sizes
 from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, OF_STEPS, TrainConfig
+from flowers.config.values import check_sizes
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
