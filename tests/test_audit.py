@@ -301,6 +301,7 @@ class TestApply:
         assert sorted(after.values()) == sorted(before.values())
         assert self.apply(tree, "--undo") == 0
         assert self.contents(tree) == before
+        assert not (tree / ".removed").exists(), "nor are there classes without photos"
         with pytest.raises(OutputError, match="no journal, so nothing to undo"):
             self.apply(tree, "--undo")
         for name in ("/etc/a.jpg", "../a.jpg", "a\0.jpg"):

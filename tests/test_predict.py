@@ -108,6 +108,19 @@ def test_every_file_has_its_row_with_the_models_own_answer(
     assert left_over(tmp_path) == ["again"]
 
 
+def test_the_answers_to_a_few_photos_are_on_the_screen_too(
+    run: Callable, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    run(input=(photos / "0001.jpg", tmp_path / "broken.jpg"))
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found, broken = rows_of(tmp_path / "out.csv")
+    assert [found["path"], "│", "ok", "│", *found["label"].split(), "│", found["prob"]] in said
+    assert [broken["path"], "│", "error", "│", *broken["error"].split(), "│"] in said
+    run(output=tmp_path / "all.csv")
+    assert "0001.jpg" not in capsys.readouterr().out, "not of many"
+
+
 def test_the_sidecar_tells_what_was_done(run: Callable, bundle: Path, tmp_path: Path) -> None:
     run()
     facts = json.loads((tmp_path / "out.json").read_text())

@@ -92,6 +92,8 @@ def undo(data_dir: Path) -> int:
     moves = _read_journal(journals[-1])["moves"]
     done = [(target, path) for path, target in reversed(moves) if _is_there(data_dir / target)]
     _rename_all(data_dir, done)
+    for target, _ in done:
+        _remove_empty_parents(data_dir, target)
     remove(journals[-1])
     console.say(f"{len(done)} photos moved back")
     return 0
@@ -216,6 +218,13 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _remove_empty_parents(data_dir: Path, path: str) -> None:
+    """Remove the folders that a move made and its undoing emptied: an empty folder would be a class without photos."""
+    with contextlib.suppress(OSError):  # the first one that is not empty
+        for parent in list(Path(path).parents)[:-1]:
+            os.rmdir(data_dir / parent)
 
 
 def _rename_all(data_dir: Path, moves: list[tuple[str, str]]) -> None:

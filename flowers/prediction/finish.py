@@ -11,6 +11,9 @@ from flowers.prediction.rows import STATUSES
 from flowers.prediction.sort_photos import sort_photos
 from flowers.prediction.table import page_path
 
+SHOWN_ON_SCREEN = 10
+"""Rows: whoever asks about a few photos need not open the table."""
+
 
 def finish(
     config: PredictConfig,
@@ -39,6 +42,9 @@ def finish(
         from flowers.prediction.report import write_report  # decodes photos, which takes torch
 
         write_report(config, rows(), facts)
+    if wrote_table and facts["files"] <= SHOWN_ON_SCREEN:
+        answers = [(row["path"], row["status"], row["label"] or row["error"], row["prob"]) for row in rows()]
+        console.table("answers", ("photo", "status", "answer", "prob"), answers)
     places = {
         "predictions": config.output if wrote_table else None,
         "to look at": page_path(config.output) if config.report else None,
