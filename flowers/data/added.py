@@ -21,12 +21,9 @@ from flowers.data.corrections import Corrections, written_class
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.paths import PathList, decode_path, readable, some
 from flowers.data.remote import address_of
-from flowers.data.scan import file_ids
+from flowers.data.scan import Identity, file_ids
 from flowers.data.tables import LOOKED_FOR, find_root, photo_roots, read_rows, read_sidecar
 from flowers.errors import DataError
-
-File = tuple[int, int]
-"""Device and inode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +115,7 @@ def add_to_train(data: ImageFolders, tables: Sequence[AddedTable]) -> ImageFolde
         DataError: a photo is gone, is given two classes, or one that the data set does not have; or a correction means
             several photos, or one that the data set knows by another path.
     """
-    named: dict[File, _Photo] = {}
+    named: dict[Identity, _Photo] = {}
     for table in tables:
         _check_classes(table, data)
         for file, photo in _files(table):
@@ -151,7 +148,7 @@ def _check_classes(table: AddedTable, data: ImageFolders) -> None:
         )
 
 
-def _files(table: AddedTable) -> Iterator[tuple[File, _Photo]]:
+def _files(table: AddedTable) -> Iterator[tuple[Identity, _Photo]]:
     """Each photo of a table with its file.
 
     Raises:
@@ -174,7 +171,7 @@ def _files(table: AddedTable) -> Iterator[tuple[File, _Photo]]:
             yield tuple(file), _Photo(table.where, path, full_path, folder)
 
 
-def _known(data: ImageFolders, named: dict[File, _Photo]) -> dict[File, tuple[str, str | None]]:
+def _known(data: ImageFolders, named: dict[Identity, _Photo]) -> dict[Identity, tuple[str, str | None]]:
     """Path and class in the data set of the photos that it holds; the class is None if corrections leave it out."""
     splits = [(samples.full_path, samples.paths, samples.targets) for samples in data.splits.values()]
     if (corrections := data.corrections) is not None:
@@ -182,7 +179,7 @@ def _known(data: ImageFolders, named: dict[File, _Photo]) -> dict[File, tuple[st
         left_out = Samples(data.train.root, paths, np.full(len(paths), -1))
         splits.append((left_out.full_path, left_out.paths, left_out.targets))
     inodes = np.array([inode for _, inode in named])
-    found: dict[File, tuple[str, str | None]] = {}
+    found: dict[Identity, tuple[str, str | None]] = {}
     for full_path, paths, targets in splits:
         files = file_ids(full_path, len(paths))
         for index in np.flatnonzero(np.isin(files[:, 1], inodes)):
@@ -192,7 +189,7 @@ def _known(data: ImageFolders, named: dict[File, _Photo]) -> dict[File, tuple[st
 
 
 def _check_corrections(
-    corrections: Corrections, named: dict[File, _Photo], known: dict[File, tuple[str, str | None]]
+    corrections: Corrections, named: dict[Identity, _Photo], known: dict[Identity, tuple[str, str | None]]
 ) -> None:
     """See that each correction means one photo, under the path that the data set has for it if it has it.
 

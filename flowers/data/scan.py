@@ -6,7 +6,7 @@ import functools
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +21,9 @@ from flowers.errors import DataError
 _CHUNK = 16384  # names of one folder sorted at a time
 _LOOKS_AT_ONCE = 16  # each is a round trip on a network file system
 _INT64_MAX = 2**63 - 1
+
+Identity = tuple[int, int]
+"""Device and inode."""
 
 
 def scan_images(
@@ -65,7 +68,7 @@ def scan_images(
         raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
     # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
     branch = [(b"", (status.st_dev, status.st_ino), names)]
-    linked = set()  # folders that a link was followed to: a few that link to each other make billions of paths
+    linked: set[Identity] = set()
     while branch:
         prefix, _, names = branch[-1]
         name = next(names, None)
@@ -78,20 +81,53 @@ def scan_images(
             try:
                 status = retries.read(functools.partial(os.stat, path))
                 identity = (status.st_dev, status.st_ino)
-                if any(identity == above for _, above, _ in branch):
-                    warn(f"{readable(os.fsdecode(path))}: a link back to a folder it lies in, not followed")
+                if reason := _why_not_followed(path, identity, [above for _, above, _ in branch], linked):
+                    warn(f"{readable(os.fsdecode(path))}: {reason}, not followed")
                     continue
-                if os.path.islink(path):
-                    if identity in linked:
-                        warn(f"{readable(os.fsdecode(path))}: another link to the same folder, not followed")
-                        continue
-                    linked.add(identity)
                 found = retries.read(functools.partial(_sorted_names, path, shown + prefix + name, choice, warn))
                 branch.append((prefix + name, identity, found))
             except FileNotFoundError:
                 continue  # removed since its parent was listed
             except OSError as error:
                 warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
+
+
+def folders_from(top: str) -> Iterator[str]:
+    """A folder, and those below it that are not hidden, by the same rule about links; in no order."""
+    linked: set[Identity] = set()
+    waiting: list[tuple[str, tuple[Identity, ...]]] = [(top, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if above and _why_not_followed(folder, identity, above, linked):
+                continue
+            with os.scandir(folder) as entries:
+                below = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        except OSError:
+            continue
+        yield folder
+        waiting += [(path, (*above, identity)) for path in below]
+
+
+def _why_not_followed(
+    path: str | bytes, identity: Identity, above: Collection[Identity], linked: set[Identity]
+) -> str | None:
+    """Why a walk does not enter a folder; None if it does.
+
+    Args:
+        above: the folders that it lies in.
+        linked: folders that a link was followed to; one that is now is added. Without it a few folders that link to
+            each other would make billions of paths.
+    """
+    if identity in above:
+        return "a link back to a folder it lies in"
+    if os.path.islink(path):
+        if identity in linked:
+            return "another link to the same folder"
+        linked.add(identity)
+    return None
 
 
 def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[str], None]) -> Iterator[bytes]:

@@ -44,7 +44,7 @@ from flowers.data.lists import STDIN, read_paths, why_missing
 from flowers.data.paths import readable
 from flowers.data.remote import PLACE, address_of, check_protocol, list_address, read_address
 from flowers.data.retries import retries
-from flowers.data.scan import scan_images
+from flowers.data.scan import folders_from, scan_images
 from flowers.errors import DataError, ImageError
 
 _LOOK_BYTES = 1 << 16
@@ -102,33 +102,15 @@ def _is_pattern(source: Path) -> bool:
 
 
 def _fitting(pattern: Path) -> Iterator[Path]:
-    """The files and folders that fit a pattern. ``**`` follows links as ``scan_images`` does: none in a circle."""
+    """The files and folders that fit a pattern."""
     if "**" not in pattern.parts:
         yield from map(Path, glob.iglob(str(pattern)))
         return
     at = pattern.parts.index("**")
     rest = pattern.parts[at + 1 :] or ("*",)
     for top in _fitting(Path(*pattern.parts[:at])):
-        for folder in _folders_from(os.fspath(top), (), set()):
+        for folder in folders_from(os.fspath(top)):
             yield from _fitting(Path(glob.escape(folder), *rest))
-
-
-def _folders_from(folder: str, above: tuple, linked: set) -> Iterator[str]:
-    """A folder, and those below it that are not hidden."""
-    try:
-        status = os.stat(folder)
-        identity = status.st_dev, status.st_ino
-        if above and os.path.islink(folder):
-            if identity in above or identity in linked:
-                return
-            linked.add(identity)
-        with os.scandir(folder) as entries:
-            below = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:
-        return
-    yield folder
-    for path in below:
-        yield from _folders_from(path, (*above, identity), linked)
 
 
 def _folder_of(source: Path) -> Path:
