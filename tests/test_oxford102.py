@@ -107,7 +107,7 @@ def test_any_split_comes_from_a_list(tmp_path, originals):
         ("path,label\na.jpg,1\n", "no column 'split'"),
         ("path,split\nrose.jpg,train\n", "line 2: 'rose.jpg' is not a name such as image_00001.jpg"),
         ("path,split\nimage_00001.jpg,training\n", "line 2: split 'training', expected train, valid or test"),
-        ("path,split\nimage_00001.jpg\n", "line 2: split None"),
+        ("path,split\nimage_00001.jpg\n", "line 2: got 1 cells, expected 2"),
         ("path,split\nimage_00001.jpg,train\na/image_00001.jpg,test\n", "line 3: image_00001.jpg is listed twice"),
         ("path,split\n", "lists no photo"),
     ],
@@ -119,10 +119,10 @@ def test_a_senseless_list_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_or_binary_list_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*split\.csv"):
+    with pytest.raises(DataError, match=r"split\.csv: cannot be read"):
         read_split(tmp_path / "split.csv")
     (tmp_path / "split.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="is in UTF-16, expected UTF-8"):
         read_split(tmp_path / "split.csv")
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flowers import console
-from flowers.data.lists import table_rows
 from flowers.data.paths import decode_path, encode_path, readable, some
+from flowers.data.tables import table_rows
 from flowers.errors import DataError
 from flowers.files import write_atomically
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from flowers import console
-from flowers.data.lists import table_rows
 from flowers.data.paths import decode_path, readable, some
+from flowers.data.tables import table_rows
 from flowers.errors import DataError, UsageError
 from flowers.parsing import read_json
 

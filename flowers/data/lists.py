@@ -6,8 +6,8 @@ Two kinds, both UTF-8 (bytes of a name that are not are kept), both with paths r
   class; ``split`` is train, valid (or val) or test, and train where it is empty. Other columns are ignored, so a
   predictions file is a list, too. As there, a backslash in a path or class is written ``\\\\`` and a byte that is not
   UTF-8 ``\\xNN``.
-- ``NAME.csv.gz``: the same, compressed; ``NAME.xlsx``: the same, the first sheet of an Excel file. For prediction also
-  ``NAME.jsonl`` and ``NAME.parquet`` with a column ``path``.
+- ``NAME.csv.gz``: the same, compressed; ``NAME.xlsx``: the same, the first sheet of an Excel file; ``NAME.jsonl`` and
+  ``NAME.parquet`` with these columns.
 - any other name: plain text, one path a line. If the file holds NUL bytes these end the paths, not line ends: what
   ``find -print0`` writes. Where a class is needed it is the folder that the image lies in.
 
@@ -19,20 +19,16 @@ by the file that they mean.
 """
 
 import codecs
-import csv
-import gzip
 import os
 import re
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from flowers.data.paths import decode_path, readable
-from flowers.data.workbook import as_text, read_workbook
+from flowers.data.tables import IS_UTF16, TABLES, table_rows
 from flowers.errors import DataError
-from flowers.parsing import parse_json
 
 SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
 """Values of the column ``split``, and the splits that they mean."""
@@ -41,12 +37,9 @@ SPLIT_NAMES = SPLITS | {"validation": "valid", "eval": "valid", "dev": "valid", 
 
 STDIN = "-"
 """The name of the standard input as a list."""
-_TABLES = (".csv", ".csv.gz", ".xlsx")
 _BLOCK_BYTES = 1 << 20
-_IS_UTF16 = "is in UTF-16, expected UTF-8: save it anew, or convert it with iconv"
-_UTF16 = tuple(os.fsdecode(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 _SHOWN = 100
-"""Characters of a line that a message shows; a file that is no list may have lines of megabytes."""
+"""Characters of a path that a message shows; a file that is no list may have lines of megabytes."""
 _CONTROL = bytes({*range(1, 9), *range(14, 32), 127})
 """Control characters, which file names hardly ever hold and binary files are full of."""
 
@@ -67,7 +60,7 @@ def read_labelled(list_file: Path) -> list[ListedImage]:
     Raises:
         DataError: the file cannot be read, is no such CSV, has a row without path or class, or names a path twice.
     """
-    if list_file.name.lower().endswith(_TABLES):
+    if list_file.name.lower().endswith(TABLES):
         images = list(_labelled_rows(list_file))
     else:
         images = [_by_folder(path, list_file) for path in read_paths(list_file)]
@@ -163,29 +156,21 @@ def read_paths(list_file: Path) -> Iterator[str]:
         list_file: ``STDIN`` for the standard input.
 
     Raises:
-        DataError: the file cannot be read, or is a broken CSV.
+        DataError: the file cannot be read, or is a broken table.
     """
-    name = list_file.name.lower()
+    if list_file.name.lower().endswith(TABLES):
+        yield from (row["path"] for _, row in table_rows(list_file, columns=["path"]))
+        return
     try:
-        if name.endswith(_TABLES):
-            yield from (row["path"] for _, row in table_rows(list_file))
-        elif name.endswith(".jsonl"):
-            with open(list_file, encoding="utf-8-sig") as file:
-                yield from (decode_path(parse_json(line)["path"]) for line in file if line.strip())
-        elif name.endswith(".parquet"):
-            yield from map(decode_path, _parquet_paths(list_file))
-        elif str(list_file) == STDIN:
-            if sys.stdin is None:
-                raise DataError("--input -: the standard input is closed; expected a list with a path on each line")
-            yield from _lines(sys.stdin.buffer, Path("standard input"))
-        else:
+        if str(list_file) != STDIN:
             with open(list_file, "rb") as file:
                 yield from _lines(file, list_file)
+        elif sys.stdin is None:
+            raise DataError("--input -: the standard input is closed; expected a list with a path on each line")
+        else:
+            yield from _lines(sys.stdin.buffer, Path("standard input"))
     except OSError as error:
         raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no column named path ({error})" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise DataError(f"{readable(list_file)}: cannot be read as a list: {reason}") from None
 
 
 def _lines(file: BinaryIO, list_file: Path) -> Iterator[str]:
@@ -198,16 +183,6 @@ def _lines(file: BinaryIO, list_file: Path) -> Iterator[str]:
         *lines, rest = (rest + block).split(end)
         yield from map(os.fsdecode, _without_line_ends(lines, end))
     yield from map(os.fsdecode, _without_line_ends(rest.split(end), end))
-
-
-def _parquet_paths(list_file: Path) -> Iterator[str]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{readable(list_file)}: parquet needs pyarrow: pip install 'flowers[parquet]'") from None
-    with pyarrow.parquet.ParquetFile(list_file) as file:
-        for batch in file.iter_batches(columns=["path"]):
-            yield from batch["path"].to_pylist()
 
 
 def why_missing(path: str, base: str | os.PathLike) -> str:
@@ -244,7 +219,7 @@ def why_missing(path: str, base: str | os.PathLike) -> str:
 def _check_text(head: bytes, list_file: Path) -> None:
     """Refuse a binary file: each few bytes of a picture would be taken for a path."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{readable(list_file)}: {_IS_UTF16}")
+        raise DataError(f"{readable(list_file)}: {IS_UTF16}")
     if len(head.translate(None, _CONTROL)) < 0.95 * len(head):
         raise DataError(f"{readable(list_file)}: is no text; expected a list with a path on each line")
 
@@ -254,68 +229,3 @@ def _without_line_ends(lines: list[bytes], end: bytes) -> Iterator[bytes]:
         path = line.removesuffix(b"\r") if end == b"\n" else line
         if path:
             yield path
-
-
-def table_rows(list_file: Path, expected: str = "path,class") -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row of a CSV or .xlsx with its line number, by column name; the path as it is on disk.
-
-    Args:
-        expected: the header, for messages.
-
-    Raises:
-        DataError: the file cannot be read, is no such table, or lacks the column ``path``.
-    """
-    is_workbook = list_file.name.lower().endswith(".xlsx")
-    lines = _workbook_lines(list_file) if is_workbook else _csv_lines(list_file)
-    try:
-        header = [name.strip().lower() for name in next(lines, (1, []))[1]]
-        if "path" not in header:
-            raise DataError(f"{readable(list_file)}: {without_path(header, expected)}")
-        for line, cells in lines:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{readable(list_file)}, line {line}: got {len(cells)} cells, "
-                    f"expected {len(header)} as in the header; a cell with a comma needs quotes"
-                )
-            row = dict(zip(header, cells, strict=True))
-            row["path"] = _checked(decode_path(row["path"]), list_file, line)
-            yield line, row
-    except (OSError, ValueError, csv.Error, EOFError, zlib.error) as error:
-        reason, kind = getattr(error, "strerror", None) or error, ".xlsx" if is_workbook else "CSV"
-        raise DataError(f"{readable(list_file)}: cannot be read as {kind}: {reason}") from None
-
-
-def without_path(header: Sequence[str], expected: str) -> str:
-    """Why a header names no path, and what to do.
-
-    Args:
-        header: its cells; bytes that are not UTF-8 are surrogates.
-        expected: what it should be.
-    """
-    text = ",".join(header)
-    if text.startswith(_UTF16):
-        return _IS_UTF16
-    if not text:
-        return f"the header lacks a column named path: got nothing, expected {expected}"
-    between = [mark for mark in ";\t" if mark in text and "path" in text]
-    hint = f"; commas stand between cells, not {between[0]!r}" if between else ""
-    return f"the header lacks a column named path: got {readable(text[:_SHOWN])}, expected {expected}{hint}"
-
-
-def _csv_lines(list_file: Path) -> Iterator[tuple[int, list[str]]]:
-    opener = gzip.open if list_file.name.lower().endswith(".gz") else open
-    with opener(list_file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        yield from ((reader.line_num, cells) for cells in reader)
-
-
-def _workbook_lines(list_file: Path) -> Iterator[tuple[int, list[str]]]:
-    return ((number, list(map(as_text, cells))) for number, cells in read_workbook(list_file))
-
-
-def _checked(path: str, list_file: Path, line: int) -> str:
-    if not path or "\0" in path:
-        raise DataError(f"{readable(list_file)}, line {line}: got {path!r} as a path")
-    return path

@@ -1,25 +1,35 @@
-"""Predictions tables of any kind: read row by row, and what lies beside them says how they were made and of what.
+"""Tables of any kind (``TABLES``), read row by row: lists and corrections of people, and predictions.
 
-``predictions.csv`` has ``predictions.json`` beside it, another kind of table ``X`` has ``X.json``.
+What lies beside a predictions table says how it was made and of what: ``predictions.csv`` has ``predictions.json``
+beside it, another kind of table ``X`` has ``X.json``.
 """
 
+import codecs
 import contextlib
 import csv
 import glob
 import gzip
+import itertools
 import os
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from flowers.data import workbook
 from flowers.data.archives import Archive
-from flowers.data.lists import without_path
-from flowers.data.paths import readable
+from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.parsing import parse_json, read_json
 
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
+TABLES = (".csv", ".csv.gz", ".jsonl", ".parquet", ".xlsx")
+"""Endings of tables; other files are plain text."""
+IS_UTF16 = "is in UTF-16, expected UTF-8: save it anew, or convert it with iconv"
+_UTF16 = tuple(os.fsdecode(mark) for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+_PREDICTIONS = "what jobs/predict.py writes"
+_SHOWN = 100
+"""Characters of a header that a message shows; a file that is no list may have lines of megabytes."""
 _SIDECAR_BYTES = 1 << 24  # more than any of ours has
 LOOKED_FOR = 32
 """Photos of a table, its first ones, by which their folder is found."""
@@ -107,63 +117,129 @@ def require_writer(output: Path) -> None:
             ) from None
 
 
-def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Read a predictions file of any kind row by row, all values as text, empty where there is none.
+def read_rows(table: Path) -> Iterator[dict[str, str]]:
+    """Read a predictions table row by row, all values as text, empty where there is none.
 
     Raises:
-        DataError: the file cannot be read, or is no predictions file.
+        DataError: the file cannot be read, or is no predictions table.
     """
-    name = path.name.lower()
+    for _, row in _numbered_rows(table, _PREDICTIONS, lambda value: "" if value is None else str(value)):
+        yield row
+
+
+def table_rows(
+    table: Path, expected: str = "path,class", columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row of a list with its line number, by column name in lower case; the path as it is on disk.
+
+    Args:
+        expected: the header, for messages.
+        columns: those that are wanted, of a kind that has them apart.
+
+    Raises:
+        DataError: the file cannot be read, is no such table, or lacks the column ``path``.
+    """
+    for line, row in _numbered_rows(table, expected, workbook.as_text, is_list=True, columns=columns):
+        row["path"] = decode_path(row["path"])
+        if not row["path"] or "\0" in row["path"]:
+            raise DataError(f"{readable(table)}, line {line}: got {row['path']!r} as a path")
+        yield line, row
+
+
+def _numbered_rows(
+    table: Path,
+    expected: str,
+    as_text: Callable[[Any], str],
+    *,
+    is_list: bool = False,
+    columns: Sequence[str] | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows with their line numbers.
+
+    Args:
+        as_text: writes the value of a cell of a kind that has other values than text.
+        is_list: column names may be written in any case and paths in any bytes, and only paths must be there.
+    """
+    kind = next((kind for kind in (".jsonl", ".parquet", ".xlsx") if table.name.lower().endswith(kind)), "CSV")
     try:
-        if name.endswith(".parquet"):
-            yield from (_as_text(row, path) for row in parquet_rows(path))
+        if kind == "CSV":
+            yield from _csv_rows(table, expected, is_list)
             return
-        if name.endswith(".xlsx"):
-            yield from (_as_text(row, path) for row in workbook_rows(path))
-            return
-        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            if name.endswith(".jsonl"):
-                yield from (_as_text(parse_json(line), path) for line in file)
-                return
-            reader = csv.DictReader(file)
-            _check_columns(reader.fieldnames or [], path)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{readable(path)}: line {reader.line_num} has another number of cells than the header"
-                    )
-                yield row
-    except (OSError, UnicodeDecodeError, ValueError, EOFError, zlib.error, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{readable(path)}: cannot be read: {reason}") from error
+        for number, row in typed_rows(table, columns):
+            found = row if isinstance(row, dict) else {}
+            texts = {name.strip().lower() if is_list else name: as_text(value) for name, value in found.items()}
+            _check_columns(texts, table, expected)
+            yield number, texts
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        reason = getattr(error, "strerror", None)
+        said = f": {reason}" if reason else f" as {kind}: {' '.join(str(error).split())}"
+        raise DataError(f"{readable(table)}: cannot be read{said}") from error
 
 
-def parquet_rows(path: Path) -> Iterator[dict]:
-    """The rows of a parquet file, in bounded memory."""
-    require_writer(path)
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
-
-
-def workbook_rows(path: Path) -> Iterator[dict]:
-    """The rows of an .xlsx, in bounded memory; probabilities as numbers, all else as text."""
-    rows = workbook.read_workbook(path)
-    names = list(map(workbook.as_text, next(rows, (1, []))[1]))
-    for _, cells in rows:
-        row = zip(names, cells, strict=True)
-        yield {name: cell if cell is None or name.startswith("prob") else workbook.as_text(cell) for name, cell in row}
+def _csv_rows(table: Path, expected: str, is_list: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    opener = gzip.open if table.name.lower().endswith(".gz") else open
+    errors = "surrogateescape" if is_list else "strict"
+    with opener(table, "rt", encoding="utf-8-sig", errors=errors, newline="") as file:
+        lines = csv.reader(file, strict=True)
+        names = [name.strip().lower() if is_list else name for name in next(lines, [])]
+        _check_columns(names, table, expected)
+        for cells in lines:
+            if cells and len(cells) != len(names):
+                raise DataError(
+                    f"{readable(table)}, line {lines.line_num}: got {len(cells)} cells, expected {len(names)} as in "
+                    "the header; a cell with a comma needs quotes"
+                )
+            if cells:
+                yield lines.line_num, dict(zip(names, cells, strict=True))
 
 
-def _check_columns(found: Collection[str], path: Path) -> None:
+def typed_rows(table: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a .jsonl, .parquet or .xlsx with their numbers, in bounded memory.
+
+    Of the numbers of an .xlsx only probabilities stay so: Excel makes one of a name like 12.
+
+    Args:
+        columns: those that are wanted, of a kind that has them apart.
+
+    Raises:
+        DataError: a library is not installed.
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
+    name = table.name.lower()
+    if name.endswith(".jsonl"):
+        with open(table, encoding="utf-8-sig") as file:
+            yield from ((number, parse_json(line)) for number, line in enumerate(file, start=1) if line.strip())
+    elif name.endswith(".xlsx"):
+        rows = workbook.read_workbook(table)
+        names = list(map(workbook.as_text, next(rows, (1, []))[1]))
+        for number, cells in rows:
+            row = dict(zip(names, cells, strict=True))
+            made = [name for name, cell in row.items() if isinstance(cell, float) and not name.startswith("prob")]
+            yield number, row | {name: workbook.as_text(row[name]) for name in made}
+    else:
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise DataError(f"{readable(table)}: parquet needs pyarrow: pip install 'flowers[parquet]'") from None
+        with pyarrow.parquet.ParquetFile(table) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(columns=columns))
+            yield from enumerate(itertools.chain.from_iterable(batches), start=1)
+
+
+def _check_columns(found: Collection[str], table: Path, expected: str) -> None:
     if "path" not in found:
-        raise DataError(f"{readable(path)}: {without_path(list(found), 'what jobs/predict.py writes')}")
-    if "class" not in found and "label" not in found:
-        raise DataError(f"{readable(path)}: no column 'class' or 'label'; expected what jobs/predict.py writes")
+        raise DataError(f"{readable(table)}: {_without_path(','.join(found), expected)}")
+    if expected == _PREDICTIONS and "class" not in found and "label" not in found:
+        raise DataError(f"{readable(table)}: no column 'class' or 'label'; expected {expected}")
 
 
-def _as_text(row: object, path: Path) -> dict[str, str]:
-    _check_columns(row if isinstance(row, dict) else (), path)
-    return {name: "" if value is None else str(value) for name, value in row.items()}
+def _without_path(header: str, expected: str) -> str:
+    """Why a header names no path, and what to do."""
+    if header.startswith(_UTF16):
+        return IS_UTF16
+    if not header:
+        return f"the header lacks a column named path: got nothing, expected {expected}"
+    between = [mark for mark in ";\t" if mark in header and "path" in header]
+    hint = f"; commas stand between cells, not {between[0]!r}" if between else ""
+    return f"the header lacks a column named path: got {readable(header[:_SHOWN])}, expected {expected}{hint}"

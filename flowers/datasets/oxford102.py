@@ -6,7 +6,6 @@ Accuracies compare only within one split: the official one trains on 1,020 photo
 copy trains on 6,552 and tests on 819.
 """
 
-import csv
 import hashlib
 import http.client
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from flowers import console
+from flowers.data.tables import table_rows
 from flowers.errors import DataError
 from flowers.files import replace_folder, restore_folder
 from flowers.parsing import read_json
@@ -172,25 +172,19 @@ def read_split(path: Path) -> dict[int, str]:
         DataError: no readable CSV, a column is missing, a row makes no sense, or a photo is listed twice.
     """
     split_of: dict[int, str] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            missing = {"path", "split"} - set(rows.fieldnames or ())
-            if missing:
-                raise DataError(f"{path}: no column {min(missing)!r}; expected a header with path,split")
-            for row in rows:
-                name = re.split(r"[/\\]", row["path"] or "")[-1]
-                match = _PHOTO_NAME.fullmatch(name)
-                if match is None:
-                    raise DataError(f"{path}, line {rows.line_num}: {name!r} is not a name such as image_00001.jpg")
-                split = {"val": "valid"}.get(row["split"], row["split"])
-                if split not in _SPLIT_KEYS:
-                    raise DataError(f"{path}, line {rows.line_num}: split {split!r}, expected train, valid or test")
-                if int(match[1]) in split_of:
-                    raise DataError(f"{path}, line {rows.line_num}: {name} is listed twice")
-                split_of[int(match[1])] = split
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    for line, row in table_rows(path, "path,split"):
+        if "split" not in row:
+            raise DataError(f"{path}: no column 'split'; expected a header with path,split")
+        name = re.split(r"[/\\]", row["path"])[-1]
+        match = _PHOTO_NAME.fullmatch(name)
+        if match is None:
+            raise DataError(f"{path}, line {line}: {name!r} is not a name such as image_00001.jpg")
+        split = {"val": "valid"}.get(row["split"], row["split"])
+        if split not in _SPLIT_KEYS:
+            raise DataError(f"{path}, line {line}: split {split!r}, expected train, valid or test")
+        if int(match[1]) in split_of:
+            raise DataError(f"{path}, line {line}: {name} is listed twice")
+        split_of[int(match[1])] = split
     if not split_of:
         raise DataError(f"{path}: lists no photo")
     return split_of

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 from flowers.config.predict import OUTPUT_KINDS, PredictConfig, suffix_of
 from flowers.data import workbook
 from flowers.data.paths import readable
-from flowers.data.tables import parquet_rows, read_sidecar, sidecar_path, workbook_rows
+from flowers.data.tables import read_sidecar, sidecar_path, typed_rows
 from flowers.errors import DataError, OutputError
 from flowers.files import file_beside, file_digest, remove_abandoned, sync_file, sync_folder, write_atomically
 from flowers.parsing import parse_json
@@ -204,8 +204,7 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     empty = dict.fromkeys(every)
     try:
         if suffix in (".parquet", ".xlsx"):
-            rows = parquet_rows(path) if suffix == ".parquet" else workbook_rows(path)
-            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for row in rows)
+            yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for _, row in typed_rows(path))
         elif suffix == ".jsonl":
             with open(path, "rb") as file:
                 for line in file:
