@@ -33,10 +33,11 @@ class Flag:
         names: other names, such as "-b".
         takes: what one value is, in the words of a message ("folder or list"); by default from the type.
         positional: the value stands alone, without the flag's name.
+        bare: a flag of several values may stand without any.
     """
 
-    def __init__(self, *names: str, takes: str | None = None, positional: bool = False):
-        self.names, self.takes, self.positional = names, takes, positional
+    def __init__(self, *names: str, takes: str | None = None, positional: bool = False, bare: bool = False):
+        self.names, self.takes, self.positional, self.bare = names, takes, positional, bare
 
 
 class Option(NamedTuple):
@@ -95,7 +96,7 @@ class Option(NamedTuple):
     def expected(self) -> str:
         """The values it takes, for a message."""
         if self.count != 1 and not self.flag.takes:
-            number = "any number of" if self.count is None else str(self.count)
+            number = "one or more" if self.count is None else str(self.count)
             noun = {int: "whole numbers", float: "numbers"}.get(self.kinds[0], "values")
             return f"{number} {noun}"
         if self.flag.takes:
@@ -111,7 +112,9 @@ class Option(NamedTuple):
         if self.is_switch:
             return f"[{'|'.join(self.words)}]" if self.words else ""
         one = "|".join("|".join(typing.get_args(kind)) or _PLACEHOLDERS[kind] for kind in self.kinds)
-        return f"[{one} ...]" if self.count is None else " ".join([one] * self.count)
+        if self.count is None:
+            return f"[{one} ...]" if self.flag.bare else f"{one} ..."
+        return " ".join([one] * self.count)
 
     def read(self, value: object, where: str) -> object:
         """A field's value from the words of a command line or of a YAML file.
@@ -201,7 +204,8 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
         elif option.is_switch:
             parser.add_argument(*option.names, nargs="?" if option.words else 0, **settings)
         else:
-            parser.add_argument(*option.names, nargs=None if option.count == 1 else "*", **settings)
+            several = "+" if option.count is None and not option.flag.bare else "*"
+            parser.add_argument(*option.names, nargs=None if option.count == 1 else several, **settings)
     try:
         found, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:

@@ -147,6 +147,14 @@ def test_a_wrong_word_is_told_in_one_line(flags: list[str], words: list[str]) ->
         assert word in message
 
 
+@pytest.mark.parametrize("words", [["--exclude"], ["--exclude", "a", "--exclude"], ["--exclude", "--topk", "3"]])
+def test_a_flag_of_several_values_needs_one(words: list[str]) -> None:
+    """An empty variable of a script, say, would silently leave nothing out."""
+    with pytest.raises(UsageError, match="--exclude: got no value, expected one or more values"):
+        cli.parse(PredictConfig, ["--checkpoint", "m", "--input", "p", *words])
+    assert cli.parse(PredictConfig, ["--checkpoint", "m", "--input", "p", "--watch", "--topk", "3"]).watch == ()
+
+
 def test_a_switch_may_take_a_word(tmp_path: Path) -> None:
     def value(*words: str) -> object:
         return cli.parse(TrainConfig, ["--data-dir", "x", *words]).tune_head

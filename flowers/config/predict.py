@@ -104,7 +104,7 @@ class PredictConfig:
     rows. The result is that of a fresh run."""
     retry_errors: bool = False
     """On a finished table: read the photos whose rows are errors once more, and keep all other rows."""
-    watch: tuple[float, ...] | None = None
+    watch: Annotated[tuple[float, ...] | None, Flag(bare=True)] = None
     """Update the table every so many seconds (default 60) until stopped. Photos that are still being written wait for
     the next round."""
 
