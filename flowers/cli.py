@@ -3,12 +3,10 @@
 import atexit
 import contextlib
 import dataclasses
-import errno
 import os
 import re
 import signal
 import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +14,12 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from flowers import console, environment, flags, help_page, usage
-from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError
+from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError, explain
 from flowers.parsing import read_yaml
 
 Config = TypeVar("Config")
-_READ_AT_IMPORT = ("ACCELERATE_LOG_LEVEL", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_")
-"""Beginnings of variables that torch and accelerate read while they are imported."""
 _ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _ALLOCATOR_SETTINGS = re.compile(r"\s*(\w+\s*:\s*(\[[^\]]*\]|[^,:\[\]]+)\s*(,\s*|$))*")
-
-_OF_THE_MACHINE = {
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
-    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
-"""Failures of a disk, a limit or a name, which are no bug of ours wherever they happen."""
-
-_MEMORY_IS_FULL = "the machine's memory is full: pass a smaller --batch-size or fewer --workers"
 
 
 def run(
@@ -80,26 +68,11 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
     except FlowersError as error:
         console.error(str(error))
         return error.exit_code
-    except RuntimeError as error:
-        reason = _explain(error)
-        if reason is None:
-            raise
-        console.error(reason)
-        return EXIT_FAILED
-    except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
-            raise
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        console.error(f"{where}{(error.strerror or type(error).__name__).lower()}")
-        return EXIT_FAILED
-    except MemoryError:
-        console.error(_MEMORY_IS_FULL)
-        return EXIT_FAILED
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
     except Exception as error:
-        reason = _explain_import(error)
+        reason = explain(error)
         if reason is None:
             raise
         console.error(reason)
@@ -181,44 +154,6 @@ def _check_allocator() -> None:
         value = os.environ.get(name, "")
         if not _ALLOCATOR_SETTINGS.fullmatch(value):
             raise UsageError(f"{name}: got {value!r}, expected settings such as expandable_segments:True, or unset it")
-
-
-def _explain_import(error: Exception) -> str | None:
-    """The line for a library that could not be imported, because of a variable in the environment say."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
-    for package in ("torch", "accelerate"):
-        if package not in sys.modules and any(Path(file).parts[-2:] == (package, "__init__.py") for file in files):
-            said = str(error).strip().partition("\n")[0]
-            named = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)]
-            hint = f"; the environment has {', '.join(sorted(named))}" if named else ""
-            return f"{package} cannot be imported ({type(error).__name__}: {said}){hint}"
-    return None
-
-
-def _explain(error: RuntimeError) -> str | None:
-    """The line for an error of torch's that is not our bug."""
-    if is_lost_peer(error):
-        return "another process of this job is gone, see what it said; this one cannot continue alone"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; torch itself is not imported here
-        return (
-            "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
-            "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
-        )
-    if "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's, where Python has MemoryError
-        return _MEMORY_IS_FULL
-    if "can't start new thread" in str(error):
-        return "the system gives this job no more threads: pass fewer --workers"
-    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
-    if found:
-        return (
-            f"--deterministic: {operation.split()[-1]} has no deterministic kernel on this device: leave the flag out"
-        )
-    return None
-
-
-def is_lost_peer(error: RuntimeError) -> bool:
-    """Tell if a collective failed because another process died; torch has a class of error for it on GPUs only."""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport" in str(error)
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None, job: str = "") -> Config:

@@ -2,13 +2,30 @@
 
 Each is raised with one line that says what, where, got against expected, and
 what to do next. ``flowers.cli.run`` prints that line and exits with the class's
-``exit_code``; a traceback is shown only for our own bugs.
+``exit_code``; a traceback is shown only for our own bugs, which ``explain`` tells
+from what else the machine and the libraries raise.
 """
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STRICT = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped with all state saved; the same command resumes
+
+_OF_THE_MACHINE = {
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""Failures of a disk, a limit or a name, which are no bug of ours wherever they happen."""
+_READ_AT_IMPORT = ("ACCELERATE_LOG_LEVEL", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_")
+"""Beginnings of variables that torch and accelerate read while they are imported."""
+_LOST_PEER = ("DistBackendError", "DistNetworkError")
+"""Torch's errors of a collective one of whose processes died, on GPUs; on CPUs the message tells."""
 
 
 class FlowersError(Exception):
@@ -71,3 +88,40 @@ class PeerError(FlowersError):
     def __init__(self, exit_code: int = EXIT_FAILED):
         super().__init__()
         self.exit_code = exit_code
+
+
+def explain(error: Exception) -> str | None:
+    """The line for an error that is not our bug; None for any other."""
+    if isinstance(error, OSError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        reason = (error.strerror or type(error).__name__).lower()
+        return f"{where}{reason}" if error.errno in _OF_THE_MACHINE else None
+    kind, said = type(error).__name__, str(error)
+    if kind in _LOST_PEER or "gloo/transport" in said:
+        return "another process of this job is gone, see what it said; this one cannot continue alone"
+    if kind == "OutOfMemoryError":  # torch's, of a GPU; torch itself is not imported here
+        return (
+            "the GPU's memory is full: give a smaller --batch-size; in training --grad-accum-steps makes up for it "
+            "(-b 16 --grad-accum-steps 2 in the place of -b 32)"
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in said:  # Python's, torch's
+        return "the machine's memory is full: pass a smaller --batch-size or fewer --workers"
+    if "can't start new thread" in said:
+        return "the system gives this job no more threads: pass fewer --workers"
+    operation, found, _ = said.partition(" does not have a deterministic implementation")
+    if found:
+        kernel = operation.split()[-1]
+        return f"--deterministic: {kernel} has no deterministic kernel on this device: leave the flag out"
+    return _explain_import(error)
+
+
+def _explain_import(error: Exception) -> str | None:
+    """The line for a library that could not be imported, because of a variable in the environment say."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    for package in ("torch", "accelerate"):
+        if package not in sys.modules and any(Path(file).parts[-2:] == (package, "__init__.py") for file in files):
+            said = str(error).strip().partition("\n")[0]
+            named = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)]
+            hint = f"; the environment has {', '.join(sorted(named))}" if named else ""
+            return f"{package} cannot be imported ({type(error).__name__}: {said}){hint}"
+    return None

@@ -17,7 +17,7 @@ from flowers.config.evaluate import EvaluateConfig
 from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
-from flowers.errors import DataError, StoppedError, UsageError
+from flowers.errors import DataError, StoppedError, UsageError, explain
 from flowers.machine import MAX_BATCH_SIZE
 from flowers.training.flags import check_flags
 
@@ -274,7 +274,7 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
 
 
 def test_no_more_threads_is_one_line() -> None:
-    assert "pass fewer --workers" in cli._explain(RuntimeError("can't start new thread"))
+    assert "pass fewer --workers" in explain(RuntimeError("can't start new thread"))
 
 
 @pytest.mark.parametrize(
