@@ -21,9 +21,8 @@ from torchvision import models
 from flowers.errors import ModelError
 from flowers.models import pretrained
 from flowers.models.backbones import build_backbone, check_name, model_names, skip_random_init
-from flowers.models.translations import translator
 from flowers.models.weight_files import read_states
-from flowers.models.weight_match import find_match
+from flowers.models.weight_match import find_match, translated
 from flowers.models.weights import fit_weights
 
 SMALL = "shufflenet_v2_x0_5"
@@ -252,7 +251,7 @@ def test_names_inside_a_bundle_keep_what_is_the_networks_own(prefix: str, tmp_pa
         {f"backbone.{prefix}{n}": torch.ones_like(v) for n, v in network.state_dict().items()},
         tmp_path / "model.safetensors",
     )
-    match = find_match(network, read_states(tmp_path), lambda state: state, "test", ())
+    match = find_match(network, read_states(tmp_path), "test", ())
     assert set(match.tensors) == set(network.state_dict())
 
 
@@ -315,7 +314,7 @@ def test_old_names_of_densenet() -> None:
     new = network.state_dict()
     old = {name.replace("norm1", "norm.1").replace("conv2", "conv.2"): value for name, value in new.items()}
     assert set(old) != set(new)
-    assert set(translator(network)(old)) == set(new)
+    assert set(translated(old, network)) == set(new)
 
 
 def test_old_names_and_another_size_of_vit() -> None:
@@ -326,7 +325,7 @@ def test_old_names_and_another_size_of_vit() -> None:
     old = {name.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for name, v in new.items()}
     assert set(old) != set(new)
     network = vit(32)
-    fit_weights(network, translator(network)(old), "test")
+    fit_weights(network, translated(old, network), "test")
     assert network.encoder.pos_embedding.shape == (1, 1 + 4, 8)
 
 

@@ -31,7 +31,7 @@ HOMES = {
     "accelerate": {"distributed", "training", "prediction", "api"},
     "rich": {"console"},
     "matplotlib": {"reports"},
-    "timm": {"models"},
+    "timm": {"models", "exports"},
     "openvino": {"engines", "exports"},
     "onnx": {"exports"},
     "onnxruntime": {"engines", "exports"},

