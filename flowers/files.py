@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import struct
 import tempfile
@@ -27,7 +26,6 @@ FULL_BELOW_BYTES = 64 * 2**20
 MAX_NAME_BYTES = 255
 """The most that file systems take for one name."""
 _SHORT_BYTES = 80
-_TEMPORARY = re.compile(r"\..*\.([a-z0-9_]{8}\.tmp|tmp-\d+)", re.DOTALL)
 NPZ_DAMAGE = (
     ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
     zlib.error, struct.error,
@@ -52,7 +50,6 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
         open_kwargs = {"encoding": "utf-8", "newline": "", **open_kwargs}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path.parent, path.name)
         with file_beside(path) as temporary:
             with open(temporary, mode, **open_kwargs) as file:
                 yield file
@@ -66,61 +63,93 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
 
 @contextlib.contextmanager
 def file_beside(path: Path) -> Iterator[Path]:
-    """Make a file that is to take the name ``path``; what is not renamed in the block goes at its end."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp")
+    """Make a file that is to take the name ``path``; what is not renamed in the block goes at its end.
+
+    What a killed process has left of such a file goes first, what a living one writes stays: that is locked.
+    """
+    handle, name = _new_file(path)
     try:
-        _lock(handle)
-        allow_as_usual(name)
-        yield Path(name)
+        yield name
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            if lies_at(name, handle):  # else it was renamed, and one of that name is another process's
+                name.unlink()
         os.close(handle)
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    """Make and lock a file beside ``path``, of one name as a rule: what is left of it is found without a listing."""
+    name = path.with_name(f".{_shortened(path.name)}.flowers_.tmp")
+    _remove_abandoned(name)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(BlockingIOError):
+            if not lock(handle) or lies_at(name, handle):
+                return handle, name
+        os.close(handle)  # another process took it for abandoned between our two steps
+    handle, other = tempfile.mkstemp(dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp")
+    lock(handle)
+    allow_as_usual(other)
+    return handle, Path(other)
 
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Make a folder for what is to take the name ``path``; it goes at the end of the block, if it is still there."""
-    remove_abandoned(path.parent, path.name)
-    temporary = path.parent / f".{_shortened(path.name)}.tmp-{os.getpid()}"
+    """Make a folder for what is to take the name ``path``, as ``file_beside`` does for a file."""
+    start = f".{_shortened(path.name)}.tmp-"
+    for left in os.listdir(path.parent):
+        if left.startswith(start):
+            _remove_abandoned(path.with_name(left))
+    temporary = path.with_name(f"{start}{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     handle = os.open(temporary, os.O_RDONLY)
     try:
-        _lock(handle)
+        lock(handle)
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
 
 
-def remove_abandoned(folder: Path, name: str = "") -> None:
-    """Remove what killed processes have left of files and folders that were to take a name, or any, in a folder.
-
-    What a living process writes is locked; where the file system knows no locks all stays.
-    """
-    start = f".{_shortened(name)}" if name else "."
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not (entry.name.startswith(start) and _TEMPORARY.fullmatch(entry.name)):
-                continue
-            with contextlib.suppress(OSError, FlowersError):
-                kind = os.O_RDONLY if entry.is_dir(follow_symlinks=False) else os.O_RDWR  # locks over NFS need both
-                handle = os.open(entry.path, kind | getattr(os, "O_NOFOLLOW", 0))
-                try:
-                    if _lock(handle):
-                        remove(Path(entry.path))
-                finally:
-                    os.close(handle)
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a killed process has left; what a living one holds stays, and all where there are no locks."""
+    with contextlib.suppress(OSError, FlowersError):
+        kind = os.O_RDONLY if path.is_dir() else os.O_RDWR  # locks over NFS need both
+        handle = os.open(path, kind | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            if lock(handle) and lies_at(path, handle):
+                remove(path)
+        finally:
+            os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    """Lock an open file or folder as long as it is open; False if another process holds it, or there are no locks."""
-    with contextlib.suppress(OSError):
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+def lies_at(path: Path, handle: int) -> bool:
+    """Tell if a name still leads to an open file or folder, and not to another one, or none."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
     return False
+
+
+def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file or folder as long as it is open.
+
+    Returns:
+        False where the system or the file system knows no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    if fcntl is None:
+        return False
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _shortened(name: str) -> str:

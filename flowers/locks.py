@@ -14,12 +14,7 @@ from typing import IO
 
 from flowers.console import warn
 from flowers.errors import InUseError
-from flowers.files import explain_os_error
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from flowers.files import explain_os_error, lies_at, lock
 
 _held: set[IO] = set()
 
@@ -71,8 +66,7 @@ def is_held(path: Path) -> bool:
     """Tell if a process holds a lock file, alone or shared; False where the file system knows no locks."""
     try:
         with open(path, encoding="utf-8") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go again at once
+            lock(file.fileno())  # let go again at once
     except BlockingIOError:
         return True
     except OSError:
@@ -98,18 +92,13 @@ def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool
         except FileNotFoundError:  # the folder was removed between our two steps
             continue
         try:
-            if fcntl is None:
+            if not lock(file.fileno(), shared=shared, wait=wait):
                 return file, False
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             raise
-        except OSError:
-            return file, False
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file, True
+        if lies_at(path, file.fileno()):
+            return file, True
         file.close()  # the last holder removed it between our two steps: lock the new one
 
 

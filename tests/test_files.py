@@ -10,7 +10,7 @@ from jobs_in_processes import die
 
 from flowers.config.predict import PredictConfig
 from flowers.errors import FlowersError, UsageError
-from flowers.files import make_folder, remove_abandoned, replace_folder, restore_folder, write_atomically
+from flowers.files import file_beside, lock, make_folder, replace_folder, restore_folder, write_atomically
 
 
 def current_umask() -> int:
@@ -68,12 +68,56 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     with write_atomically(tmp_path / "a.csv") as file:
         file.write("mine")
         file.flush()
-        assert left[0] not in os.listdir(tmp_path)
+        assert (tmp_path / left[0]).read_text() == "mine"
         with replace_folder(tmp_path / "b") as folder:
             (folder / "model").write_text("mine")
-            remove_abandoned(tmp_path)
+            with write_atomically(tmp_path / "a.csv") as other:
+                other.write("another's, which is replaced then")
     assert sorted(os.listdir(tmp_path)) == ["a.csv", "b", "c.csv", "d"]
     assert ((tmp_path / "a.csv").read_text(), (tmp_path / "b" / "model").read_text()) == ("mine", "mine")
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("flowers.files.fcntl.flock", no_locks)
+    with write_atomically(tmp_path / "a.csv") as first:
+        first.write("first")
+        with write_atomically(tmp_path / "a.csv") as second:
+            second.write("second")
+        assert (tmp_path / "a.csv").read_text() == "second"
+    assert (tmp_path / "a.csv").read_text() == "first"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_a_file_that_another_process_has_just_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies between the creation of a file and its lock that the other one looks."""
+
+    def lock_late(handle: int, **options: object) -> bool:
+        (tmp_path / ".a.csv.flowers_.tmp").unlink(missing_ok=True)
+        return lock(handle, **options)
+
+    monkeypatch.setattr("flowers.files.lock", lock_late)
+    with write_atomically(tmp_path / "a.csv") as file:
+        file.write("whole")
+    assert (tmp_path / "a.csv").read_text() == "whole"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_what_another_process_begins_under_the_same_name_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with file_beside(path) as temporary:
+        temporary.rename(path)
+        other = file_beside(path)
+        assert other.__enter__() == temporary
+    assert temporary.exists()
+    other.__exit__(None, None, None)
+    assert os.listdir(tmp_path) == ["a.csv"]
 
 
 def write_and_die(folder: Path) -> None:

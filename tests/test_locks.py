@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flowers import locks
+from flowers import files
 from flowers.errors import InUseError
 from flowers.locks import refuse_others, share, take_turns
 
@@ -106,7 +106,7 @@ def test_without_locks_a_warning_says_what_to_mind(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     with refuse_others(tmp_path / "lock", tmp_path, "wait"), take_turns(tmp_path / "other"):
         pass
     assert "this file system has no locks; start only one job on it at a time" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from flowers.data.file_bytes import read_bytes
 from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
 from flowers.errors import DataError, ImageError, UsageError
-from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside, remove_abandoned
+from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside
 from flowers.prediction.inputs import input_root, lies_in_input
 
 OF_STATUS = {"unsure": "_unsure", "unfamiliar": "_unfamiliar"}
@@ -102,7 +102,6 @@ def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str],
         except OSError as error:
             raise explain_os_error(error, target) from error
         folders[key] = target / name
-        remove_abandoned(target / name)
     return folders[key]
 
 

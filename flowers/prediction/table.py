@@ -23,7 +23,7 @@ from flowers.data import workbook
 from flowers.data.paths import readable
 from flowers.data.tables import read_sidecar, sidecar_path, typed_rows
 from flowers.errors import DataError, OutputError
-from flowers.files import file_beside, file_digest, remove_abandoned, sync_file, sync_folder, write_atomically
+from flowers.files import file_beside, file_digest, sync_file, sync_folder, write_atomically
 from flowers.parsing import parse_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
@@ -241,7 +241,6 @@ def _not_ours(path: Path, advice: str) -> OutputError:
 def new_file(final: Path) -> Iterator[Path]:
     """A file beside ``final`` for ``put_in_place``; without that it goes at the end of the block."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(final.parent, final.name)
     with file_beside(final) as temporary:
         yield temporary
 
