@@ -82,72 +82,60 @@ def _next_archive(file: BinaryIO, end: int) -> int | None:
     return None
 
 
+class _Member(NamedTuple):
+    """A file in an archive, or a link."""
+
+    name: bytes
+    place: bytes = b""
+    """As in ``Entry``."""
+    head: Callable[[int], bytes] = lambda _: b""
+    """Gives its first bytes, so many of them."""
+    target: bytes | None = None
+    """Of a link: the path that it leads to."""
+
+
 def tar_members(file: BinaryIO, path: bytes, choice: Choice) -> Iterator[Entry]:
-    """The members in order, then the links, which name members that may come later."""
-    links: dict[bytes, _Link] = {}
-    broken: Exception | None = None
-    try:
+    """The files of a tar in order, then the links.
+
+    Args:
+        path: of the archive, for the entries.
+        choice: which are taken; it counts the others.
+    """
+
+    def members() -> Iterator[_Member]:
         for member in tar_headers(file):
             name = os.fsencode(member.name)
-            if member.islnk() or member.issym():
-                base = os.path.dirname(name) if member.issym() else b""
-                links[_inside(name)[0]] = _Link(name, base, os.fsencode(member.linkname))
+            if member.issym():
+                yield _Member(name, target=_from_folder_of(name, os.fsencode(member.linkname)))
+            elif member.islnk():
+                yield _Member(name, target=os.fsencode(member.linkname))
+            elif member.issparse():
+                yield _Member(name, b"!sparse member of a tar: not supported")
             elif member.isreg():
-                links.pop(_inside(name)[0], None)
-                yield from _chosen(path, name, choice, _tar_place(path, member), functools.partial(_head_in_tar, file))
-    except TAR_ERRORS as error:
-        broken = error
-    if links:
-        targets = {name: _target(links, name) for name in links}
-        wanted, places = set(targets.values()), {}
-        with contextlib.suppress(*TAR_ERRORS):  # said below
-            for member in tar_headers(file):
-                if member.isreg() and (name := _inside(os.fsencode(member.name))[0]) in wanted:
-                    places[name] = _tar_place(path, member)
-        for name, link in links.items():
-            place = places.get(targets[name]) or _why_not(targets[name])
-            yield from _chosen(path, link.name, choice, place, functools.partial(_head_in_tar, file))
-    if broken is not None:
-        raise broken
+                place = b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size)
+                yield _Member(name, place, functools.partial(_head_in_tar, file, member.offset_data, member.size))
+
+    return _entries(path, members, choice)
 
 
-def _tar_place(path: bytes, member: tarfile.TarInfo) -> bytes:
-    if member.issparse():
-        return b"!sparse member of a tar: not supported"
-    return b"tar:%06d:%016d:%d" % (len(path), member.offset_data, member.size)
-
-
-def _head_in_tar(file: BinaryIO, place: bytes, count: int) -> bytes:
-    if place.startswith(b"!"):
-        return b""
-    offset, size = map(int, place.split(b":")[2:])
+def _head_in_tar(file: BinaryIO, offset: int, size: int, count: int) -> bytes:
     return read_range(file.fileno(), offset, min(count, size))
 
 
 def zip_members(full: bytes, path: bytes, choice: Choice) -> Iterator[Entry]:
-    """The members in order, then the links."""
+    """As ``tar_members``, of the zip at ``full``."""
     with zipfile.ZipFile(os.fsdecode(full)) as archive:
-        members: dict[bytes, zipfile.ZipInfo] = {}
-        links: dict[bytes, _Link] = {}
-        for member in archive.infolist():
-            name = os.fsencode(member.filename.replace("\\", "/"))
-            inside = _inside(name)[0]
-            links.pop(inside, None)
-            if stat.S_ISLNK(member.external_attr >> 16) and member.file_size <= _LONGEST_BYTES:
-                target = _head_of_zipped(archive, member, _LONGEST_BYTES)
-                links[inside] = _Link(name, os.path.dirname(name), target)
-            elif not member.is_dir():
-                members[inside] = member
+
+        def members() -> Iterator[_Member]:
+            for member in archive.infolist():
+                name = os.fsencode(member.filename.replace("\\", "/"))
                 head = functools.partial(_head_of_zipped, archive, member)
-                yield from _chosen(
-                    path, name, choice, _zip_place(path, member), lambda _, count, head=head: head(count)
-                )
-        for name, link in links.items():
-            target = _target(links, name)
-            member = members.get(target)
-            place = _zip_place(path, member) if member else _why_not(target)
-            head = functools.partial(_head_of_zipped, archive, member) if member else lambda count: b""
-            yield from _chosen(path, link.name, choice, place, lambda _, count, head=head: head(count))
+                if stat.S_ISLNK(member.external_attr >> 16) and member.file_size <= _LONGEST_BYTES:
+                    yield _Member(name, target=_from_folder_of(name, head(_LONGEST_BYTES)))
+                elif not member.is_dir():
+                    yield _Member(name, _zip_place(path, member), head)
+
+        yield from _entries(path, members, choice)
 
 
 def _zip_place(path: bytes, member: zipfile.ZipInfo) -> bytes:
@@ -159,15 +147,54 @@ def _zip_place(path: bytes, member: zipfile.ZipInfo) -> bytes:
     return b"zip:%06d:%016d:%d:%d:%d" % where
 
 
-class _Link(NamedTuple):
-    """A link in an archive: its name, the folder that its target starts from, the target."""
+def _head_of_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(count)
+    except (OSError, NotImplementedError, zlib.error, *ZIP_ERRORS):
+        return b""
 
-    name: bytes
-    base: bytes
-    target: bytes
+
+def _from_folder_of(link: bytes, target: bytes) -> bytes:
+    return os.path.join(os.path.dirname(link).lstrip(b"/"), target)
 
 
-def _target(links: Mapping[bytes, _Link], name: bytes) -> bytes:
+def _entries(path: bytes, members: Callable[[], Iterator[_Member]], choice: Choice) -> Iterator[Entry]:
+    """The files in order, then the links, which may name files that come later: for these all headers are read again.
+
+    Args:
+        path: of the archive.
+        members: reads its headers.
+        choice: which are taken; it counts the others.
+    """
+    links: dict[bytes, _Member] = {}
+    broken: Exception | None = None
+    try:
+        for member in members():
+            inside = _inside(member.name)[0]
+            links.pop(inside, None)
+            if member.target is None:
+                yield from _chosen(path, member, choice)
+            else:
+                links[inside] = member
+    except TAR_ERRORS as error:
+        broken = error
+    if links:
+        targets = {inside: _target(links, inside) for inside in links}
+        wanted, found = set(targets.values()), {}
+        with contextlib.suppress(*TAR_ERRORS):  # said below
+            for member in members():
+                if member.target is None and (inside := _inside(member.name)[0]) in wanted:
+                    found[inside] = member
+        for inside, link in links.items():
+            target = targets[inside]
+            reason = target if target in (_ESCAPES, _CIRCLE) else _NO_TARGET
+            yield from _chosen(path, found.get(target, _Member(b"", reason))._replace(name=link.name), choice)
+    if broken is not None:
+        raise broken
+
+
+def _target(links: Mapping[bytes, _Member], name: bytes) -> bytes:
     """The member that a link leads to by way of others, folders that are links among them; ``!REASON`` if none."""
     for _ in range(_MOST_LINKS):
         if len(name) > _LONGEST_BYTES:
@@ -177,18 +204,13 @@ def _target(links: Mapping[bytes, _Link], name: bytes) -> bytes:
         head = next((head for head in heads if head in links), None)
         if head is None:
             return name
-        link = links[head]
-        if link.target.startswith(b"/"):
+        target = links[head].target
+        if target.startswith(b"/"):
             return _ESCAPES
-        name, escapes = _inside(b"/".join((link.base, link.target, name[len(head) :])))
+        name, escapes = _inside(target + b"/" + name[len(head) :])
         if escapes:
             return _ESCAPES
     return _CIRCLE
-
-
-def _why_not(target: bytes) -> bytes:
-    """The place of a link whose target is no member."""
-    return target if target in (_ESCAPES, _CIRCLE) else _NO_TARGET
 
 
 def _inside(name: bytes) -> tuple[bytes, bool]:
@@ -205,33 +227,15 @@ def _inside(name: bytes) -> tuple[bytes, bool]:
     return b"/".join(steps), escapes
 
 
-def _chosen(
-    path: bytes, name: bytes, choice: Choice, place: bytes, head: Callable[[bytes, int], bytes]
-) -> Iterator[Entry]:
-    """The entry of a member, or nothing if it is left out.
-
-    Args:
-        path: of the archive.
-        name: of the member.
-        choice: which are taken; it counts the others.
-        place: of the entry.
-        head: gives the first bytes at a place, so many of them.
-    """
-    inside, escapes = _inside(name)
+def _chosen(path: bytes, member: _Member, choice: Choice) -> Iterator[Entry]:
+    """The entry of a member, or nothing if it is left out."""
+    inside, escapes = _inside(member.name)
     if not inside:
         return
-    is_long = len(inside) > _LONGEST_BYTES
-    if is_long:
-        place = b"!a path of more than %d bytes" % _LONGEST_BYTES
-    if not is_long and (reason := choice.skips_part_of(inside)):
+    if len(inside) > _LONGEST_BYTES:
+        member = _Member(member.name, b"!a path of more than %d bytes" % _LONGEST_BYTES)
+    elif reason := choice.skips_part_of(inside):
         choice.left_out[reason] += 1
-    elif choice.takes(inside, lambda count: head(place, count)):
-        yield Entry(path + b"/../" + inside, _ESCAPES) if escapes else Entry(path + b"/" + inside, place)
-
-
-def _head_of_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, count: int) -> bytes:
-    try:
-        with archive.open(member) as file:
-            return file.read(count)
-    except (OSError, NotImplementedError, zlib.error, *ZIP_ERRORS):
-        return b""
+        return
+    if choice.takes(inside, member.head):
+        yield Entry(path + b"/../" + inside, _ESCAPES) if escapes else Entry(path + b"/" + inside, member.place)
