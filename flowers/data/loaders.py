@@ -9,7 +9,7 @@ wait for the same lock.
 import dataclasses
 import itertools
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -120,30 +120,34 @@ class TrainViews(_Views):
 
 
 class EvalViews(_Views):
-    """The views that a model is evaluated on; those of weight 0 are black."""
+    """The views that a model is evaluated on, called those of epoch 0; those of weight 0 are black.
 
-    def __init__(self, samples: Samples, preprocessing: Preprocessing):
+    Args:
+        drawn: gives the views of the epochs after it, all of the same size.
+    """
+
+    def __init__(self, samples: Samples, preprocessing: Preprocessing, drawn: TrainViews | None = None):
         super().__init__(samples, preprocessing.crop)
-        self._preprocessing = preprocessing
+        self._preprocessing, self._drawn = preprocessing, drawn
+        if drawn is not None:
+            drawn.damaged = self.damaged
 
     def _view(self, draw: Draw) -> np.ndarray:
         if draw.weight == 0:
             return np.zeros((self._size, self._size, 3), dtype=np.uint8)
+        if draw.epoch > 0 and self._drawn is not None:
+            return self._drawn._view(draw)
         return self._preprocessing.view(self._read(draw.index, self._preprocessing))
 
 
-class AllViews(_Views):
-    """Evaluation's view as epoch 0, training views as the epochs after it, all of one size."""
+class _Batches:
+    """Batch sampler: gives anew, each time that it is iterated, what a function gives."""
 
-    def __init__(self, samples: Samples, preprocessing: Preprocessing, augmentation: Augmentation, seed: int):
-        super().__init__(samples, preprocessing.crop)
-        self._plain = EvalViews(samples, preprocessing)
-        self._drawn = TrainViews(samples, augmentation, seed)
-        self._plain.damaged = self._drawn.damaged = self.damaged
+    def __init__(self, draws: Callable[[], Iterator[list[Draw]]]):
+        self._draws = draws
 
-    def _view(self, draw: Draw) -> np.ndarray:
-        views = self._plain if draw.epoch == 0 or draw.weight == 0 else self._drawn
-        return views._view(draw)
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self._draws()
 
 
 class TrainLoader:
@@ -173,11 +177,11 @@ class TrainLoader:
         pin_memory: bool = False,
     ):
         self.order = order
-        self._batches = _EpochBatches(order, rank)
+        self._epoch = self._start_step = 0
         views = TrainViews(samples, augmentation, order.seed, cache, sizes)
         self._loader = make_loader(
             views,
-            self._batches,
+            _Batches(lambda: order.micro_batches(self._epoch, rank, self._start_step)),
             workers,
             batch_bytes=order.batch_size * views.bytes_each,
             persistent=True,
@@ -195,7 +199,7 @@ class TrainLoader:
             ProcessError: a loader process died.
         """
         self._running = token = object()
-        self._batches.epoch, self._batches.start_step = epoch, start_step
+        self._epoch, self._start_step = epoch, start_step
         for batch in _checked(run_loader(self._loader), ", or start with --on-bad-image skip"):
             yield batch
             if self._running is not token:
@@ -230,10 +234,15 @@ class EvalLoader:
         workers: int = 0,
         pin_memory: bool = False,
     ):
-        self._batches = _EvalBatches(len(samples), batch_size, rank, world_size)
-        self._views = views = EvalViews(samples, preprocessing)
-        batch_bytes = batch_size * views.bytes_each
-        self._loader = make_loader(views, self._batches, workers, batch_bytes=batch_bytes, pin_memory=pin_memory)
+        self._length = -(-len(samples) // (batch_size * world_size))
+        self._views = EvalViews(samples, preprocessing)
+        self._loader = make_loader(
+            self._views,
+            _Batches(lambda: eval_batches(len(samples), batch_size, rank, world_size)),
+            workers,
+            batch_bytes=batch_size * self._views.bytes_each,
+            pin_memory=pin_memory,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches.
@@ -246,7 +255,7 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Batches that each rank gets."""
-        return len(self._batches)
+        return self._length
 
     @property
     def damaged(self) -> list[int]:
@@ -268,7 +277,7 @@ class ViewLoader:
     def __init__(
         self, samples: Samples, preprocessing: Preprocessing, augmentation: Augmentation, seed: int, workers: int
     ):
-        self._views = AllViews(samples, preprocessing, augmentation, seed)
+        self._views = EvalViews(samples, preprocessing, TrainViews(samples, augmentation, seed))
         self._workers = workers
 
     def __len__(self) -> int:
@@ -325,31 +334,6 @@ def find_bad_images(samples: Samples, threads: int) -> tuple[list[tuple[str, str
             damaged += is_damaged
             meter.advance(1)
     return bad, damaged
-
-
-class _EpochBatches:
-    """Batch sampler of a TrainLoader: iterating gives the draws of the epoch that it is set to."""
-
-    def __init__(self, order: Order, rank: int):
-        self._order, self._rank = order, rank
-        self.epoch = self.start_step = 0
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self._order.micro_batches(self.epoch, self._rank, self.start_step)
-
-
-class _EvalBatches:
-    """Batch sampler of an EvalLoader."""
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int):
-        self._arguments = (num_samples, batch_size, rank, world_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return eval_batches(*self._arguments)
-
-    def __len__(self) -> int:
-        num_samples, batch_size, _, world_size = self._arguments
-        return -(-num_samples // (batch_size * world_size))
 
 
 def _checked(batches: Iterator[Batch | str], remedy: str = "") -> Iterator[Batch]:
