@@ -7,9 +7,8 @@ gives the same views, a touch softer, but for some 3 in 1000, which get another 
 picture's proportions decides whether a drawn box fits. The order of images is not touched at all.
 
 ``disk`` is built by the main process, is whole or has no index, and stays for the next start, which checks its CRC-32
-and builds a damaged one again. ``ram`` is built by
-one process of each machine, in shared memory and without a name: the others open it through that process, and the
-kernel frees it when the last one ends, however that happens.
+and builds a damaged one again. ``ram`` is built by one process of each machine, in shared memory and without a name:
+the others open it through that process, and the kernel frees it when the last one ends, however that happens.
 """
 
 import contextlib
@@ -54,26 +53,21 @@ class ImageCache:
 
     Attributes:
         size_bytes: of all pixels.
+        num_damaged: files that gave a picture although they are damaged.
     """
 
-    def __init__(
-        self,
-        pixels_path: str | os.PathLike,
-        places: np.ndarray,
-        reasons: Mapping[int, str],
-        paths: Sequence[str] = (),
-    ):
+    def __init__(self, pixels_path: str | os.PathLike, index: Mapping[str, np.ndarray], paths: Sequence[str] = ()):
         """Map a complete cache.
 
         Args:
             pixels_path: the packed pixels.
-            places: int64 [N, 3]: offset in bytes, height, width of each row.
-            reasons: row to why its file gave no picture.
+            index: as ``_decode_all`` gives it.
             paths: [N] path of each row, for ``rows`` and ``bad``.
         """
         self._file = open(pixels_path, "rb")  # noqa: SIM115 - kept: it may have no name
-        self._places, self._reasons, self._paths = places, reasons, paths
-        self.num_damaged = 0
+        self._index, self._places, self._paths = index, index["places"], paths
+        self._reasons = dict(zip(index["bad_rows"].tolist(), index["reasons"].tolist(), strict=True))
+        self.num_damaged = int(index.get("damaged", 0))  # earlier versions did not count
         self.size_bytes = os.fstat(self._file.fileno()).st_size
         # Copy on write, as torch wants writable arrays; nobody writes, so all processes share the same pages.
         mapped = np.memmap(self._file, np.uint8, "c") if self.size_bytes else np.empty(0, np.uint8)
@@ -109,7 +103,7 @@ class ImageCache:
 
     def __reduce__(self):
         # By descriptor: a cache in RAM has no name. Good for as long as this process lives.
-        return ImageCache, (_path_of(self._file), self._places, self._reasons)
+        return ImageCache, (_path_of(self._file), self._index)
 
 
 def open_cache(
@@ -177,8 +171,7 @@ def _is_whole(place: Path) -> bool:
     """True if the pixels are those that the index was written for; they are read once, from front to back."""
     crc = 0
     try:
-        with np.load(place / _INDEX, allow_pickle=False) as file:
-            index = {name: file[name] for name in file.files}  # all of it, so that zip's own CRC-32 is checked too
+        index = _read_index(place / _INDEX)
         written = [int(index[name]) for name in ("size_bytes", "crc32")]
         with open(place / _PIXELS, "rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -291,15 +284,17 @@ def _open(pixels: str | os.PathLike, index: str | os.PathLike, samples: Samples)
         DataError: it is on another machine, or in another container.
     """
     try:
-        with np.load(index, allow_pickle=False) as found:
-            reasons = dict(zip(found["bad_rows"].tolist(), found["reasons"].tolist(), strict=True))
-            cache = ImageCache(pixels, found["places"], reasons, samples.paths)
-            cache.num_damaged = int(found["damaged"]) if "damaged" in found else 0  # earlier versions did not count
-            return cache
+        return ImageCache(pixels, _read_index(index), samples.paths)
     except OSError as error:
         raise DataError(
             f"the image cache that another process has built cannot be opened here ({error}); use --cache none"
         ) from error
+
+
+def _read_index(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All of an index, so that zip's own CRC-32 is checked, too."""
+    with np.load(file, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
 
 
 def _picture(samples: Samples, row: int, kept: _Kept) -> Decoded | str:
