@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -59,6 +60,12 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
         sync_folder(path.parent)
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write plain values as a JSON file, whole or not at all, as ``write_atomically`` does."""
+    with write_atomically(path) as file:
+        json.dump(values, file, indent=1)
 
 
 @contextlib.contextmanager

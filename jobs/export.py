@@ -15,16 +15,9 @@ from flowers.config.export import ExportConfig
 def main(config: ExportConfig) -> int:
     """Export, import a state dict, or average models, as the flags say; 0 when the file is checked and written."""
     if config.from_state_dict is not None:
-        from flowers.cli import to_plain
         from flowers.models.state_dicts import import_state_dict
-        from flowers.models.trained_view import TrainedView
 
-        view = TrainedView(
-            config.image_size, config.mean, config.std, config.resize, config.crop_pct, config.interpolation
-        )
-        return import_state_dict(
-            config.from_state_dict, config.model, config.classes, config.output, view, to_plain(config)
-        )
+        return import_state_dict(config)
     if config.average:
         from flowers.exports.average import export_average
 

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from flowers.cli import parse
+from flowers.config.export import ExportConfig
 from flowers.errors import FlowersError
 from flowers.models.bundle import load_bundle, save_bundle
 from flowers.models.state_dicts import bundle_from_state_dict, import_state_dict, read_class_list
@@ -199,16 +201,17 @@ def test_the_job_writes_a_bundle_and_nothing_over_other_files(
     tiny: nn.Module, names: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     torch.save(tiny.state_dict(), tmp_path / "model.pth")
-    arguments = (tmp_path / "model.pth", "shufflenet_v2_x0_5", names)
+    flags = ["--from-state-dict", tmp_path / "model.pth", "--model", "shufflenet_v2_x0_5", "--classes", names]
+    config = parse(ExportConfig, [*map(str, flags), "--output", str(tmp_path / "bundle")])
     for _ in range(2):  # the second time over a bundle
-        assert import_state_dict(*arguments, tmp_path / "bundle") == 0
+        assert import_state_dict(config) == 0
     out = capsys.readouterr().out
     assert "3: rose, tulip, lily" in out
     assert f"--checkpoint {tmp_path / 'bundle'}" in out
     hash_ = load_bundle(tmp_path / "bundle").hash
     (tmp_path / "bundle" / "photo.jpg").touch()
     with pytest.raises(FlowersError, match="holds other files than a bundle's"):
-        import_state_dict(*arguments, tmp_path / "bundle")
+        import_state_dict(config)
     assert load_bundle(tmp_path / "bundle").hash == hash_
 
 

@@ -6,6 +6,7 @@ batch norm right behind a linear layer is folded into it, and the two heads of a
 averaged, are one on the features of both. Other heads are refused.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from flowers import console
+from flowers.cli import to_plain
+from flowers.config.export import ExportConfig
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.errors import DataError, ModelError
@@ -31,10 +34,8 @@ BATCH_NORM_EPS = 1e-5
 """Default of torch.nn.BatchNorm1d; files do not hold it."""
 
 
-def import_state_dict(
-    file: Path, model: str, classes: Path, output: Path, view: TrainedView | None = None, config: Mapping | None = None
-) -> int:
-    """Make a bundle of a state dict, write it, and describe it.
+def import_state_dict(config: ExportConfig) -> int:
+    """Make a bundle of a state dict, as ``--from-state-dict`` says, write it, and describe it.
 
     Returns:
         0.
@@ -43,9 +44,11 @@ def import_state_dict(
         OutputError: there is a folder of that name which is no bundle; it is left alone.
         FlowersError: as ``bundle_from_state_dict``, and a place that cannot be written.
     """
-    refuse_other_files(output)
-    bundle = bundle_from_state_dict(file, model, classes, view, config)
-    save_bundle(bundle, output)
+    refuse_other_files(config.output)
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainedView)}
+    file, view = config.from_state_dict, TrainedView(**given)
+    bundle = bundle_from_state_dict(file, config.model, config.classes, view, to_plain(config))
+    save_bundle(bundle, config.output)
     seen = bundle.preprocessing
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (seen.mean, seen.std))
     console.facts(
@@ -59,7 +62,9 @@ def import_state_dict(
         ],
     )  # fmt: skip
     data = ("--data-dir", "DATA", "--split", "valid")
-    console.done("imported", [("model", output)], [console.job_command("evaluate", "--checkpoint", output, *data)])
+    console.done(
+        "imported", [("model", config.output)], [console.job_command("evaluate", "--checkpoint", config.output, *data)]
+    )
     return 0
 
 

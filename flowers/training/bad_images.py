@@ -78,8 +78,7 @@ def listing_bad_images(splits: Mapping[str, Samples], workers: int | None) -> It
     try:
         yield
     except DataError:
-        threads = default_workers(workers)
-        bad = {name: find_bad_images(split, threads)[0] for name, split in splits.items()}
+        bad = _bad_of(splits, workers)
         if any(bad.values()):
             raise _refusal(bad) from None
         raise
@@ -103,13 +102,8 @@ def listing_all_faults(config: TrainConfig) -> Iterator[None]:
         if config.on_bad_image == "fail" and console.is_main_process():
             paths = {name: PathList(path for path, _ in split.images) for name, split in splits.items()}
             if sum(map(len, paths.values())) <= MANY:
-                found = {
-                    name: Samples(root, of_split, np.zeros(len(of_split), np.int64)) for name, of_split in paths.items()
-                }
-                bad = {
-                    name: find_bad_images(samples, default_workers(config.workers))[0]
-                    for name, samples in found.items()
-                }
+                unlabelled = {name: Samples(root, found, np.zeros(len(found), int)) for name, found in paths.items()}
+                bad = _bad_of(unlabelled, config.workers)
                 faults += [str(_refusal(bad))] if any(bad.values()) else []
         words = shlex.join(console.job_command("prepare", "check", "--data-dir", readable(config.data_dir)))
         raise DataError(f"{'; '.join(faults)}; all about the data: {words}") from None
@@ -133,6 +127,10 @@ def find_bad(accelerator: Accelerator, samples: Samples, workers: int | None) ->
     share = samples.take(range(accelerator.process_index, len(samples), accelerator.num_processes))
     bad, damaged = find_bad_images(share, default_workers(workers))
     return sorted(gather_object(bad)), sum(gather_object([damaged]))
+
+
+def _bad_of(splits: Mapping[str, Samples], workers: int | None) -> BadImages:
+    return {name: find_bad_images(samples, default_workers(workers))[0] for name, samples in splits.items()}
 
 
 def _without(samples: Samples, bad: list[tuple[str, str]]) -> Samples:

@@ -1,7 +1,6 @@
 """The evaluation job: a saved model on a split, to figures, a report and, with ``--calibrate``, a calibrated model."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from flowers.data.formats import limits
 from flowers.data.loaders import Batch
 from flowers.engines.engine import KeyedNetwork, build_engine
 from flowers.errors import DataError, NoSplitError, OutputError
-from flowers.files import claim, write_atomically
+from flowers.files import claim, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
@@ -80,11 +79,7 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
     if config.max_images is not None:
         figures["max_images"] = config.max_images
 
-    def write() -> None:
-        with write_atomically(output) as file:
-            json.dump(figures, file, indent=1)
-
-    distributed.from_main(write)
+    distributed.from_main(lambda: write_json(output, figures))
     row = (config.split, metrics.images, f"{metrics.loss:.4f}", f"{metrics.top1:.4f}", f"{metrics.top5:.4f}")
     console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
     written = [("figures", output)]
@@ -97,7 +92,13 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
             results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
             found = data_findings(bundle.classes, splits)
             background = Background(
-                results, _run_folder(bundle), splits, found, facts=facts, data_dir=config.data_dir, left_out=bad
+                results,
+                next(iter(_runs_of(bundle)), None),
+                splits,
+                found,
+                facts=facts,
+                data_dir=config.data_dir,
+                left_out=bad,
             )
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
@@ -203,23 +204,23 @@ def _corrections(config: EvaluateConfig, bundle: Bundle) -> Corrections | None:
     return None if own is None else read_corrections(own, of_other_data=True)
 
 
-def _run_folder(bundle: Bundle) -> Path | None:
-    """The folder of the run that made a model, if the model still lies in it."""
-    return next(
-        (folder for folder in (bundle.folder, bundle.folder.parent) if (folder / "history.jsonl").exists()), None
-    )
-
-
-def _file_of_run(bundle: Bundle, name: str) -> Path | None:
-    """A file that belongs to a run, such as the split that it drew, if the model still lies in the run's folder.
+def _runs_of(bundle: Bundle) -> list[Path]:
+    """The folders of the run that made a model, the nearest first, if the model still lies in one.
 
     It may lie as deep as checkpoints/step-00000123/, which has a history of its own, or network/head/best/ of a run of
-    several stages. Not any file of that name counts: people keep corrections beside their run folders, too.
+    several stages.
     """
     folder = bundle.folder.resolve()
     runs = [above for above in (folder, *folder.parents[:2]) if (above / "history.jsonl").exists()]
-    runs += [run.parent for run in runs if run.name in (HEAD_STAGE, NETWORK_STAGE)]
-    return next((run / name for run in runs if (run / name).exists()), None)
+    return runs + [run.parent for run in runs if run.name in (HEAD_STAGE, NETWORK_STAGE)]
+
+
+def _file_of_run(bundle: Bundle, name: str) -> Path | None:
+    """A file that belongs to a run, such as the split that it drew.
+
+    Not any file of that name counts: people keep corrections beside their run folders, too.
+    """
+    return next((run / name for run in _runs_of(bundle) if (run / name).exists()), None)
 
 
 def _claim(output: Path, config: EvaluateConfig) -> None:

@@ -9,7 +9,6 @@ piece, and computed again.
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,16 +19,15 @@ import torch
 from torch import Tensor
 
 from flowers import console
-from flowers.data.folders import Samples
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import Batch, ViewLoader
 from flowers.data.order import Draw, eval_batches
 from flowers.data.paths import readable
 from flowers.data.scan import file_stamps
-from flowers.distributed import from_all, from_main
+from flowers.distributed import from_main, sums_of_ranks
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ProcessError, StoppedError
-from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically
+from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically, write_json
 from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import warn_of_damaged
@@ -92,11 +90,6 @@ class FeatureBatches:
         return Batch(torch.from_numpy(features[rows, views]), targets, weights, torch.from_numpy(rows))
 
 
-def cache_features(stage: Stage) -> FeatureBatches:
-    """Batches of the features of all splits, see ``features_of_splits``."""
-    return FeatureBatches(stage, features_of_splits(stage))
-
-
 def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str, np.ndarray]:
     """Run the backbone over all splits with the fastest engine available, or map the files of an earlier start.
 
@@ -127,26 +120,24 @@ def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str,
     key = {"backbone": network.key, "engine": engine.name, "precision": engine.precision}
     key["preprocessing"] = model.preprocessing.to_dict()
 
-    def features_of(name: str, samples: Samples) -> np.ndarray:
+    found, num_damaged = {}, 0.0
+    for name, samples in stage.data.splits.items():
         views = config.views if name == "train" else 1
         drawn = "plain" if views == 1 else f"{views} of {stage.augmentation}, seed {config.seed}"
         own = {**key, "views": drawn, "images": images_digest(samples)}
         if stage.accelerator.is_main_process:  # only its key is compared and written
             sizes = file_stamps(samples.full_path, len(samples))[:, 0]
             own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
-        if other_run is not None and _are_there(other_run / "features" / f"{name}.npy", own):
+        if other_run is not None and _are_there(other := other_run / "features" / f"{name}.npy", own):
             console.say(f"features of {name}: those of {console.plain(readable(other_run))}")
-            return np.load(other_run / "features" / f"{name}.npy", mmap_mode="r")
+            found[name] = np.load(other, mmap_mode="r")
+            continue
         workers = default_workers(config.workers)
         images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
-        features = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
-        damaged.append(sum(from_all(lambda: images.num_damaged)))
-        return features
-
-    damaged: list[int] = []
-    found = {name: features_of(name, samples) for name, samples in stage.data.splits.items()}
+        found[name] = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
+        num_damaged += sums_of_ranks(stage.accelerator, [float(images.num_damaged)])[0]
     if config.on_bad_image == "fail":  # else they have been counted already
-        warn_of_damaged(sum(damaged))
+        warn_of_damaged(int(num_damaged))
     return found
 
 
@@ -241,7 +232,7 @@ def _settle(folder: Path, key: dict) -> None:
     if _read_key(folder / "key.json") != key:
         remove(folder)
         make_folder(folder)
-        _write_key(folder / "key.json", key)
+        write_json(folder / "key.json", key)
 
 
 def _whole_pieces(folder: Path) -> set[str]:
@@ -305,7 +296,7 @@ def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:
                 header = np.lib.format.header_data_from_array_1_0(images)
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (pieces[-1].end, *images.shape[1:])})
             file.write(images.tobytes())
-    _write_key(path.with_suffix(".json"), {**key, "file": file_digest(path)})
+    write_json(path.with_suffix(".json"), {**key, "file": file_digest(path)})
     remove(folder)
 
 
@@ -332,8 +323,3 @@ def _read_key(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return key if isinstance(key, dict) else None
-
-
-def _write_key(path: Path, key: dict) -> None:
-    with write_atomically(path) as file:
-        json.dump(key, file)

@@ -9,7 +9,6 @@ Source: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.
 
 import dataclasses
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from flowers.data.grouping import group_images
 from flowers.data.order import class_balance
 from flowers.distributed import from_main
 from flowers.errors import DataError, ModelError, StoppedError
-from flowers.files import remove, write_atomically
+from flowers.files import remove, write_json
 from flowers.models.stages import split_name
 from flowers.reports.calibration import fit_temperature
 from flowers.training.features import FeatureBatches
@@ -76,8 +75,7 @@ def tune_head(stage: Stage, batches: FeatureBatches) -> Stage:
     console.table("tried for the head", ("weight decay", "top1 out of fold", "loss out of fold"), rows)
     console.say(f"weight decay {chosen.weight_decay:g}: the largest within one standard error of the lowest loss")
     if stage.accelerator.is_main_process:
-        with write_atomically(stage.run_dir / "tuning.json") as file:
-            json.dump([asdict(trial) for trial in trials], file, indent=1)
+        write_json(stage.run_dir / "tuning.json", [asdict(trial) for trial in trials])
     return stage.with_settings(weight_decay=chosen.weight_decay)
 
 
@@ -233,8 +231,7 @@ def choose_features(asked: TrainConfig, config: TrainConfig, compute: Compute) -
 
 def _keep(run_dir: Path, number: int, trials: list[dict]) -> None:
     """Make the features of one set those of the run, and write down what all sets gave."""
-    with write_atomically(run_dir / "feature_tuning.json") as file:
-        json.dump(trials, file, indent=1)
+    write_json(run_dir / "feature_tuning.json", trials)
     remove(run_dir / "features")
     os.replace(run_dir / FOLDER / str(number) / "features", run_dir / "features")
     remove(run_dir / FOLDER)

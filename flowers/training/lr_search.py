@@ -10,7 +10,6 @@ Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXi
 import contextlib
 import copy
 import itertools
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from flowers import console
 from flowers.data.loaders import Batch
 from flowers.distributed import from_main, sums_of_ranks
 from flowers.errors import StoppedError, UsageError
-from flowers.files import write_atomically
+from flowers.files import write_json
 from flowers.reports.plots import draw_lr_curve
 from flowers.training.batches import to_device
 from flowers.training.checkpoint import Progress
@@ -192,8 +191,7 @@ def write_curve(curve: LrCurve, path: Path, title: str, default_lr: float) -> No
     else:
         console.warn(f"no learning rate to suggest: {curve.why}; the default is {default_lr:g}")
     facts = {"what": title, "default_lr": default_lr, **curve.to_dict()}
-    with write_atomically(path.with_suffix(".json")) as file:
-        json.dump(facts, file, indent=1)
+    write_json(path.with_suffix(".json"), facts)
     try:
         draw_lr_curve(path, curve.rates, curve.losses, curve.smoothed, suggestion=curve.suggestion, title=title)
         console.say(f"curve: {console.plain(path)}, {path.with_suffix('.json').name}")

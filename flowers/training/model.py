@@ -58,16 +58,8 @@ def build_model(config: TrainConfig, classes: ClassIndex, resumed: Checkpoint | 
             console.say(f"a new head is trained; --continue-from {console.plain(config.weights)} would keep its own")
         head, module = new_head(config, len(classes), backbone)
         classifier, preprocessing = Classifier(backbone.network, module), backbone.preprocessing
-    if resumed is None and config.continue_from is None:
-        preprocessing = dataclasses.replace(preprocessing, resize=evaluation_resize(config, preprocessing))
     if resumed is None:
-        given = {name: getattr(config, name) for name in ("mean", "std", "interpolation")}
-        preprocessing = dataclasses.replace(
-            preprocessing, **{name: value for name, value in given.items() if value is not None}
-        )
-        is_new = config.finetune != "staged" and config.continue_from is None
-        if is_new or config.color_profiles is not None:
-            preprocessing = dataclasses.replace(preprocessing, to_srgb=config.color_profiles != "ignore")
+        preprocessing = with_flags(preprocessing, config)
     if config.finetune == "head":
         freeze_backbone(classifier)
     elif config.freeze_bn:
@@ -89,6 +81,18 @@ def new_head(config: TrainConfig, num_classes: int, backbone: Backbone) -> tuple
     stages = getattr(backbone.network, "widths", ()) if config.fits_at_once else ()
     spec = HeadSpec(num_classes, backbone.num_features, config.hidden, config.dropout, tuple(stages))
     return spec, build_head(spec)
+
+
+def with_flags(preprocessing: Preprocessing, config: TrainConfig) -> Preprocessing:
+    """The preprocessing of a model that training begins with, as the flags ask for it."""
+    given = {name: getattr(config, name) for name in ("mean", "std", "interpolation")}
+    given = {name: value for name, value in given.items() if value is not None}
+    is_continued = config.continue_from is not None
+    if not is_continued:
+        given["resize"] = evaluation_resize(config, preprocessing)
+    if config.color_profiles is not None or not (is_continued or config.finetune == "staged"):
+        given["to_srgb"] = config.color_profiles != "ignore"
+    return dataclasses.replace(preprocessing, **given)
 
 
 def evaluation_resize(config: TrainConfig, preprocessing: Preprocessing) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 
 import yaml
 
@@ -13,7 +12,7 @@ from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import CheckpointError
-from flowers.files import remove, write_atomically
+from flowers.files import remove, write_atomically, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
@@ -23,7 +22,7 @@ from flowers.training.batches import Batches, ImageBatches, build_augmentation, 
 from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
 from flowers.training.evaluation import calibrate_trained, features_of_some, learn_unfamiliar
-from flowers.training.features import FeatureBatches, cache_features
+from flowers.training.features import FeatureBatches, features_of_splits
 from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
 from flowers.training.head_search import choose_features, tune_head
@@ -180,7 +179,7 @@ def build_batches(stage: Stage) -> Batches:
     if not stage.config.uses_features:
         return ImageBatches(stage)
     with listing_bad_images(stage.data.splits, stage.config.workers):
-        return cache_features(stage)
+        return FeatureBatches(stage, features_of_splits(stage))
 
 
 def is_finished(stage: Stage, resumed: Checkpoint | None) -> bool:
@@ -232,8 +231,7 @@ def finish(trainer: Trainer) -> None:
     epoch = trainer.progress.best_step / stage.order.steps_per_epoch
     if stage.accelerator.is_main_process:
         found = {"best_step": trainer.progress.best_step, "best_epoch": int(epoch) if epoch == int(epoch) else epoch}
-        with write_atomically(run_dir / "metrics.json") as file:
-            json.dump({**found, **results}, file, indent=1)
+        write_json(run_dir / "metrics.json", {**found, **results})
     rows = [
         (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
         for split, values in results.items()
