@@ -1,7 +1,7 @@
 """Start one job as several processes, pass signals on to them, and end with their exit code.
 
     flowers-launch jobs/train.py --data-dir data/flowers102            # a process per GPU, or one
-    flowers-launch --num-processes 4 jobs/train.py --data-dir ...      # on CPUs too
+    flowers-launch --num-processes 4 flowers-train --data-dir ...      # on CPUs too; a job that is installed
     flowers-launch --num-processes 4 --check                           # what each process sees, a sum and a step
     srun --ntasks-per-node=1 flowers-launch --num-processes 8 --num-machines 2 --main-process-ip HOST \
         --main-process-port 15000 jobs/train.py ...                    # one launcher a node
@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -220,6 +221,21 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see flowers-launch --help")
 
 
+def _installed(command: str) -> str:
+    """The file of a job's console command, which is a Python script.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folders = [str(Path(sys.executable).parent), *os.get_exec_path()]
+    path = shutil.which(command, path=os.pathsep.join(folders)) if command.startswith("flowers-") else None
+    if path is None:
+        raise UsageError(
+            f"{command}: no such file; expected a job such as jobs/train.py, or flowers-train if installed"
+        )
+    return path
+
+
 def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     """Read the command line: the plan that it asks for, and all flags.
 
@@ -259,7 +275,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
         action="store_true",
         help="in the place of a script: show what each process sees, compute one sum and one step together",
     )
-    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="a job, such as jobs/train.py")
+    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="a job: jobs/train.py, or flowers-train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
     flags = parser.parse_args(argv)
 
@@ -270,7 +286,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
     if flags.script is None:
         parser.error("no script is given, expected a job such as jobs/train.py")
     if not Path(flags.script).is_file():
-        raise UsageError(f"{flags.script}: no such file; expected a job such as jobs/train.py")
+        flags.script = _installed(flags.script)
     if not flags.stop_timeout > 0:
         raise UsageError(f"--stop-timeout: got {flags.stop_timeout:g}, expected seconds, more than 0")
     machines, rank, port = flags.num_machines, flags.machine_rank, flags.main_process_port

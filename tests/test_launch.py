@@ -287,6 +287,7 @@ def test_what_all_find_wrong_is_said_once(launch) -> None:
     ("flags", "reason"),
     [
         (["nowhere.py"], "nowhere.py: no such file"),
+        (["flowers-no.py"], "flowers-no.py: no such file; expected a job such as jobs/train.py, or flowers-train"),
         (["--num-processes", "3", "--num-machines", "2", "--machine-rank", "0", *("--main-process-ip", "a")], "port"),
         (["--num-processes", "2", "--num-machines", "2"], "--machine-rank: got -1, expected 0 to 1"),
         (["--num-processes", "2", "--machine-rank", "1"], "--machine-rank: got 1, expected 0 to 0, another on each of"),
@@ -302,6 +303,15 @@ def test_refusals(flags: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError) as refused:
         parse([*flags, *script])
     assert reason in str(refused.value)
+
+
+def test_a_job_is_its_file_or_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "flowers-train"
+    command.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    _, flags = parse(["--num-processes", "2", "flowers-train", "--epochs", "3"])
+    assert (flags.script, flags.arguments) == (str(command), ["--epochs", "3"])
 
 
 def test_machine_rank_comes_from_srun(monkeypatch: pytest.MonkeyPatch) -> None:
