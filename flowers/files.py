@@ -9,6 +9,7 @@ import shutil
 import struct
 import tempfile
 import time
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -107,16 +108,25 @@ def folder_beside(path: Path) -> Iterator[Path]:
     for left in os.listdir(path.parent):
         if left.startswith(start):
             _remove_abandoned(path.with_name(left))
-    temporary = path.with_name(f"{start}{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    handle = os.open(temporary, os.O_RDONLY)
+    handle, temporary = _new_folder(path.with_name(start))
     try:
-        lock(handle)
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
+
+
+def _new_folder(start: Path) -> tuple[int, Path]:
+    """Make and lock a folder whose name begins so; in containers and on other machines processes have our number."""
+    while True:
+        temporary = start.with_name(f"{start.name}{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            handle = os.open(temporary, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):
+                if not lock(handle) or lies_at(temporary, handle):
+                    return handle, temporary
+            os.close(handle)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -516,6 +516,15 @@ def test_a_model_is_converted_once(saved: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_openvino
+def test_what_a_killed_conversion_left_goes_with_the_next_one(saved: Path) -> None:
+    openvino_probs(saved)
+    (done,) = (saved / "converted").iterdir()
+    done.rename(done.with_name(f".{done.name}.tmp-0"))
+    openvino_probs(saved)
+    assert list((saved / "converted").iterdir()) == [done]
+
+
+@needs_openvino
 def test_another_model_has_another_key(saved: Path, tiny: Bundle) -> None:
     first = openvino_probs(saved)
     tiny.state_dict["head.output.bias"] += 1 + torch.arange(5)

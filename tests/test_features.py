@@ -17,6 +17,7 @@ from flowers.cli import parse
 from flowers.config.find_lr import FindLrConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import ProcessError, UsageError
+from flowers.files import remove
 from flowers.training.features import Piece, _join, _whole_pieces, pieces_of
 from jobs.find_lr import main as find_lr
 from jobs.train import main as train
@@ -114,6 +115,16 @@ def test_no_piece_is_asked_for_before_it_is_there(
     assert train(parse(TrainConfig, flags(sample_set, tmp_path / "run", "--no-report"))) == 0
     assert tmp_path / "run" / "features" / "train.npy" in asked
     assert not [path for path in asked if path.parent.suffix == ".parts" and path.suffix == ".npz"]
+
+
+def test_parts_that_a_killed_start_had_joined_already_go(sample_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(parse(TrainConfig, flags(sample_set, run, "--no-report"))) == 0
+    (run / "features" / "valid.parts").mkdir()
+    for path in set(run.iterdir()) - {run / "features"}:
+        remove(path)
+    assert train(parse(TrainConfig, flags(sample_set, run, "--no-report"))) == 0
+    assert not list(run.rglob("*.parts"))
 
 
 def flip(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jobs_in_processes import die
 
+from flowers import files
 from flowers.config.predict import PredictConfig
 from flowers.errors import FlowersError, UsageError
 from flowers.files import file_beside, lock, make_folder, replace_folder, restore_folder, write_atomically
@@ -91,6 +92,25 @@ def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(
         assert (tmp_path / "a.csv").read_text() == "second"
     assert (tmp_path / "a.csv").read_text() == "first"
     assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_a_folder_that_another_process_has_just_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies between the creation of a folder and its lock that the other one looks."""
+    lock, removed = files.lock, []
+
+    def late(handle: int, **kind: bool) -> bool:
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].rmdir()
+        return lock(handle, **kind)
+
+    monkeypatch.setattr(files, "lock", late)
+    with replace_folder(tmp_path / "b") as folder:
+        (folder / "model").write_text("mine")
+    assert len(removed) == 1
+    assert (tmp_path / "b" / "model").read_text() == "mine"
 
 
 def test_a_file_that_another_process_has_just_taken_for_abandoned(

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import threading
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from flowers import console
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
 from flowers.errors import FlowersError, ModelError
-from flowers.files import file_digest, remove, sync_file
+from flowers.files import file_digest, folder_beside, remove, sync_file
 from flowers.made import versions
 from flowers.parsing import read_json
 
@@ -210,17 +209,15 @@ def _keep(model, target: Path) -> bool:
     """Write a model's folder, which gets its name only when whole; whoever comes first wins."""
     import openvino
 
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir(parents=True)
-        openvino.save_model(model, temporary / _MODEL_FILE, compress_to_fp16=False)
-        digests = {name: file_digest(temporary / name) for name in _FILES}
-        (temporary / _DIGESTS_FILE).write_text(json.dumps(digests))
-        for file in temporary.iterdir():
-            sync_file(file)
-        os.rename(temporary, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with folder_beside(target) as temporary:
+            openvino.save_model(model, temporary / _MODEL_FILE, compress_to_fp16=False)
+            digests = {name: file_digest(temporary / name) for name in _FILES}
+            (temporary / _DIGESTS_FILE).write_text(json.dumps(digests))
+            for file in temporary.iterdir():
+                sync_file(file)
+            os.rename(temporary, target)
     except (OSError, RuntimeError):
         return target.exists()
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return True

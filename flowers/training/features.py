@@ -191,8 +191,10 @@ def extract_features(stage: Stage, engine: Engine, images: ViewLoader, views: in
         StoppedError: a rank was asked to stop.
         ProcessError: a file of another process is not visible here.
     """
-    if not _are_there(path, key):
-        folder = path.with_suffix(".parts")
+    folder = path.with_suffix(".parts")
+    if _are_there(path, key):
+        from_main(lambda: remove(folder))  # of a start that was killed just before it did so
+    else:
         from_main(lambda: _settle(folder, key))
         pieces = pieces_of(len(images), views, engine.batch_size)
         there = from_main(lambda: _whole_pieces(folder))
