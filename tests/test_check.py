@@ -15,7 +15,7 @@ from flowers.datasets import near_duplicates
 from flowers.datasets.check import Report, check_dataset
 from flowers.datasets.check_report import save_report, show_report
 from flowers.datasets.drawn import draw_photo
-from flowers.datasets.near_duplicates import Fingerprint, fingerprint, groups, near_pairs
+from flowers.datasets.near_duplicates import Fingerprint, fingerprint, near_pairs
 from flowers.errors import DataError, FlowersError, UsageError
 
 
@@ -368,8 +368,3 @@ def test_a_plain_surface_looks_like_nothing():
     ramp = np.repeat(np.linspace(0, 255, 90, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)
     assert fingerprint(ramp).bits == (1 << 64) - 1
     assert fingerprint(np.ascontiguousarray(ramp[:, ::-1])).bits == 0
-
-
-def test_groups_join_chains():
-    assert groups(7, [(1, 4), (4, 6), (0, 2)]) == [[0, 2], [1, 4, 6]]
-    assert groups(3, []) == []

@@ -12,7 +12,8 @@ from trees import as_nobody, images, load, touch
 
 from flowers import console
 from flowers.data.choice import Choice
-from flowers.data.folders import ClassIndex, Samples, find_splits, load_split
+from flowers.data.folders import ClassIndex, Samples, load_split
+from flowers.data.layout import find_splits
 from flowers.data.paths import PathList
 from flowers.data.scan import scan_images
 from flowers.errors import DataError
@@ -67,7 +68,7 @@ class TestClasses:
                 raise DataError("train: no permission to list this folder")
             yield from scan_images(root, *rest, **options)
 
-        monkeypatch.setattr("flowers.data.folders.scan_images", fail)
+        monkeypatch.setattr("flowers.data.layout.scan_images", fail)
         with pytest.raises(DataError, match="train: no permission to list this folder$"):
             load(tmp_path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trees import load, touch
 
-from flowers.data.grouping import group_images
+from flowers.data.grouping import group_images, groups
 from flowers.data.paths import encode_path
 from flowers.errors import DataError, FlowersError, UsageError
 
@@ -112,3 +112,8 @@ def test_groups_that_the_folders_cut_are_told(tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr()
     assert "2 images outside train belong to groups that are in train" in told.out + told.err
     assert "valid/a/p1_2.jpg" in told.out + told.err
+
+
+def test_groups_join_chains():
+    assert groups(7, [(1, 4), (4, 6), (0, 2)]) == [[0, 2], [1, 4, 6]]
+    assert groups(3, []) == []

@@ -11,9 +11,9 @@ from trees import as_nobody, touch
 
 from flowers.data import scan
 from flowers.data.choice import Choice
-from flowers.data.folders import scan_images
 from flowers.data.images import read_image
 from flowers.data.paths import PathList, decode_path, encode_path, readable
+from flowers.data.scan import scan_images
 from flowers.errors import DataError
 
 

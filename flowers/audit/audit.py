@@ -18,9 +18,8 @@ from flowers.config.train import TrainConfig
 from flowers.data.choice import Choice
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
-from flowers.data.grouping import group_images
+from flowers.data.grouping import group_images, groups
 from flowers.data.paths import PathList, encode_path
-from flowers.datasets.near_duplicates import groups
 from flowers.errors import DataError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle

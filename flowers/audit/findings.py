@@ -8,8 +8,8 @@ import numpy as np
 from flowers.audit.neighbours import Neighbours
 from flowers.data.classes import ClassIndex
 from flowers.data.corrections import Corrections
+from flowers.data.grouping import groups
 from flowers.data.paths import PathList, encode_path, readable
-from flowers.datasets.near_duplicates import groups
 from flowers.reports.label_errors import Suspicion, Verdicts, find_suspicions
 
 LISTED = 100

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,28 @@ def alike(name: str) -> str:
     text = _GAPS.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
     number = _WHOLE_NUMBER.fullmatch(text)
     return number[1] if number else text
+
+
+def groups_of_one_class(folders: Iterable[str]) -> list[list[str]]:
+    """Class folders whose names differ only in case, blanks, leading zeros or how letters are composed."""
+    groups: dict[str, list[str]] = {}
+    for folder in folders:
+        groups.setdefault(alike(folder), []).append(folder)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def told_apart(names: Sequence[str]) -> str:
+    """Names that look alike, in quotes, with the code points of what is not plain ASCII."""
+    points = ["".join(f" U+{ord(char):04X}" for char in name if not char.isascii()) for name in names]
+    return " and ".join(f"{name!r}{f' ({p.strip()})' if p else ''}" for name, p in zip(names, points, strict=True))
+
+
+def warn_of_one_class(where: str, folders: Iterable[str]) -> None:
+    """Name class folders that are hardly several classes."""
+    groups = groups_of_one_class(folders)
+    if groups:
+        said = some([told_apart(group) for group in groups])
+        console.warn(f"{where}: these classes are separate, but their names differ only in spelling: {said}")
 
 
 def names_digest(names: Sequence[str]) -> str:

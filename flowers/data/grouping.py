@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,19 @@ def group_images(paths: Sequence[str], sources: Sequence[str]) -> np.ndarray:
         DataError: a table that cannot be read, or that names none of the images.
         UsageError: an expression that is none, or that matches no path.
     """
-    first = np.arange(len(paths))
+    return leaders(len(paths), _links(paths, sources))
+
+
+def _links(paths: Sequence[str], sources: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Each image that a source knows, and the first one of its group there."""
     for source in sources:
         group_of, known = _reader(source), 0
-        seen: dict[object, int] = {}
+        first: dict[object, int] = {}
         for index, path in enumerate(paths):
             name = group_of(path)
             if name is not None:
                 known += 1
-                _join(first, index, seen.setdefault(name, index))
+                yield index, first.setdefault(name, index)
         if not known:
             raise UsageError(
                 f"--group {console.plain(source)}: fits none of {len(paths)} images, such as {readable(paths[0])}; "
@@ -52,7 +56,33 @@ def group_images(paths: Sequence[str], sources: Sequence[str]) -> np.ndarray:
             console.warn(
                 f"--group {console.plain(source)}: {len(paths) - known} of {len(paths)} images are in no group"
             )
-    return np.array([_root(first, index) for index in range(len(paths))], np.int64)
+
+
+def leaders(count: int, links: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Join indices through any number of links.
+
+    Returns:
+        [count] int64, for each index the smallest one of its group.
+    """
+    parent = list(range(count))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for one, other in links:
+        low, high = sorted((root(int(one)), root(int(other))))
+        parent[high] = low
+    return np.array([root(index) for index in range(count)], np.int64)
+
+
+def groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The groups of two or more of the indices 0 to ``count`` - 1, each sorted, in order of their first members."""
+    members: dict[int, list[int]] = {}
+    for index, leader in enumerate(leaders(count, links).tolist()):
+        members.setdefault(leader, []).append(index)
+    return [group for group in members.values() if len(group) > 1]
 
 
 def warn_of_leaks(splits: dict[str, Sequence[str]], sources: Sequence[str]) -> None:
@@ -110,15 +140,3 @@ def _of_check(source: str) -> Iterator[tuple[str, int]]:
         raise DataError(
             f"--group {readable(source)}: cannot be read as the findings of prepare.py check: {error}"
         ) from None
-
-
-def _root(first: np.ndarray, index: int) -> int:
-    while first[index] != index:
-        first[index] = first[first[index]]
-        index = int(first[index])
-    return index
-
-
-def _join(first: np.ndarray, one: int, other: int) -> None:
-    one, other = _root(first, one), _root(first, other)
-    first[max(one, other)] = min(one, other)

@@ -16,20 +16,16 @@ from PIL import Image, JpegImagePlugin
 
 from flowers import console
 from flowers.data.choice import Choice
-from flowers.data.classes import ClassIndex
+from flowers.data.classes import ClassIndex, groups_of_one_class
 from flowers.data.corrections import Corrections
 from flowers.data.file_bytes import read_bytes
-from flowers.data.folders import (
-    NONE_TO_HOLD_OUT,
-    Samples,
-    find_splits,
-    groups_of_one_class,
-    load_image_folders,
-)
+from flowers.data.folders import NONE_TO_HOLD_OUT, Samples, load_image_folders
+from flowers.data.grouping import groups
 from flowers.data.images import decode_image
+from flowers.data.layout import find_splits
 from flowers.data.paths import readable
 from flowers.data.threads import in_order
-from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, groups, near_pairs
+from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, near_pairs
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 

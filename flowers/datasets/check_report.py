@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowers import console
 from flowers.data.choice import kinds_left_out
-from flowers.data.folders import told_apart
+from flowers.data.classes import told_apart
 from flowers.data.paths import encode_path, readable
 from flowers.datasets.check import CheckedImage, Report
 from flowers.files import write_atomically

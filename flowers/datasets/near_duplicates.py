@@ -91,28 +91,6 @@ def near_pairs(fingerprints: list[Fingerprint], max_bits: int) -> np.ndarray:
     return pairs[_correlations(fingerprints, pairs) >= MIN_CORRELATION]
 
 
-def groups(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Join pairs to groups, through any number of links.
-
-    Returns:
-        Groups of two or more of the indices 0 to ``count`` - 1, each sorted, in order of their first members.
-    """
-    parent = list(range(count))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    for one, other in pairs:
-        low, high = sorted((root(int(one)), root(int(other))))
-        parent[high] = low
-    members: dict[int, list[int]] = {}
-    for index in range(count):
-        members.setdefault(root(index), []).append(index)
-    return [group for group in members.values() if len(group) > 1]
-
-
 def _chunks(counts: np.ndarray) -> Iterable[np.ndarray]:
     """Indices 0 to N - 1 in runs whose counts add up to a bounded sum, so that memory stays bounded."""
     cuts = np.flatnonzero(np.diff(np.cumsum(counts) // _CANDIDATES_AT_ONCE)) + 1

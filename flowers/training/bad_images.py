@@ -12,8 +12,9 @@ from accelerate.utils import gather_object
 from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.choice import Choice
-from flowers.data.folders import ImageFolders, Samples, find_splits
+from flowers.data.folders import ImageFolders, Samples
 from flowers.data.image_cache import ImageCache
+from flowers.data.layout import find_splits
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import find_bad_images
 from flowers.data.paths import PathList, readable, some

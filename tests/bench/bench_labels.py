@@ -36,7 +36,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     from flowers.audit.held_out import FeatureRows, assign_folds, held_out_probs
     from flowers.audit.neighbours import find_neighbours
     from flowers.data.folders import load_image_folders
-    from flowers.datasets.near_duplicates import groups
+    from flowers.data.grouping import groups
     from flowers.models.backbones import build_backbone
     from flowers.reports.label_errors import judge
 

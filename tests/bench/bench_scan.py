@@ -19,7 +19,8 @@ from pathlib import Path
 
 from measuring import Row, duration, run_alone, times_faster
 
-from flowers.data.folders import load_image_folders, scan_images
+from flowers.data.folders import load_image_folders
+from flowers.data.scan import scan_images
 
 CLASSES = 100
 

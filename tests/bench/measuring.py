@@ -202,7 +202,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def photos_in(folder: Path) -> list[Path]:
     """The photos in a folder, in order; ends the script if there are none."""
-    from flowers.data.folders import scan_images
+    from flowers.data.scan import scan_images
 
     if not folder.is_dir():
         raise SystemExit(f"{folder}: no such folder of photos; give one, or set FLOWERS102")
