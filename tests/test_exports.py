@@ -442,7 +442,7 @@ def test_photos_come_from_the_run_or_from_a_folder(run_dir: Path, tmp_path: Path
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     mixed = photos_in(tmp_path, bundle.classes, "--check-images")
     assert sorted(mixed.targets) == [-1, -1, 2]
-    ((views, targets),) = mixed.views(bundle.preprocessing, 8)
+    ((views, targets),) = mixed.views(bundle.preprocessing)
     assert views.shape == (2, 32, 32, 3)
     assert sorted(targets) == [-1, 2]
     shutil.copytree(run_dir / "best", tmp_path / "alone" / "best")

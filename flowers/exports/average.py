@@ -13,13 +13,11 @@ from flowers import console
 from flowers.cli import to_plain
 from flowers.config.export import ExportConfig
 from flowers.errors import DataError, ModelError
-from flowers.exports.photos import Photos, photos_in, photos_of_run
+from flowers.exports.photos import Photos, photos_for
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle, refuse_other_files, save_bundle
 from flowers.models.heads import BATCH_NORM, Classifier
 from flowers.models.weights import mean_of
-
-BATCH_SIZE = 32
 
 
 def export_average(config: ExportConfig) -> int:
@@ -38,18 +36,15 @@ def export_average(config: ExportConfig) -> int:
     for path, bundle in zip(config.average[1:], bundles[1:], strict=True):
         check_alike(bundles[0], config.average[0], bundle, path)
     first = bundles[0]
-    folder, flag = config.check_images, "--check-images"
-    valid = photos_of_run(first, "valid", flag) if folder is None else photos_in(folder, first.classes, flag)
-    valid = valid.take(config.check_count)
-    if not (valid.targets >= 0).any():
-        raise DataError(f"{flag} {valid.said}: no photos in folders of the model's classes")
+    valid = photos_for(first, config.check_images, "valid", "--check-images").take(config.check_count).labelled()
+    if not valid.paths:
+        raise DataError(f"--check-images {valid.said}: no photos in folders of the model's classes")
     state = mean_of([bundle.state_dict for bundle in bundles])
     average = dataclasses.replace(first, state_dict=state, familiarity=None)  # which was fitted to the features of one
     classifier = average.build()
     names = [name for name in average.state_dict if name.endswith("running_var")]
     if any(not torch.equal(first.state_dict[name], bundle.state_dict[name]) for name in names for bundle in bundles):
-        folder, flag = config.calibration_images, "--calibration-images"
-        photos = photos_of_run(first, "train", flag) if folder is None else photos_in(folder, first.classes, flag)
+        photos = photos_for(first, config.calibration_images, "train", "--calibration-images")
         estimate_batch_norm(classifier, first, photos.take(config.check_count))
     figures = [measure(bundle.build(), bundle, valid) for bundle in bundles]
     loss, top1 = measure(classifier, first, valid)
@@ -100,7 +95,7 @@ def estimate_batch_norm(classifier: Classifier, bundle: Bundle, photos: Photos) 
         layer.momentum = None  # a plain mean over the batches
         layer.train()
     with console.progress("batch norm", len(photos.paths)) as meter:
-        for views, _ in photos.views(bundle.preprocessing, BATCH_SIZE):
+        for views, _ in photos.views(bundle.preprocessing):
             classifier(bundle.preprocessing.normalize(torch.from_numpy(views)))
             meter.advance(len(views))
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -110,16 +105,12 @@ def estimate_batch_norm(classifier: Classifier, bundle: Bundle, photos: Photos) 
 
 @torch.inference_mode()
 def measure(classifier: Classifier, bundle: Bundle, photos: Photos) -> tuple[float, float]:
-    """Mean cross-entropy and top1 on the photos that lie in class folders."""
+    """Mean cross-entropy and top1 on photos that lie in class folders."""
     loss, hits, count = 0.0, 0, 0
-    for views, targets in photos.views(bundle.preprocessing, BATCH_SIZE):
-        views, targets = views[targets >= 0], torch.from_numpy(targets[targets >= 0])
-        if not len(views):
-            continue
+    for views, targets in photos.views(bundle.preprocessing):
+        targets = torch.from_numpy(targets)
         logits = classifier(bundle.preprocessing.normalize(torch.from_numpy(views)))
         loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         hits += int((logits.argmax(1) == targets).sum())
         count += len(targets)
-    if not count:
-        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
     return loss / count, hits / count

@@ -1,6 +1,7 @@
 """Comparison of an exported file with its bundle on real photos."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from flowers import console
 from flowers.engines.engine import build_engine
 from flowers.engines.exported import as_input, load_exported
 from flowers.engines.exported_engine import build_exported_engine
-from flowers.errors import DataError, ModelError
-from flowers.exports.photos import Photos
+from flowers.errors import ModelError
+from flowers.exports.photos import BATCH_SIZE, Photos
 from flowers.models.bundle import Bundle
 
-BATCH_SIZE = 32
+Infer = Callable[[np.ndarray], np.ndarray]
+"""From pictures uint8 [B, S, S, 3] to probs."""
 
 
 @dataclass(frozen=True)
@@ -40,40 +42,19 @@ class Agreement:
     export_top1: float | None
 
 
-def compare(bundle: Bundle, path: Path, format: str, photos: Photos) -> Agreement:
-    """Run both on the photos: the bundle in PyTorch in float32, the file as others will.
+def compare(bundle: Bundle, infer: Infer, photos: Photos) -> Agreement:
+    """Run both on the photos: the bundle in PyTorch in float32, and the export.
 
     Raises:
         DataError: none of the photos gives a picture.
-        ModelError: the file cannot be run, or gives what is no number.
+        ModelError: the export gives what is no number.
     """
-    infer, close = _runner(path, format)
-    try:
-        return compare_with(bundle, infer, photos)
-    finally:
-        close()
-
-
-def compare_with(bundle: Bundle, infer: Callable[[np.ndarray], np.ndarray], photos: Photos) -> Agreement:
-    """Run the bundle and a function from pictures uint8 [B, S, S, 3] to probs on the photos.
-
-    Raises:
-        DataError: none of the photos gives a picture.
-        ModelError: the function gives what is no number.
-    """
-    reference = build_engine(bundle, engine="torch", precision="float32", batch_size=BATCH_SIZE)
-    try:
-        return _compare(bundle, reference, infer, photos)
-    finally:
-        reference.close()
-
-
-def _compare(bundle: Bundle, reference, infer: Callable[[np.ndarray], np.ndarray], photos: Photos) -> Agreement:
     images = same = labelled = 0
     bundle_hits = export_hits = 0
     largest = 0.0
-    with console.progress("compare", len(photos.paths)) as meter:
-        for views, targets in photos.views(bundle.preprocessing, BATCH_SIZE):
+    reference = build_engine(bundle, engine="torch", precision="float32", batch_size=BATCH_SIZE)
+    with contextlib.closing(reference), console.progress("compare", len(photos.paths)) as meter:
+        for views, targets in photos.views(bundle.preprocessing):
             expected = reference.submit(views).result().probs
             probs = infer(views)
             if not np.isfinite(probs).all():  # fp16 that overflowed: its argmax is a class like any other
@@ -90,25 +71,28 @@ def _compare(bundle: Bundle, reference, infer: Callable[[np.ndarray], np.ndarray
             export_hits += int((got == targets)[known].sum())
             largest = max(largest, float(np.abs(expected - probs).max()))
             meter.advance(len(views), agree=same / images)
-    if not images:
-        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
     accuracies = (bundle_hits / labelled, export_hits / labelled) if labelled else (None, None)
     return Agreement(photos.said, images, len(photos.paths) - images, same / images, largest, labelled, *accuracies)
 
 
-def _runner(path: Path, format: str) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[], None]]:
-    """A function from pictures to probs, and what to call in the end."""
+@contextlib.contextmanager
+def running(path: Path, format: str) -> Iterator[Infer]:
+    """An exported file as others will run it.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
     if format == "torch-export":
-        return _torch_runner(path), lambda: None
+        yield _torch_runner(path)
+        return
     exported = load_exported(path)
-    engine = build_exported_engine(
-        exported, precision="auto" if exported.precision == "int8" or format == "onnx" else "float32",
-        batch_size=BATCH_SIZE,
-    )  # fmt: skip
-    return lambda images: engine.submit(images).result().probs, engine.close
+    precision = "auto" if exported.precision == "int8" or format == "onnx" else "float32"
+    engine = build_exported_engine(exported, precision=precision, batch_size=BATCH_SIZE)
+    with contextlib.closing(engine):
+        yield lambda images: engine.submit(images).result().probs
 
 
-def _torch_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _torch_runner(path: Path) -> Infer:
     program = torch.export.load(path)
     network = program.module()
     (example,), _ = program.example_inputs

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from flowers.config.export import LAYOUTS, ExportConfig
 from flowers.engines import openvino_engine
 from flowers.engines.exported import KEY, as_input, describe, files_of
 from flowers.environment import are_several
-from flowers.errors import DataError, ModelError, UsageError
+from flowers.errors import ModelError, UsageError
 from flowers.exports import graph, quantize
-from flowers.exports.compare import Agreement, compare, compare_with
-from flowers.exports.photos import Photos, photos_in, photos_of_run
+from flowers.exports.compare import Agreement, Infer, compare, running
+from flowers.exports.photos import Photos, photos_for
 from flowers.files import explain_os_error, file_digest, folder_beside, sync_file, sync_folder, write_atomically
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle
@@ -85,9 +85,8 @@ def _export_layout(config: ExportConfig) -> None:
 
     bundle = load_bundle(config.checkpoint)
 
-    def check(infer: Callable[[np.ndarray], np.ndarray], size_bytes: int) -> Agreement:
-        photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
-        agreement = compare_with(bundle, infer, photos)
+    def check(infer: Infer, size_bytes: int) -> Agreement:
+        agreement = compare(bundle, infer, _photos_to_compare(bundle, config))
         _judge(config, bundle, agreement, None, size_bytes)
         return agreement
 
@@ -103,13 +102,16 @@ def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Ag
     Raises:
         ModelError: they agree too little.
     """
-    photos = _photos(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
+    photos = _photos_to_compare(bundle, config)
     calibration, calibrated_on = None, None
     if config.precision == "int8":
-        source = _calibration_photos(bundle, config)
-        calibration, calibrated_on = _views(bundle, source, config), source.said
+        source = photos_for(bundle, config.calibration_images, "train", "--calibration-images")
+        source = source.take(config.calibration_count)
+        views = np.concatenate([images for images, _ in source.views(bundle.preprocessing)])
+        calibration, calibrated_on = as_input(views, config.input_type, config.layout), source.said
     _write(config, bundle, calibration, path)
-    agreement = compare(bundle, path, config.file_format(), photos)
+    with running(path, config.file_format()) as infer:
+        agreement = compare(bundle, infer, photos)
     _judge(config, bundle, agreement, calibrated_on, sum(file.stat().st_size for file in files_of(path)))
     return agreement, calibrated_on
 
@@ -160,20 +162,8 @@ def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None,
         graph.write_onnx_text(path, text)
 
 
-def _photos(bundle: Bundle, folder: Path | None, split: str, flag: str) -> Photos:
-    return photos_of_run(bundle, split, flag) if folder is None else photos_in(folder, bundle.classes, flag)
-
-
-def _calibration_photos(bundle: Bundle, config: ExportConfig) -> Photos:
-    return _photos(bundle, config.calibration_images, "train", "--calibration-images").take(config.calibration_count)
-
-
-def _views(bundle: Bundle, photos: Photos, config: ExportConfig) -> np.ndarray:
-    """Photos as the network takes them, in one array."""
-    views = [images for images, _ in photos.views(bundle.preprocessing, 32)]
-    if not views:
-        raise DataError(f"{photos.said}: none of {len(photos.paths)} files is a readable image")
-    return as_input(np.concatenate(views), config.input_type, config.layout)
+def _photos_to_compare(bundle: Bundle, config: ExportConfig) -> Photos:
+    return photos_for(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
 
 
 def _tell(

@@ -22,7 +22,7 @@ from flowers import console
 from flowers.cli import to_plain
 from flowers.config.export import ExportConfig
 from flowers.errors import ModelError, UsageError
-from flowers.exports.compare import Agreement
+from flowers.exports.compare import Agreement, Infer
 from flowers.exports.model_card import model_card
 from flowers.files import allow_as_usual, replace_folder, write_atomically
 from flowers.made import how_made
@@ -51,7 +51,6 @@ TWINS = {
     },
 }  # fmt: skip
 """torchvision's networks to the same ones of timm; whether they are the same is seen from their logits each time."""
-Infer = Callable[[np.ndarray], np.ndarray]
 
 
 def export_layout(config: ExportConfig, bundle: Bundle, check: Callable[[Infer, int], Agreement]) -> None:

@@ -20,6 +20,8 @@ from flowers.machine import cpus_per_process
 from flowers.models.bundle import Bundle
 from flowers.parsing import read_yaml
 
+BATCH_SIZE = 32
+
 
 @dataclass(frozen=True, eq=False)
 class Photos:
@@ -43,8 +45,17 @@ class Photos:
         said = f"{self.said} ({count} of {len(self.paths)})"
         return Photos(said, [self.paths[index] for index in chosen], self.targets[chosen])
 
-    def views(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the network's views, uint8 [B, S, S, 3], and targets [B]; unreadable files are left out."""
+    def labelled(self) -> "Photos":
+        """Those that lie in the folder of a class."""
+        chosen = np.flatnonzero(self.targets >= 0)
+        return Photos(self.said, [self.paths[index] for index in chosen], self.targets[chosen])
+
+    def views(self, preprocessing: Preprocessing) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the network's views, uint8 [B, S, S, 3], and targets [B]; unreadable files are left out.
+
+        Raises:
+            DataError: there is no readable one.
+        """
 
         def view(path: str) -> np.ndarray | None:
             try:
@@ -54,11 +65,19 @@ class Photos:
                 return None
 
         found = in_order(view, self.paths, cpus_per_process())
-        for start in range(0, len(self.paths), batch_size):
-            batch = {start + place: image for place, image in enumerate(itertools.islice(found, batch_size))}
-            kept = [index for index, image in batch.items() if image is not None]
-            if kept:
-                yield np.stack([batch[index] for index in kept]), self.targets[kept]
+        pictures = ((image, target) for image, target in zip(found, self.targets, strict=True) if image is not None)
+        count = 0
+        while batch := list(itertools.islice(pictures, BATCH_SIZE)):
+            images, targets = zip(*batch, strict=True)
+            yield np.stack(images), np.array(targets)
+            count += len(batch)
+        if not count:
+            raise DataError(f"{self.said}: none of {len(self.paths)} files is a readable image")
+
+
+def photos_for(bundle: Bundle, folder: Path | None, split: str, flag: str) -> Photos:
+    """The photos in the folder that a flag names, or by default those of a split of the model's run."""
+    return photos_of_run(bundle, split, flag) if folder is None else photos_in(folder, bundle.classes, flag)
 
 
 def photos_in(folder: Path, classes: ClassIndex, flag: str) -> Photos:
