@@ -138,10 +138,7 @@ class Model:
         """
         topk = min(_count("topk", topk), len(self.classes))
         if is_one(x):
-            outputs, [flaw] = self._infer([x])
-            if flaw.error is not None:
-                raise ImageError(flaw.error)
-            return self._predictions(outputs, [flaw], topk)[0]
+            return self._predictions(*self._of_one(x), topk)[0]
         answers = (answer for outputs, flaws in self._batches(x) for answer in self._predictions(outputs, flaws, topk))
         return answers if isinstance(x, Iterator) else list(answers)
 
@@ -161,9 +158,7 @@ class Model:
         if self._width is None:
             raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
         if is_one(x):
-            outputs, [flaw] = self._infer([x])
-            if flaw.error is not None:
-                raise ImageError(flaw.error)
+            outputs, _ = self._of_one(x)
             return outputs.features[0]
         rows = []
         for outputs, flaws in self._batches(x):
@@ -184,9 +179,16 @@ class Model:
         for handle, flaws in waiting:
             yield handle.result(), flaws
 
-    def _infer(self, batch: list) -> tuple[Outputs, list[_Flaw]]:
-        views, flaws = self._views(batch)
-        return self._engine.submit(views).result(), flaws
+    def _of_one(self, picture: Any) -> tuple[Outputs, list[_Flaw]]:
+        """The same for one picture.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        [(outputs, flaws)] = self._batches([picture])
+        if flaws[0].error is not None:
+            raise ImageError(flaws[0].error)
+        return outputs, flaws
 
     def _views(self, batch: list) -> tuple[np.ndarray, list[_Flaw]]:
         """Evaluation views uint8 [n, S, S, 3], black where a picture could not be read, and what is wrong with each."""
@@ -208,21 +210,22 @@ class Model:
 
     def _predictions(self, outputs: Outputs, flaws: list[_Flaw], topk: int) -> list[Prediction]:
         best = best_classes(outputs.probs, topk)
-        found, unfamiliar = [], np.zeros(len(flaws), bool)
+        unfamiliar = np.zeros(len(flaws), bool)
         if self._familiarity is not None:
             unfamiliar = self._familiarity.unfamiliar(outputs.probs, outputs.features)
+        found = []
         for (error, damage), classes, probs, is_unfamiliar in zip(flaws, best, outputs.probs, unfamiliar, strict=True):
             if error is None and not np.isfinite(probs).all():
                 error = "the model gave no finite probabilities"
+            if error is not None:
+                found.append(Prediction((), error))
+                continue
             guesses = tuple(Guess(self.labels[index], self.classes[index], float(probs[index])) for index in classes)
-            answer = Prediction(guesses, None, bool(is_unfamiliar), damage)
-            found.append(answer if error is None else Prediction((), error))
+            found.append(Prediction(guesses, None, bool(is_unfamiliar), damage))
         return found
 
 
-def load(
-    path: str | os.PathLike, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
-) -> Model:  # fmt: skip
+def load(path: str | os.PathLike, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32) -> Model:
     """Load a trained model and get it ready to run on this machine.
 
     Args:

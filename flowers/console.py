@@ -110,14 +110,19 @@ def log_to(path: Path | None) -> None:
 
 def say(text: str = "") -> None:
     """One line to the user. Markup such as ``[bold]`` works; pass foreign text through ``plain``."""
+    _tell("message", [text], text=Text.from_markup(text).plain)
+
+
+def _tell(event: str, lines: Sequence[str], **fields: object) -> None:
+    """Lines of markup for people, or a JSON object; the lines for the log file in any case."""
     if not is_main_process():
         return
-    bare = Text.from_markup(text).plain
     if _mode == "json":
-        _emit("message", text=bare)
-    elif _mode != "quiet":
-        _out.print(text)
-    _log(bare)
+        _emit(event, **fields)
+    for line in lines:
+        if _mode not in ("json", "quiet"):
+            _out.print(line)
+        _log(Text.from_markup(line).plain)
 
 
 def is_verbose() -> bool:
@@ -223,18 +228,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
     """Names and what they are, one a line."""
-    if not is_main_process():
-        return
     rows = list(rows)
-    if _mode == "json":
-        _emit("facts", title=title, values=dict(rows))
-        for name, value in rows:
-            _log(f"{name}: {value}")
-        return
-    width = max(len(name) for name, _ in rows)
-    say(f"[bold]{plain(title)}[/]")
-    for name, value in rows:
-        say(f"  {name:{width}}  {plain(value)}")
+    _tell("facts", [f"[bold]{plain(title)}[/]", *_aligned(rows)], title=title, values=dict(rows))
 
 
 def done(title: str, written: Sequence[tuple[str, object]], commands: Sequence[Sequence[object]] = ()) -> None:
@@ -245,27 +240,24 @@ def done(title: str, written: Sequence[tuple[str, object]], commands: Sequence[S
         written: what and where.
         commands: each as its words; they are quoted for the shell. See ``job_command``.
     """
-    if not is_main_process():
-        return
-    lines = [shlex.join(map(str, words)) for words in commands]
-    if _mode == "json":
-        _emit("done", title=title, written=dict(written), next=lines)
-        for what, where in written:
-            _log(f"{what}: {where}")
-        return
-    if _draws():
+    then = [shlex.join(map(str, words)) for words in commands]
+    lines = _aligned(written)
+    if then:  # never inside a frame: they are there to be copied
+        lines += ["next:", *(f"  [cyan]{plain(line)}[/]" for line in then)]
+    framed = is_main_process() and _draws()
+    if framed:
         _out.rule(f"[bold]{plain(title)}[/]", align="left", style="dim")
     else:
-        say(plain(title))
-    width = max((len(what) for what, _ in written), default=0)
-    for what, where in written:
-        say(f"  {what:{width}}  {plain(where)}")
-    if lines:
-        say("next:")
-    for line in lines:  # never inside a frame: it is there to be copied
-        say(f"  [cyan]{plain(line)}[/]")
-    if _draws():
+        lines.insert(0, plain(title))
+    _tell("done", lines, title=title, written=dict(written), next=then)
+    if framed:
         _out.rule(style="dim")
+
+
+def _aligned(rows: Sequence[tuple[str, object]]) -> list[str]:
+    """Lines of a name and a value, the values below one another."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:{width}}  {plain(value)}" for name, value in rows]
 
 
 def job_command(job: str, *words: object) -> list[str]:
@@ -310,21 +302,13 @@ class Meter:
         """One line, or one JSON object, about how far it has come."""
         self._said_s = time.monotonic()
         left_s = (self._total - self._done) / max(self.per_s, 1e-9) if self._total else None
-        if _mode == "json":
-            _emit(
-                "progress",
-                task=self._description,
-                done=self._done,
-                total=self._total,
-                unit=self._unit,
-                per_s=round(self.per_s, 2),
-                left_s=None if left_s is None else round(left_s, 1),
-                figures=self._figures,
-            )
-            return
         of, left = (f"/{self._total}", f"  {left_s:.0f} s left") if self._total else ("", "")
         line = f"{self._description}: {self._done}{of}  {self.per_s:.0f} {self._unit}/s{left}  {self._shown()}"
-        say(plain(line.rstrip()))
+        _tell(
+            "progress", [plain(line.rstrip())], task=self._description, done=self._done, total=self._total,
+            unit=self._unit, per_s=round(self.per_s, 2), left_s=None if left_s is None else round(left_s, 1),
+            figures=self._figures,
+        )  # fmt: skip
 
     def _shown(self) -> str:
         names = sorted(self._figures, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
@@ -344,7 +328,7 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
     if not (is_main_process() and _draws()):
         meter = Meter(description, total, unit, None)
         yield meter
-        if is_main_process() and _mode == "json":
+        if _mode == "json":
             meter.tell()
         return
     whole = Column(no_wrap=True)

@@ -196,10 +196,10 @@ def _read_journal(journal: Path) -> dict:
 
 def _begun(data_dir: Path) -> tuple[Path, dict] | None:
     """The newest journal, if its moves were not finished; those of earlier versions do not tell."""
-    for journal in _journals(data_dir)[-1:]:
-        with contextlib.suppress(OutputError):  # ``undo`` says what is wrong with it
-            record = _read_journal(journal)
-            return (journal, record) if record.get("finished", True) is False and "corrections" in record else None
+    journals = _journals(data_dir)
+    with contextlib.suppress(OutputError):  # ``undo`` says what is wrong with it
+        if journals and (record := _read_journal(journals[-1])).get("finished") is False and "corrections" in record:
+            return journals[-1], record
     return None
 
 

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,36 +127,27 @@ def _audited(config: AuditConfig, stage: Stage, features: dict[str, np.ndarray],
     Raises:
         DataError: there are too few photos.
     """
-    kept, targets, splits = [], [], []
+    kept, paths, targets, splits = [], [], [], []
     first = 0
     for number, (name, samples) in enumerate(stage.data.splits.items()):
         wanted = labelled.splits[name]
         new = dict(zip(wanted.paths, wanted.targets.tolist(), strict=True))
-        rows = [row for row, path in enumerate(samples.paths) if path in new]
-        targets += [new[samples.paths[row]] for row in rows]
-        kept += [first + row for row in rows]
-        splits += [number] * len(rows)
+        for row, path in enumerate(samples.paths, first):
+            if path in new:
+                kept.append(row)
+                paths.append(path)
+                targets.append(new[path])
+                splits.append(number)
         first += len(samples)
     if len(kept) < 2 * config.folds:
         raise DataError(f"{console.plain(config.data_dir)}: {len(kept)} photos are too few for --folds {config.folds}")
     parts = [part[:, 0] for part in features.values()]
     widths = getattr(stage.model.classifier.backbone, "widths", (parts[0].shape[1],))
     rows = FeatureRows(parts, np.array(kept, np.int64), widths)
-    paths = PathList(path for path, _ in _named(stage.data, set(kept)))
     return Audited(
-        stage.data.train.root, stage.data.classes, paths, tuple(stage.data.splits), np.array(splits, np.int8),
-        np.array(targets, np.int64), rows, labelled.corrections,
+        stage.data.train.root, stage.data.classes, PathList(paths), tuple(stage.data.splits),
+        np.array(splits, np.int8), np.array(targets, np.int64), rows, labelled.corrections,
     )  # fmt: skip
-
-
-def _named(data: ImageFolders, kept: set[int]) -> Iterator[tuple[str, int]]:
-    """Paths of the photos that are kept, with their number among all of them."""
-    number = 0
-    for samples in data.splits.values():
-        for path in samples.paths:
-            if number in kept:
-                yield path, number
-            number += 1
 
 
 def _key(config: AuditConfig, stage: Stage, audited: Audited, together: np.ndarray) -> str:

@@ -1,6 +1,5 @@
 """The demo page: a place to drop a photo, and beside it the answer as a piece of self-contained HTML."""
 
-import base64
 import contextlib
 import html
 import os
@@ -18,6 +17,7 @@ from flowers.data.paths import encode_path
 from flowers.demo.answer import Answer, Oracle
 from flowers.errors import ImageError
 from flowers.prediction.rows import Guess
+from flowers.reports.page import jpeg_uri
 from flowers.reports.photos import encode_jpeg
 
 _FOR, _AGAINST = (230, 159, 0), (0, 114, 178)
@@ -89,8 +89,7 @@ def _guess(guess: Guess) -> str:
 
 
 def _figure(image: np.ndarray, caption: str, kind: str) -> str:
-    source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, quality=88)).decode()
-    caption = _text(caption)
+    source, caption = jpeg_uri(encode_jpeg(image, quality=88)), _text(caption)
     return f'<figure class="{kind}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
