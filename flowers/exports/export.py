@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +19,15 @@ from flowers.errors import ModelError, UsageError
 from flowers.exports import graph, quantize
 from flowers.exports.compare import Agreement, Infer, compare, running
 from flowers.exports.photos import Photos, photos_for
-from flowers.files import explain_os_error, file_digest, folder_beside, sync_file, sync_folder, write_atomically
+from flowers.files import (
+    explain_os_error,
+    file_digest,
+    folder_beside,
+    sync_file,
+    sync_folder,
+    write_atomically,
+    write_json,
+)
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle
 
@@ -65,8 +72,7 @@ def export(config: ExportConfig) -> int:
         }
         _publish(path, config.output)
     report_path = config.output.with_name(config.output.name + ".json")
-    with write_atomically(report_path) as file:
-        json.dump(report, file, indent=1)
+    write_json(report_path, report)
     written, then = [("export", config.output), ("how it was checked", report_path)], []
     if config.format == "onnx":
         example = config.output.with_name(config.output.name + ".example.py")

@@ -24,7 +24,7 @@ from flowers.config.export import ExportConfig
 from flowers.errors import ModelError, UsageError
 from flowers.exports.compare import Agreement, Infer
 from flowers.exports.model_card import model_card
-from flowers.files import allow_as_usual, replace_folder, write_atomically
+from flowers.files import allow_as_usual, replace_folder, write_atomically, write_json
 from flowers.made import how_made
 from flowers.models.backbones import last_linear, skip_random_init, split_variant, timm_network, torchvision_options
 from flowers.models.bundle import WEIGHTS_FILE, Bundle, refuse_other_files
@@ -99,8 +99,7 @@ def _export_torchvision(config: ExportConfig, bundle: Bundle, check: Callable[[I
         **_checked(config, bundle, agreement),
     }  # fmt: skip
     beside = config.output.with_name(f"{config.output.name}.json")
-    with write_atomically(beside) as file:
-        json.dump(facts, file, indent=1)
+    write_json(beside, facts)
     console.done("exported", [("state dict", config.output), ("classes and how it was checked", beside)])
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     console.say(console.plain(f'load it: torchvision.models.get_model("{layout.name}", {given}).load_state_dict(...)'))

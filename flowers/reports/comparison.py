@@ -10,9 +10,9 @@ from flowers.data.paths import readable
 from flowers.errors import UsageError
 from flowers.parsing import read_yaml
 from flowers.reports.calibration import wilson_interval
-from flowers.reports.model_report import by_epoch, read_lines
 from flowers.reports.page import percent, write_page
 from flowers.reports.plots import Line, Plot, lay_out
+from flowers.reports.run_record import RunRecord
 
 COLORS = ("blue", "vermillion", "green", "orange", "purple")
 """The colours of the curves; further runs use them again, dashed."""
@@ -27,28 +27,12 @@ class Run:
     Attributes:
         name: short, unlike those of the runs beside it.
         config: its resolved flags.
-        history, timing: lines of history.jsonl and timing.jsonl.
+        record: its history.
     """
 
     name: str
     config: dict
-    history: list[dict]
-    timing: list[dict]
-
-    @property
-    def best(self) -> dict:
-        """The line of its best validation, chosen as training chooses: by top1, then by loss."""
-        return max(self.validations, key=lambda line: (line["top1"], -line["loss"]))
-
-    @property
-    def validations(self) -> list[dict]:
-        """Its validations, in order."""
-        return [line for line in self.history if line.get("event") == "valid"]
-
-    @property
-    def epochs(self) -> list[dict]:
-        """Time and speed of each epoch."""
-        return [line for line in self.timing if line.get("event") == "epoch"]
+    record: RunRecord
 
 
 def compare(config: CompareConfig) -> int:
@@ -95,11 +79,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder, name in zip(folders, names, strict=True):
         try:
             config = read_yaml(folder / "config.yaml")
-            history, timing = (read_lines(folder / f"{part}.jsonl") for part in ("history", "timing"))
-            run = Run(readable(name if names.count(name) == 1 else str(folder)), config, history, timing)
+            record = RunRecord.read(folder)
+            run = Run(readable(name if names.count(name) == 1 else str(folder)), config, record)
             if not isinstance(config, dict):
                 raise ValueError("config.yaml holds no flags")
-            if not run.validations:
+            if not record.of("valid"):
                 raise ValueError("no validation in history.jsonl yet")
             _check_lines(run)
         except FileNotFoundError as error:
@@ -146,16 +130,16 @@ def _text(value: object) -> str:
 
 def _result(run: Run) -> list[object]:
     """One run's row of figures."""
-    best, epochs = run.best, run.epochs
+    record = run.record
+    # chosen as training chooses
+    best = max(record.of("valid"), key=lambda line: (line["top1"], -line["loss"]))
     low, high = wilson_interval(round(best["top1"] * best["images"]), best["images"])
-    (epoch, _), *_ = by_epoch(run.history, [best], "top1")
-    seconds = sum(line["seconds"] for line in epochs)
-    speed = sum(line["seconds"] * line["images_per_s"] for line in epochs) / seconds if seconds else 0.0
-    planned = run.config.get("epochs")
-    done = f"{len(epochs)} of {planned}" if planned and len(epochs) < planned else f"{len(epochs)}"
+    [(epoch, _)] = record.points("top1", [best])
+    planned, done = run.config.get("epochs"), len(record.epochs)
     return [
         run.name, percent(best["top1"], 2), f"{percent(low)} to {percent(high)}", f"{best['loss']:.4f}",
-        f"{epoch:.4g}", done, duration(seconds), f"{speed:,.1f}",
+        f"{epoch:.4g}", f"{done} of {planned}" if planned and done < planned else f"{done}",
+        duration(record.seconds), f"{record.images_per_s:,.1f}",
     ]  # fmt: skip
 
 
@@ -177,11 +161,10 @@ def _curves(runs: Sequence[Run]) -> list[Plot | None]:
         return Line(runs[number].name, points, COLORS[number % len(COLORS)], number >= len(COLORS), marks)
 
     def of(event: str, name: str) -> list[Line]:
-        found = [[entry for entry in run.history if entry.get("event") == event] for run in runs]
-        return [line(number, by_epoch(runs[number].history, found[number], name)) for number in range(len(runs))]
+        return [line(number, run.record.points(name, run.record.of(event))) for number, run in enumerate(runs)]
 
     speeds = [
-        line(number, [(entry["epoch"], entry["images_per_s"]) for entry in run.epochs])
+        line(number, [(entry["epoch"], entry["images_per_s"]) for entry in run.record.epochs])
         for number, run in enumerate(runs)
     ]
     return [

@@ -13,7 +13,7 @@ from flowers import console
 from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.data.folders import Samples
 from flowers.models.bundle import Bundle
-from flowers.parsing import parse_json, read_json
+from flowers.parsing import read_json
 from flowers.reports import calibration
 from flowers.reports.advice import Known, advise, calibrate_command, check_command
 from flowers.reports.answers import Answers
@@ -21,6 +21,7 @@ from flowers.reports.label_errors import LabelCheck
 from flowers.reports.page import write_page
 from flowers.reports.photos import ViewRow, photos
 from flowers.reports.plots import Line, Plot, lay_out
+from flowers.reports.run_record import RunRecord
 
 PAIRS, PHOTOS_A_PAIR = 12, 2
 MISTAKES, PICTURED, AT_FIRST = 1000, 240, 24
@@ -76,8 +77,9 @@ def write_model_report(
     Raises:
         FlowersError: the file cannot be written.
     """
-    run = _run_folder(background.run_dir)
-    best = best_epoch(run["history"], bundle.metrics)
+    run_dir = background.run_dir
+    record = RunRecord.read(run_dir) if run_dir is not None else RunRecord()
+    best = record.best_epoch(bundle.metrics)
     confusions, mistakes = answers.confusions(PAIRS), answers.mistakes()
     examples = {pair.answer: answers.example(pair.answer) for pair in confusions}
     shown = {image for pair in confusions for image in pair.images[:PHOTOS_A_PAIR]} | set(mistakes[:PICTURED])
@@ -87,8 +89,8 @@ def write_model_report(
     temperature = _temperature(answers, valid) if fits else None
     config = bundle.made.get("config", {})
     known = Known(
-        bundle.folder, _trained_in(background.run_dir), config, background.data_dir, background.splits,
-        background.left_out, background.findings, _top1_at(run["history"], best),
+        bundle.folder, _trained_in(run_dir), config, background.data_dir, background.splits,
+        background.left_out, background.findings, _top1_at(record, best),
         error, temperature["error"] if temperature else None,
     )  # fmt: skip
     data = [("data", background.data_dir)] if background.data_dir is not None else []
@@ -100,9 +102,9 @@ def write_model_report(
         headlines=[_headline(split, values) for split, values in background.results.items()],
         has_top5=len(answers.classes) > MANY_CLASSES,
         best_epoch=best,
-        epochs=max((line["epoch"] for line in run["history"] if "epoch" in line), default=None),
+        epochs=max((line["epoch"] for line in record.history if "epoch" in line), default=None),
         advice=advise(answers, known),
-        curves=[plot for plot in _curves(run["history"], run["timing"], best) if plot],
+        curves=[plot for plot in _curves(record, best) if plot],
         by_class=sorted(answers.by_class(), key=lambda row: (row.f1 is None, row.f1)),
         confusions=confusions,
         matrix=_matrix(answers),
@@ -123,42 +125,21 @@ def write_model_report(
         most_left_out=LEFT_OUT,
         findings=background.findings,
         views=background.views,
-        trials=run["trials"],
-        lr_finder=run["lr_finder"],
+        trials=_trials(run_dir),
+        lr_finder=_lr_finder(run_dir),
         labels=background.labels,
         suspects=_suspects(background),
         audit=_audit_command(background, config),
-        facts=[*_facts(bundle, run["timing"]), *data, *background.facts],
+        facts=[*_facts(bundle, record), *data, *background.facts],
         config=config,
         calibrate=calibrate_command(known),
         check=check_command(known),
     )
 
 
-def best_epoch(history: Sequence[Mapping], metrics: Mapping[str, object]) -> float | None:
-    """Return the epoch after which a model was measured to be what its metrics say; None if the history lacks it.
-
-    A validation within an epoch gives a fraction.
-    """
-    wanted = metrics.get("valid_top1"), metrics.get("valid_loss")
-    lines = [
-        line for line in history
-        if line.get("event") == "valid" and "top1" in line and (line["top1"], line.get("loss")) == wanted
-    ]  # fmt: skip
-    return by_epoch(history, lines[:1], "top1")[0][0] if lines else None
-
-
-def by_epoch(history: Sequence[Mapping], lines: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
-    """Points of a figure over epochs; a validation within an epoch stands between two of them."""
-    epochs = {line["step"]: line["epoch"] for line in history if line.get("event") == "train"}
-    steps = max(epochs, default=0) / max(len(epochs), 1) or 1
-    return [(epochs.get(line.get("step"), line.get("step", 0) / steps), line[name]) for line in lines if name in line]
-
-
-def _top1_at(history: Sequence[Mapping], epoch: float | None) -> dict[str, float]:
+def _top1_at(record: RunRecord, epoch: float | None) -> dict[str, float]:
     """Top1 of train and valid at an epoch, as far as the history has it."""
-    lines = [line for line in history if line.get("epoch") == epoch and "top1" in line]
-    return {line["event"]: line["top1"] for line in lines}
+    return {line["event"]: line["top1"] for line in record.history if line.get("epoch") == epoch and "top1" in line}
 
 
 def _suspects(background: Background) -> list[dict]:
@@ -239,21 +220,20 @@ def _coverage_plot(answers: Answers) -> Plot | None:
     )
 
 
-def _curves(history: list[dict], timing: list[dict], best: float | None) -> list[Plot | None]:
+def _curves(record: RunRecord, best: float | None) -> list[Plot | None]:
     """Loss, top1, learning rate, speed and waiting by epoch; the best epoch is marked where results are shown."""
-    train = [line for line in history if line.get("event") == "train"]
-    valid = [line for line in history if line.get("event") == "valid"]
+    train, valid = record.of("train"), record.of("valid")
 
     def speed(name: str) -> list[tuple[float, float]]:
-        return [(line["epoch"], line[name]) for line in timing if line.get("event") == "epoch" and name in line]
+        return [(line["epoch"], line[name]) for line in record.epochs if name in line]
 
     marks = len(train) <= 40
     both = {name: [
-        Line("train", by_epoch(history, train, name), "orange", dashed=True, marks=marks),
-        Line("valid", by_epoch(history, valid, name), "blue", marks=marks),
+        Line("train", record.points(name, train), "orange", dashed=True, marks=marks),
+        Line("valid", record.points(name, valid), "blue", marks=marks),
     ] for name in ("loss", "top1")}  # fmt: skip
     mark = None if best is None else (best, f"best: epoch {best:.4g}")
-    rates = Line("at an epoch's end", by_epoch(history, train, "lr"), "purple", marks=marks)
+    rates = Line("at an epoch's end", record.points("lr", train), "purple", marks=marks)
     return [
         lay_out("Loss", both["loss"], x_label="epoch", mark=mark),
         lay_out("Top1", both["top1"], x_label="epoch", percent=True, mark=mark),
@@ -266,7 +246,7 @@ def _curves(history: list[dict], timing: list[dict], best: float | None) -> list
     ]  # fmt: skip
 
 
-def _facts(bundle: Bundle, timing: list[dict]) -> list[tuple[str, object]]:
+def _facts(bundle: Bundle, record: RunRecord) -> list[tuple[str, object]]:
     made, view = bundle.made, bundle.preprocessing
     facts: list[tuple[str, object]] = [
         ("model", bundle.model),
@@ -276,11 +256,9 @@ def _facts(bundle: Bundle, timing: list[dict]) -> list[tuple[str, object]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())),
         ("model hash", bundle.hash),
     ]
-    epochs = [line for line in timing if line.get("event") == "epoch"]
-    seconds = sum(line["seconds"] for line in epochs)
-    if seconds:
-        images = sum(line["seconds"] * line["images_per_s"] for line in epochs)
-        facts.append(("training time", f"{seconds:,.1f} s in {len(epochs)} epochs, {images / seconds:,.1f} images/s"))
+    if record.seconds:
+        epochs, speed = len(record.epochs), record.images_per_s
+        facts.append(("training time", f"{record.seconds:,.1f} s in {epochs} epochs, {speed:,.1f} images/s"))
     return [(name, value) for name, value in facts if value]
 
 
@@ -295,38 +273,18 @@ def _split_rows(splits: Mapping[str, Samples], num_classes: int) -> list[dict]:
     return rows
 
 
-def _run_folder(run_dir: Path | None) -> dict:
-    """Read a run folder's files for a report; missing ones are empty."""
-    if run_dir is None:
-        return {"history": [], "timing": [], "trials": [], "lr_finder": None}
-    tuning, finder = run_dir / "tuning.json", run_dir / "lr_finder.png"
-    if not tuning.exists():  # of a staged run it lies with the head
-        tuning = run_dir / "head" / "tuning.json"
-    return {
-        "history": read_lines(run_dir / "history.jsonl"),
-        "timing": read_lines(run_dir / "timing.jsonl"),
-        "trials": _trials(tuning),
-        "lr_finder": _png(finder) if finder.exists() else None,
-    }
-
-
-def _trials(path: Path) -> list[dict]:
+def _trials(run_dir: Path | None) -> list[dict]:
     """The trials of the search for a head; none if the file is damaged or missing."""
-    with contextlib.suppress(OSError, ValueError):
-        found = read_json(path)
-        if isinstance(found, list) and all(isinstance(trial, dict) for trial in found):
-            return found
+    for folder in (run_dir, run_dir / "head") if run_dir is not None else ():  # of a staged run it lies with the head
+        with contextlib.suppress(OSError, ValueError):
+            found = read_json(folder / "tuning.json")
+            if isinstance(found, list) and all(isinstance(trial, dict) for trial in found):
+                return found
     return []
 
 
-def read_lines(path: Path) -> list[dict]:
-    """JSON lines; one that a crash cut short or that is damaged is left out."""
-    lines = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(parse_json(line))
-    return [line for line in lines if isinstance(line, dict)]
-
-
-def _png(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _lr_finder(run_dir: Path | None) -> str | None:
+    """The curve of the learning-rate test, as the source of an image."""
+    if run_dir is None or not (run_dir / "lr_finder.png").exists():
+        return None
+    return "data:image/png;base64," + base64.b64encode((run_dir / "lr_finder.png").read_bytes()).decode()

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -29,7 +29,7 @@ class ViewRow(NamedTuple):
     """One training image: its path, the photo itself, and views of it, as sources of images."""
 
     path: str
-    photo: str | None
+    photo: str
     views: list[str]
 
 
@@ -39,8 +39,7 @@ def photos(sources: Mapping[Key, str | bytes], side: int = SIDE) -> dict[Key, st
     Args:
         sources: by any key, a path or the bytes of an image file.
     """
-    shown = in_order(lambda source: _photo(source, side), sources.values(), cpus_per_process())
-    return dict(zip(sources, shown, strict=True))
+    return _shown(sources, lambda source: thumbnail(source, side))
 
 
 def whole_photos(sources: Mapping[Key, str | bytes], side: int) -> dict[Key, str | None]:
@@ -50,15 +49,22 @@ def whole_photos(sources: Mapping[Key, str | bytes], side: int) -> dict[Key, str
         sources: by any key, a path or the bytes of an image file.
     """
 
-    def whole(source: str | bytes) -> str | None:
+    def whole(source: str | bytes) -> bytes:
+        picture = Image.fromarray(read_image(source, min_short_side=side, to_srgb=True))
+        picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+        return encode_jpeg(np.asarray(picture), quality=80)
+
+    return _shown(sources, whole)
+
+
+def _shown(sources: Mapping[Key, str | bytes], encode: Callable[[str | bytes], bytes]) -> dict[Key, str | None]:
+    def shown(source: str | bytes) -> str | None:
         try:
-            picture = Image.fromarray(read_image(source, min_short_side=side, to_srgb=True))
+            return jpeg_uri(encode(source))
         except ImageError:
             return None
-        picture.thumbnail((side, side), Image.Resampling.BICUBIC)
-        return jpeg_uri(encode_jpeg(np.asarray(picture), quality=80))
 
-    return dict(zip(sources, in_order(whole, sources.values(), cpus_per_process()), strict=True))
+    return dict(zip(sources, in_order(shown, sources.values(), cpus_per_process()), strict=True))
 
 
 def training_views(
@@ -75,11 +81,11 @@ def training_views(
         path = samples.full_path(index)
         try:
             how = {"min_short_side": augmentation.min_short_side, "to_srgb": augmentation.to_srgb}
-            image = read_image(path, **how)
+            image, photo = read_image(path, **how), jpeg_uri(thumbnail(path, SIDE))
         except ImageError:
             continue
         views = [augmentation.view(image, sample_rng(seed, epoch, index, 0)) for epoch in epochs[:VIEWS]]
-        rows.append(ViewRow(samples.paths[index], _photo(path, SIDE), [jpeg_uri(encode_jpeg(view)) for view in views]))
+        rows.append(ViewRow(samples.paths[index], photo, [jpeg_uri(encode_jpeg(view)) for view in views]))
     return rows
 
 
@@ -109,10 +115,3 @@ def encode_jpeg(image: np.ndarray, quality: int = 75) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def _photo(source: str | bytes, side: int) -> str | None:
-    try:
-        return jpeg_uri(thumbnail(source, side))
-    except ImageError:
-        return None

@@ -33,30 +33,18 @@ class RuntimeFile:
 
 FILES = {
     "wasm": (
-        RuntimeFile(
-            "ort.wasm.bundle.min.mjs",
-            "ort-wasm.js",
-            "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
-        ),
-        RuntimeFile(
-            "ort-wasm-simd-threaded.wasm",
-            "ort-wasm.wasm",
-            "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
-        ),
+        RuntimeFile("ort.wasm.bundle.min.mjs", "ort-wasm.js",
+                    "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"),
+        RuntimeFile("ort-wasm-simd-threaded.wasm", "ort-wasm.wasm",
+                    "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"),
     ),
     "webgpu": (
-        RuntimeFile(
-            "ort.webgpu.bundle.min.mjs",
-            "ort-webgpu.js",
-            "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2",
-        ),
-        RuntimeFile(
-            "ort-wasm-simd-threaded.asyncify.wasm",
-            "ort-webgpu.wasm",
-            "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
-        ),
+        RuntimeFile("ort.webgpu.bundle.min.mjs", "ort-webgpu.js",
+                    "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2"),
+        RuntimeFile("ort-wasm-simd-threaded.asyncify.wasm", "ort-webgpu.wasm",
+                    "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da"),
     ),
-}
+}  # fmt: skip
 """Backend: what it is made of. A device loads one backend only."""
 
 
