@@ -72,11 +72,15 @@ def test_it_is_the_minimum_in_the_scale_of_the_features(weights: np.ndarray | No
     assert found.top1 == pytest.approx(np.average(logits.argmax(1).numpy() == problem.targets, weights=rows), rel=1e-5)
 
 
-def test_pieces_that_are_scaled_again_each_time_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("ROWS", 7), ("LOGITS", 3 * 7)])
+def test_pieces_that_are_scaled_again_each_time_give_the_same_head(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = make_problem()
     kept = fit_linear_head(problem, weight_decay=0.01)
     monkeypatch.setattr(linear_head, "KEPT_BYTES", 0)
-    monkeypatch.setattr(linear_head, "ROWS", 7)
+    monkeypatch.setattr(linear_head, limit, value)
+    assert {len(rows) for rows, _, _ in linear_head._Rows(problem, torch.device("cpu"))} == {7, 120 % 7}
     again = fit_linear_head(problem, weight_decay=0.01)
     torch.testing.assert_close(again.logits(problem.features), kept.logits(problem.features), rtol=1e-2, atol=1e-2)
 

@@ -25,6 +25,8 @@ MAX_ITERATIONS = 100
 KEPT_BYTES = 4 * 2**30
 """Scaled features up to this size stay in memory; larger ones are scaled again at each evaluation."""
 ROWS = 65_536
+LOGITS = 2**26
+"""Of a piece of rows at most: with very many classes pieces have fewer rows, so that memory stays bounded."""
 HELD_OUT = 500
 """Images that a temperature is fitted to, if there are as many."""
 
@@ -207,6 +209,7 @@ class _Rows:
 
     def __init__(self, problem: HeadProblem, device: torch.device):
         self._problem, self._device = problem, device
+        self._size = max(1, min(ROWS, LOGITS // problem.num_classes))
         count, width = problem.features.shape
         weights = np.ones(count) if problem.weights is None else np.asarray(problem.weights, np.float64)
         self._weights = (weights / weights.sum()).astype(np.float32)
@@ -236,13 +239,13 @@ class _Rows:
         return iter(self._kept) if self._kept is not None else self._scaled()
 
     def _pieces(self) -> Iterator[np.ndarray]:
-        for first in range(0, len(self._problem.features), ROWS):
-            yield self._problem.seen(slice(first, first + ROWS))
+        for first in range(0, len(self._problem.features), self._size):
+            yield self._problem.seen(slice(first, first + self._size))
 
     def _scaled(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         mean, scale = self.mean.float(), self.scale.float()
-        for first, piece in zip(range(0, len(self._problem.features), ROWS), self._pieces(), strict=True):
-            place = slice(first, first + ROWS)
+        for number, piece in enumerate(self._pieces()):
+            place = slice(number * self._size, (number + 1) * self._size)
             targets = torch.from_numpy(np.asarray(self._problem.targets[place], np.int64))
             scaled = torch.from_numpy(np.array(piece, np.float32)).to(self._device).sub_(mean).div_(scale)
             yield scaled, targets.to(self._device), torch.from_numpy(self._weights[place]).to(self._device)
