@@ -14,7 +14,7 @@ from flowers.engines.exported import open_model
 from flowers.errors import ModelError, UsageError
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.models.temperature import store, with_temperature, without_temperature
-from flowers.prediction.flags import stored_min_prob
+from flowers.prediction.job import stored_min_prob
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, out_of_fold, softmax, sure_above
 from flowers.training.evaluation import calibrate_trained

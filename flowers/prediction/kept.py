@@ -64,6 +64,11 @@ class Kept(NamedTuple):
     rows: dict[int, KeptRow]
     stamps: np.ndarray
 
+    @property
+    def new_slots(self) -> list[int]:
+        """The places of files that are classified."""
+        return [slot for slot in range(len(self.stamps)) if slot not in self.rows]
+
 
 class StampingReader:
     """Reads input files and remembers the stamp of each until it is asked for.

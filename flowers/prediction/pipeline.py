@@ -36,12 +36,14 @@ class ShardResult(NamedTuple):
 
     Attributes:
         index: which shard.
+        entries: its files.
         lines: one a file, in order.
         features: float32 [files, D], NaN where a file failed; None unless asked for.
         counts: files by status.
     """
 
     index: int
+    entries: list[Entry]
     lines: list[bytes]
     features: np.ndarray | None
     counts: dict[str, int]
@@ -183,7 +185,7 @@ class Pipeline:
                 shard = batch.shard
                 if len(shard.lines) == len(shard.entries):
                     features = np.concatenate(shard.features) if shard.features else None
-                    yield ShardResult(shard.index, shard.lines, features, dict(shard.counts))
+                    yield ShardResult(shard.index, shard.entries, shard.lines, features, shard.counts)
             else:
                 return
 

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import dataclasses
 import functools
 import os
 import time
@@ -14,32 +13,22 @@ from flowers.cli import to_plain
 from flowers.config.predict import PredictConfig
 from flowers.data.archives import Entry
 from flowers.data.choice import Choice
-from flowers.data.classes import renamed
 from flowers.data.formats import limits
 from flowers.data.paths import PathList, decode_path, encode_path, readable
-from flowers.data.tables import read_rows, require_writer
-from flowers.distributed import Place, from_main, take_place
-from flowers.engines.exported import ExportedModel, open_model
+from flowers.data.tables import read_rows
+from flowers.distributed import from_main, take_place
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import file_digest
 from flowers.locks import share
 from flowers.made import how_made
-from flowers.models.bundle import Bundle
 from flowers.prediction import parts
 from flowers.prediction.finish import finish
-from flowers.prediction.flags import check_flags, extensions_of, settings_of, stored_min_prob
 from flowers.prediction.inputs import input_root, list_inputs
+from flowers.prediction.job import Job, open_job
 from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
 from flowers.prediction.parts import DamagedError
-from flowers.prediction.shard_loop import classify, embeddings_file, row_format
-from flowers.prediction.table import (
-    check_free,
-    finished_facts,
-    join_parts,
-    read_lines,
-    thumbnails_of,
-    write_sidecar,
-)
+from flowers.prediction.shard_loop import classify
+from flowers.prediction.table import check_free, join_parts, read_lines, thumbnails_of, write_sidecar
 from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
 from flowers.prediction.work_folder import WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
@@ -60,49 +49,39 @@ def predict(config: PredictConfig) -> int:
     place = take_place(_LISTING_S)
     limits.allow_pixels(config.max_pixels)
     with StopRequest() as stop:
-        require_writer(config.output)
-        bundle = _with_class_names(open_model(config.checkpoint), config.class_names)
-        if config.min_prob == "auto":
-            config = dataclasses.replace(config, min_prob=stored_min_prob(bundle))
-        check_flags(config, bundle)
+        job = open_job(config, place, stop)
         if config.watch_s is None:
-            return _predict(config, bundle, place, stop)
+            return _predict(job)
         if place.world_size > 1:
             raise UsageError("--watch runs on one process: start it without a launcher")
-        return _watch(config, bundle, place, stop)
+        return _watch(job)
 
 
-def _with_class_names(model: Bundle | ExportedModel, class_names: Path | None) -> Bundle | ExportedModel:
-    if class_names is None:
-        return model
-    shown = dataclasses.replace(model, classes=renamed(model.classes, class_names))
-    vars(shown)["hash"] = model.hash  # the cached value: that of the model as it is stored, whatever its classes' names
-    return shown
-
-
-def _watch(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
+def _watch(job: Job) -> int:
     """Update the table until a signal comes; between two rounds all is done, so that this is no interruption."""
+    config, stop = job.config, job.stop
     input_root(config.input)
     console.say(
         f"watching {console.plain(' '.join(map(readable, config.input)))}, every {config.watch_s:g} s; a signal ends it"
     )
     while stop.reason() is None:
         until_s = time.monotonic() + config.watch_s
-        if next(_entries(config, _choice(config), stop), None) is not None:
-            _predict(config, bundle, place, stop)
+        if next(_entries(job, job.choice()), None) is not None:
+            _predict(job)
         while stop.reason() is None and time.monotonic() < until_s:
             time.sleep(min(_WAKE_S, max(0.0, until_s - time.monotonic())))
     console.say(f"stopped watching; {console.plain(readable(config.output))} is up to date as of the last round")
     return 0
 
 
-def _predict(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, stop: StopRequest) -> int:
-    folder = WorkFolder(config.output, settings_of(config, bundle), lambda: _finished(config))
+def _predict(job: Job) -> int:
+    config = job.config
+    folder = WorkFolder(config.output, job.settings(), job.finished)
     try:
-        found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
+        found = from_main(lambda: _find_work(job, folder))
         if found.get("then_again"):
-            _do_and_join(config, bundle, folder, found["job"], place, stop, files_may_differ=True)
-            found = from_main(lambda: _find_work(config, bundle, folder, place, stop))
+            _do_and_join(job, folder, found["job"], files_may_differ=True)
+            found = from_main(lambda: _find_work(job, folder))
         facts, key = found.get("facts"), found.get("job")
         if facts and config.watch_s is not None:
             return 0
@@ -110,103 +89,101 @@ def _predict(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place
             name = console.plain(readable(config.output))
             console.say(f"{name} is complete: nothing to do (to classify the same files again, remove it)")
         elif not config.list_only:
-            facts = _do_and_join(config, bundle, folder, key, place, stop)
+            facts = _do_and_join(job, folder, key)
     finally:
         remove_left_over(folder.path)
-    if place.rank > 0 or config.list_only:
+    if job.place.rank > 0 or config.list_only:
         return 0
     if facts is None:
         return EXIT_STRICT if config.strict and _errors_of_task(config, folder.path / key) else 0
-    finish(config, functools.partial(read_rows, config.output), facts, stop.check)
+    finish(config, functools.partial(read_rows, config.output), facts, job.stop.check)
     return EXIT_STRICT if config.strict and facts["counts"].get("error") else 0
 
 
-def _do_and_join(
-    config: PredictConfig,
-    bundle: Bundle | ExportedModel,
-    folder: WorkFolder,
-    key: str,
-    place: Place,
-    stop: StopRequest,
-    *,
-    files_may_differ: bool = False,
-) -> dict | None:
-    """Do this process's share; on the main one also join all parts. Returns the facts of a finished output."""
-    try:
-        with share(lock_of(folder.path / key)):
-            work = folder.open(key)
-            if not (config.merge or files_may_differ):
-                work.check_sees(os.fsencode(input_root(config.input)))
-            while True:
-                try:
-                    if not config.merge:
-                        classify(config, bundle, work, place, stop)
-                    return _join(config, bundle, work, stop) if place.rank == 0 else None
-                except DamagedError as error:
-                    if config.merge:
-                        raise
-                    console.warn(str(error))
-    except FileNotFoundError:
-        return _facts_of_equal(config, folder) if place.rank == 0 else None
-
-
-def _finished(config: PredictConfig) -> dict | None:
-    return finished_facts(config.output, config.embeddings)
-
-
-def _find_work(
-    config: PredictConfig, bundle: Bundle | ExportedModel, folder: WorkFolder, place: Place, stop: StopRequest
-) -> dict:
+def _find_work(job: Job, folder: WorkFolder) -> dict:
     """Find the work to do ("job"), or the facts about an output that is complete ("facts")."""
+    config = job.config
     array = os.environ.get("SLURM_ARRAY_JOB_ID") if config.shard else None
-    listed_by = LIST_ONLY if config.list_only else array or place.step
+    listed_by = LIST_ONLY if config.list_only else array or job.place.step
     if config.merge:
         work = folder.find_only()
     else:
-        root = os.fsencode(input_root(config.input))
-        shared = place.world_size > 1 or config.shard
-        earlier = _finished(config) if config.updates else None
+        shared = job.place.world_size > 1 or config.shard
+        earlier = job.finished() if config.updates else None
         if config.updates and earlier is None and (work := folder.find_complete()):
             return {"job": work.key, "then_again": True}
-        work = folder.find_listed(listed_by, root) if shared and not config.list_only else None
+        work = folder.find_listed(listed_by, job.root) if shared and not config.list_only else None
         if work is None:
-            choice = _choice(config)
+            choice = job.choice()
             work = folder.begin(
-                _entries(config, choice, stop),
-                root,
+                _entries(job, choice),
+                job.root,
                 lambda: check_free(config.output, config.embeddings),
                 shard_size=config.shard_size,
                 overwrite=config.overwrite,
                 listed_by=listed_by,
                 left_out=choice.left_out,
-                keep=earlier and functools.partial(_keep, config, bundle, earlier),
+                keep=earlier and functools.partial(_keep, job, earlier),
             )
             if earlier and isinstance(work, Work):
-                drop_stale(work, root)
+                drop_stale(work, job.root)
                 work.settle_engine(earlier["engine"])
     if isinstance(work, dict):
         return {"facts": work}
     try:
-        embeddings = embeddings_file(config, bundle, work)
-        if embeddings is not None:
+        if (embeddings := job.embeddings(work)) is not None:
             embeddings.open()
         done = len(parts.finished(work.parts))
     except FileNotFoundError:
-        return {"facts": _facts_of_equal(config, folder)}
+        return {"facts": _facts_of_equal(job, folder)}
     console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
     return {"job": work.key}
 
 
-def _keep(config: PredictConfig, bundle: Bundle | ExportedModel, earlier: dict, work: Work) -> bool:
+def _entries(job: Job, choice: Choice) -> Iterator[Entry]:
+    """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
+    is_watching = job.config.watch_s is not None
+    is_ready = _is_ready(job) if is_watching else lambda entry: True
+    try:
+        for number, entry in enumerate(list_inputs(job.config.input, choice), start=1):
+            if number % _LISTED_AT_A_TIME == 0:
+                job.stop.check()
+            if is_ready(entry):
+                yield entry
+    except DataError:
+        if not is_watching:  # an empty folder may fill
+            raise
+
+
+def _is_ready(job: Job) -> Callable[[Entry], bool]:
+    """Tell new files that may still be being written, which wait, from files that are whole or have their row."""
+    root, now_s = job.root, time.time()
+    rows: PathList | None = None
+
+    def is_ready(entry: Entry) -> bool:
+        nonlocal rows
+        if is_settled(root, entry, job.config.watch_s, now_s):
+            return True
+        if rows is None:
+            facts = job.finished()
+            lines = read_lines(job.config.output, facts["settings"]) if facts else ()
+            rows = PathList(decode_path(path) for path, _, _ in lines)
+        place = bisect.bisect_left(rows, entry.path, key=os.fsencode)
+        return place < len(rows) and os.fsencode(rows[place]) == entry.path
+
+    return is_ready
+
+
+def _keep(job: Job, earlier: dict, work: Work) -> bool:
     """Write what new work keeps of the finished table; True if that is all of it.
 
     Raises:
         OutputError: --retry-errors without --update, and the files are others.
     """
+    config = job.config
     if not config.follows and not is_same(earlier["settings"], earlier.get("contents"), work.settings, work.contents):
         raise OutputError(refusal(config.output, earlier["settings"], work.settings))
-    root, failed = os.fsencode(input_root(config.input)), row_format(config, bundle).failed
-    now_s = time.time()
+    root, failed, now_s = job.root, job.rows.failed, time.time()
 
     def keep(entry: Entry, row: Row) -> bool:
         if config.retry_errors and row.status == "error":
@@ -218,59 +195,44 @@ def _keep(config: PredictConfig, bundle: Bundle | ExportedModel, earlier: dict, 
     return write_kept(work, finished_rows(config.output, earlier), keep, config.embeddings)
 
 
-def _facts_of_equal(config: PredictConfig, folder: WorkFolder) -> dict:
+def _do_and_join(job: Job, folder: WorkFolder, key: str, *, files_may_differ: bool = False) -> dict | None:
+    """Do this process's share; on the main one also join all parts. Returns the facts of a finished output."""
+    config, is_main = job.config, job.place.rank == 0
+    try:
+        with share(lock_of(folder.path / key)):
+            work = folder.open(key)
+            if not (config.merge or files_may_differ):
+                work.check_sees(job.root)
+            while True:
+                try:
+                    if not config.merge:
+                        classify(job, work)
+                    return _join(job, work) if is_main else None
+                except DamagedError as error:
+                    if config.merge:
+                        raise
+                    console.warn(str(error))
+    except FileNotFoundError:
+        return _facts_of_equal(job, folder) if is_main else None
+
+
+def _facts_of_equal(job: Job, folder: WorkFolder) -> dict:
     """Facts about the output when the work folder is gone: an equal job has finished it meanwhile.
 
     Raises:
         OutputError: none has; somebody took it away.
     """
     until_s = time.monotonic() + _FINISHING_S
-    while (facts := _finished(config)) is None:
+    while (facts := job.finished()) is None:
         if time.monotonic() > until_s:
             raise OutputError(f"{readable(folder.path)} was taken away; start the same command again") from None
         time.sleep(0.1)
     return facts
 
 
-def _choice(config: PredictConfig) -> Choice:
-    return Choice(extensions_of(config), config.exclude, config.by_content)
-
-
-def _entries(config: PredictConfig, choice: Choice, stop: StopRequest) -> Iterator[Entry]:
-    """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
-    is_ready = _is_ready(config) if config.watch_s is not None else None
-    try:
-        for number, entry in enumerate(list_inputs(config.input, choice), start=1):
-            if number % _LISTED_AT_A_TIME == 0:
-                stop.check()
-            if is_ready is None or is_ready(entry):
-                yield entry
-    except DataError:
-        if config.watch_s is None:  # an empty folder may fill
-            raise
-
-
-def _is_ready(config: PredictConfig) -> Callable[[Entry], bool]:
-    """Tell new files that may still be being written, which wait, from files that are whole or have their row."""
-    root, now_s = os.fsencode(input_root(config.input)), time.time()
-    rows: PathList | None = None
-
-    def is_ready(entry: Entry) -> bool:
-        nonlocal rows
-        if is_settled(root, entry, config.watch_s, now_s):
-            return True
-        if rows is None:
-            facts = _finished(config)
-            lines = read_lines(config.output, facts["settings"]) if facts else ()
-            rows = PathList(decode_path(path) for path, _, _ in lines)
-        place = bisect.bisect_left(rows, entry.path, key=os.fsencode)
-        return place < len(rows) and os.fsencode(rows[place]) == entry.path
-
-    return is_ready
-
-
-def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, stop: StopRequest) -> dict | None:
+def _join(job: Job, work: Work) -> dict | None:
     """Make the output of all parts; returns its facts, or None while other tasks of an array have parts to do."""
+    config, classes = job.config, job.model.classes
     missing = sorted(set(range(work.files.num_shards)) - parts.finished(work.parts))
     if missing and config.merge:
         some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
@@ -285,12 +247,11 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         return None
     start_s = time.monotonic()
     work.check_engines()
-    totals = join_parts(work, config.output, config.suffix(), stop.check, thumbnails_of(config))
-    embeddings = embeddings_file(config, bundle, work)
+    totals = join_parts(work, config.output, config.suffix(), job.stop.check, thumbnails_of(config))
+    embeddings = job.embeddings(work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()
     totals["seconds"]["join"] = round(time.monotonic() - start_s, 3)
-    classes = bundle.classes
     facts = {
         "model": work.settings["model"],
         "files": work.num_files,
@@ -302,7 +263,7 @@ def _join(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, sto
         "contents": work.contents,
         "listed_by": work.listed_by,
         "input_root": _root_from_output(config),
-        "auto_min_prob": bundle.made.get("min_prob"),
+        "auto_min_prob": job.model.made.get("min_prob"),
         "classes": dict(zip(*(map(encode_path, names) for names in (classes.folders, classes.labels)), strict=True)),
         "made": how_made(to_plain(config)),
     }

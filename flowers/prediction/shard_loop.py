@@ -1,7 +1,6 @@
 """One process's part of the work: classify its shards, then what is left, and keep their rows."""
 
 import collections
-import os
 import time
 from collections.abc import Iterator
 
@@ -9,35 +8,21 @@ import numpy as np
 import torch
 
 from flowers import console
-from flowers.config.predict import OUTPUT_KINDS, PredictConfig
 from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.distributed import Place
 from flowers.engines.engine import Engine
-from flowers.engines.exported import ExportedModel
 from flowers.engines.exported_engine import open_engine
 from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
-from flowers.models.bundle import Bundle
-from flowers.models.familiarity import Familiarity
 from flowers.prediction import parts
-from flowers.prediction.embeddings import EmbeddingsFile
-from flowers.prediction.inputs import input_root
+from flowers.prediction.job import Job
 from flowers.prediction.kept import Kept, StampingReader, read_kept
 from flowers.prediction.pipeline import PhotoReader, Pipeline, ShardResult
-from flowers.prediction.rows import RowFormat
 from flowers.prediction.work import Work
-from flowers.stopping import StopRequest
 
 _LOOK_EVERY_S = 2.0
-
-
-def embeddings_file(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work) -> EmbeddingsFile | None:
-    """The embeddings that a job writes, if any."""
-    if config.embeddings is None:
-        return None
-    return EmbeddingsFile(config.embeddings, work, bundle.head.in_features)
 
 
 def shards_for(work: Work, own: range, place: Place) -> Iterator[tuple[int, list[Entry]]]:
@@ -48,9 +33,7 @@ def shards_for(work: Work, own: range, place: Place) -> Iterator[tuple[int, list
     yield from work.missing([*left[turn:], *left[:turn]])
 
 
-def classify(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place, stop: StopRequest
-) -> None:
+def classify(job: Job, work: Work) -> None:
     """Do shards until every shard of this array task has its part.
 
     Raises:
@@ -58,57 +41,55 @@ def classify(
         StoppedError: a signal came; shards that are done are kept.
         FlowersError: the disk is full, the engine cannot run here, ...
     """
-    task, tasks = config.array_task()
+    task, tasks = job.config.array_task()
     own = range(task, work.files.num_shards, tasks)
-    for index, entries in work.missing(own[place.rank :: place.world_size]):
-        kept = read_kept(work, index, config.embeddings)
-        if len(kept.rows) == len(entries):  # needs no network
-            _write(config, bundle, work, ShardResult(index, [], None, {}), kept, {})
-            stop.check()
+    missing = set(own) - parts.finished(work.parts)
+    for index in sorted(missing & set(own[job.place.rank :: job.place.world_size])):
+        kept = read_kept(work, index, job.config.embeddings)
+        if not kept.new_slots:  # needs no network
+            _write(job, work, ShardResult(index, [], [], None, {}), kept, {})
+            job.stop.check()
     if set(own) <= parts.finished(work.parts):
         return
     try:
-        _classify(config, bundle, work, place, stop, own)
+        _classify(job, work, own)
     except torch.OutOfMemoryError:
         raise FlowersError(
-            f"the device's memory is full: pass a smaller --batch-size than {config.batch_size}"
+            f"the device's memory is full: pass a smaller --batch-size than {job.config.batch_size}"
         ) from None
 
 
-def _classify(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place, stop: StopRequest, own: range
-) -> None:
+def _classify(job: Job, work: Work, own: range) -> None:
+    config = job.config
     missing = set(own) - parts.finished(work.parts)
-    engine = _build_engine(config, bundle, work, place)
+    engine = _build_engine(job, work)
     with console.progress("classify", sum(map(work.size, missing))) as meter:
-        progress = _Progress(meter, work, missing, stop, alone=place.world_size == 1)
-        reader = StampingReader(os.fsencode(input_root(config.input)))
-        kept: dict[int, Kept] = {}
+        progress = _Progress(job, work, missing, meter)
+        reader = StampingReader(job.root)
         pipeline = Pipeline(
-            PhotoReader(reader, bundle.preprocessing, config.on_damaged, reader.ahead),
+            PhotoReader(reader, job.model.preprocessing, config.on_damaged, reader.ahead),
             engine,
-            row_format(config, bundle),
+            job.rows,
             workers=config.workers or cpus_per_process(),
             flip=config.tta == "flip",
-            features=bundle.head.in_features if config.embeddings else None,
-            familiarity=familiarity(config, bundle),
+            features=job.model.head.in_features if config.embeddings else None,
+            familiarity=job.familiarity,
             on_batch=progress.advance,
         )
         about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
         before, recovered = pipeline.seconds(), retries.recovered
+        kept: dict[int, Kept] = {}
         try:
-            for result in pipeline.run(_unknown(config, work, shards_for(work, own, place), kept)):
+            for result in pipeline.run(_without_kept(job, work, shards_for(work, own, job.place), kept)):
                 start_s = time.perf_counter()
                 now = pipeline.seconds()
                 seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
-                facts = {"seconds": seconds, **about}
-                facts["recovered"], recovered = retries.recovered - recovered, retries.recovered
-                known = kept.pop(result.index)
-                read = [entry for slot, entry in enumerate(work.shard(result.index)) if slot not in known.rows]
-                known.stamps[[slot for slot in range(len(known.stamps)) if slot not in known.rows]] = reader.take(read)
-                _write(config, bundle, work, result, known, facts)
+                facts = {"seconds": seconds, **about, "recovered": retries.recovered - recovered}
+                before, recovered = now, retries.recovered
+                of_shard = kept.pop(result.index)
+                of_shard.stamps[of_shard.new_slots] = reader.take(result.entries)
+                _write(job, work, result, of_shard, facts)
                 progress.mine.add(result.index)
-                before = now
                 pipeline.wrote(time.perf_counter() - start_s)
             progress.complete()
         finally:
@@ -118,57 +99,50 @@ def _classify(
     progress.tell(pipeline.seconds(), cpus_per_process(), engine.on_cpu)
 
 
-def _unknown(
-    config: PredictConfig, work: Work, shards: Iterator[tuple[int, list[Entry]]], kept: dict[int, Kept]
+def _without_kept(
+    job: Job, work: Work, shards: Iterator[tuple[int, list[Entry]]], kept: dict[int, Kept]
 ) -> Iterator[tuple[int, list[Entry]]]:
     """Of each shard the files that do not keep their row; what is kept goes into ``kept``."""
     for index, entries in shards:
-        kept[index] = read_kept(work, index, config.embeddings)
-        left = [entry for slot, entry in enumerate(entries) if slot not in kept[index].rows]
-        if not left:  # another process's, which had no need of the network and is gone: do it as if nothing were kept
-            kept[index] = Kept({}, kept[index].stamps)
-        yield index, left or entries
+        of_shard = read_kept(work, index, job.config.embeddings)
+        if not of_shard.new_slots:  # another process's, which had no need of the network and is gone: do it all
+            of_shard = Kept({}, of_shard.stamps)
+        kept[index] = of_shard
+        yield index, [entries[slot] for slot in of_shard.new_slots]
 
 
-def _write(
-    config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, result: ShardResult, kept: Kept, facts: dict
-) -> None:
+def _write(job: Job, work: Work, result: ShardResult, kept: Kept, facts: dict) -> None:
     """Write the part of a shard from the rows just made and those that are kept."""
-    made, counts = iter(result.lines), collections.Counter(result.counts)
-    size = len(result.lines) + len(kept.rows)
-    lines = [kept.rows[slot].line if slot in kept.rows else next(made) for slot in range(size)]
+    made, new = iter(result.lines), kept.new_slots
+    lines = [kept.rows[slot].line if slot in kept.rows else next(made) for slot in range(len(kept.stamps))]
+    counts = collections.Counter(result.counts)
     counts.update(row.status for row in kept.rows.values())
     facts = {"counts": dict(counts), "seconds": {}, **facts}
-    embeddings = embeddings_file(config, bundle, work)
+    embeddings = job.embeddings(work)
     if embeddings is not None:
-        features = np.empty((size, embeddings.width), np.float32)
-        features[[slot for slot in range(size) if slot not in kept.rows]] = result.features if result.lines else 0
+        features = np.empty((len(lines), embeddings.width), np.float32)
+        if new:
+            features[new] = result.features
         if kept.rows:
-            earlier = np.load(config.embeddings, mmap_mode="r")
-            features[sorted(kept.rows)] = earlier[[kept.rows[slot].number for slot in sorted(kept.rows)]]
+            earlier = np.load(job.config.embeddings, mmap_mode="r")
+            features[list(kept.rows)] = earlier[[row.number for row in kept.rows.values()]]
         facts["embeddings_crc32"] = embeddings.write(result.index, features)
     parts.write_part(work.parts, result.index, b"".join(lines), facts, kept.stamps.tobytes())
 
 
-def row_format(config: PredictConfig, bundle: Bundle | ExportedModel) -> RowFormat:
-    """The format of this job's rows."""
-    classes = bundle.classes
-    topk = min(config.topk, len(classes.folders))
-    return RowFormat(classes.labels, classes.folders, topk, config.min_prob, OUTPUT_KINDS[config.suffix()])
-
-
-def familiarity(config: PredictConfig, bundle: Bundle | ExportedModel) -> Familiarity | None:
-    """The score that marks unfamiliar photos in this job; None if they are not marked."""
-    return bundle.familiarity if config.unfamiliar == "mark" and isinstance(bundle, Bundle) else None
-
-
-def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: Work, place: Place) -> Engine:
+def _build_engine(job: Job, work: Work) -> Engine:
     """The engine that all processes of the job agree on: who comes first chooses."""
+    config = job.config
+    options = {
+        "batch_size": config.batch_size,
+        "device": job.place.device,
+        "features": config.embeddings is not None or job.familiarity is not None,
+    }
     settled = work.engine()
     while True:
         asked = settled or {"engine": config.engine, "precision": config.precision}
         try:
-            engine = _build(config, bundle, place, **asked)
+            engine = open_engine(job.model, **asked, **options)
         except (ModelError, UsageError) as error:
             if settled is None:
                 raise
@@ -182,13 +156,6 @@ def _build_engine(config: PredictConfig, bundle: Bundle | ExportedModel, work: W
         engine.close()
 
 
-def _build(config: PredictConfig, bundle: Bundle | ExportedModel, place: Place, engine: str, precision: str) -> Engine:
-    features = config.embeddings is not None or familiarity(config, bundle) is not None
-    return open_engine(
-        bundle, engine=engine, precision=precision, batch_size=config.batch_size, device=place.device, features=features
-    )
-
-
 class _Progress:
     """Progress on the screen while this process and others are at work.
 
@@ -196,9 +163,9 @@ class _Progress:
         mine: shards whose part this process wrote.
     """
 
-    def __init__(self, meter: console.Meter, work: Work, missing: set[int], stop: StopRequest, alone: bool):
+    def __init__(self, job: Job, work: Work, missing: set[int], meter: console.Meter):
         self.mine: set[int] = set()
-        self._meter, self._work, self._missing, self._stop, self._alone = meter, work, missing, stop, alone
+        self._job, self._work, self._missing, self._meter = job, work, missing, meter
         self._total = sum(map(work.size, missing))
         self._done = self._errors = self._of_others = self._shown = 0
         self._looked_s = self._start_s = time.monotonic()
@@ -212,12 +179,12 @@ class _Progress:
         """
         self._done += done
         self._errors += failed
-        if not self._alone and time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+        if self._job.place.world_size > 1 and time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             others = (self._missing & parts.finished(self._work.parts)) - self.mine
             self._of_others = sum(map(self._work.size, others))
         self._show(min(self._done + self._of_others, self._total))
-        self._stop.check()
+        self._job.stop.check()
 
     def complete(self) -> None:
         """All has its part, some of it by other processes; only now are their errors known."""
