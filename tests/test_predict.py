@@ -32,7 +32,7 @@ from flowers.data.paths import decode_path
 from flowers.data.tables import read_rows
 from flowers.errors import DataError, FlowersError, OutputError, StoppedError, UsageError
 from flowers.models.bundle import load_bundle
-from flowers.prediction import parts, sort_photos, table
+from flowers.prediction import finish, parts, table
 from flowers.prediction import pipeline as pipeline_module
 from flowers.prediction.from_table import predict_from_table
 from flowers.prediction.inputs import list_inputs
@@ -653,7 +653,7 @@ def test_photos_are_sorted_into_class_folders(run: Callable, photos: Path, tmp_p
     for row in rows:
         if row["status"] == "error":
             continue
-        wanted = "_unsure" if row["status"] == "unsure" else sort_photos.folder_name(row["label"])
+        wanted = "_unsure" if row["status"] == "unsure" else finish.folder_name(row["label"])
         assert any(name.startswith(f"{wanted}/{Path(row['path']).stem}") for name in made)
     assert sum("/0001" in name for name in made) == 2
     assert sum("/0004" in name for name in made) == 2
@@ -718,7 +718,7 @@ def test_a_stop_is_heard_while_rows_are_joined_and_photos_sorted(
 
     stopped_in(parts, "read_rows")
     assert not (tmp_path / "out.csv").exists()
-    stopped_in(sort_photos, "_keep", copy_to=tmp_path / "sorted")
+    stopped_in(finish, "_keep", copy_to=tmp_path / "sorted")
     assert len(rows_of(tmp_path / "out.csv")) == 30
     assert len(list((tmp_path / "sorted").glob("*/*"))) == 1
     assert run(copy_to=tmp_path / "sorted") == 0
@@ -743,7 +743,7 @@ def test_photos_are_not_sorted_into_the_input(run: Callable, photos: Path, tmp_p
     ("label", "name"), [("a/b", "a_b"), ("..", "_"), ("", "_"), (" x. ", "x"), ("a\nb", "a_b"), ("é" * 300, "é" * 100)]
 )
 def test_labels_become_safe_folder_names(label: str, name: str) -> None:
-    assert sort_photos.folder_name(label) == name
+    assert finish.folder_name(label) == name
 
 
 # Going on, and refusing to

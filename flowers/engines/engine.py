@@ -25,7 +25,7 @@ from torch import nn
 
 from flowers.data.augment import Preprocessing
 from flowers.engines import openvino_engine
-from flowers.engines.pool import Pool, cut, run_all
+from flowers.engines.pool import Pool, cut, joined, run_all
 from flowers.engines.torch_engine import DTYPES, PixelNetwork, drawn_pictures, torch_worker
 from flowers.errors import ModelError, UsageError
 from flowers.files import user_cache
@@ -61,18 +61,13 @@ class Handle:
     def __init__(self, engine: "Engine", chunks: list[np.ndarray], count: int):
         self._engine, self._chunks, self._count = engine, chunks, count
         self._futures = [engine.fast.submit(chunk) for chunk in chunks]
-        self._outputs: Outputs | None = None
 
     def result(self) -> Outputs:
-        """Wait for it: one row an image, in the order that they came."""
-        if self._outputs is None:
-            columns = zip(*[future.result() for future in self._futures], strict=True)
-            features, *probs = [np.concatenate(column)[: self._count] for column in columns]
-            if probs and self._engine.precise is not None:
-                self._engine.settle_doubts(self._chunks, features, probs[0])
-            self._outputs = Outputs(probs[0] if probs else None, features if self._engine.gives_features else None)
-            self._futures, self._chunks = [], []
-        return self._outputs
+        """Wait for it, once: one row an image, in the order that they came."""
+        features, *probs = joined(self._futures, self._count)
+        if probs and self._engine.precise is not None:
+            self._engine.settle_doubts(self._chunks, features, probs[0])
+        return Outputs(probs[0] if probs else None, features if self._engine.gives_features else None)
 
 
 class Engine:

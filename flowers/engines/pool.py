@@ -60,9 +60,13 @@ def run_all(pool: Pool, images: np.ndarray | list[np.ndarray]) -> list[np.ndarra
     """Features and probs of any number of images."""
     if not len(images):
         return [np.empty((0, 0), np.float32)] * 2
-    futures = [pool.submit(chunk) for chunk in cut(np.asarray(images), pool.chunk, lent=True)]
+    return joined([pool.submit(chunk) for chunk in cut(np.asarray(images), pool.chunk, lent=True)], len(images))
+
+
+def joined(futures: list[Future], count: int) -> list[np.ndarray]:
+    """The outputs of the first ``count`` images of some chunks."""
     columns = zip(*[future.result() for future in futures], strict=True)
-    return [np.concatenate(column)[: len(images)] for column in columns]
+    return [np.concatenate(column)[:count] for column in columns]
 
 
 def cut(images: np.ndarray, chunk: int, lent: bool) -> list[np.ndarray]:

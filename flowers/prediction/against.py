@@ -2,7 +2,9 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowers import console
@@ -67,10 +69,6 @@ class Difference:
     only_second: int
     test: PairedTest | None
 
-    def to_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
-
 
 def compare(config: EvaluateConfig) -> int:
     """The job: compare, tell, and keep it as JSON; returns the exit code.
@@ -93,7 +91,7 @@ def compare(config: EvaluateConfig) -> int:
             *_about_test(found.test),
         ],
     )
-    write_result(config.output or default_output(first, f"against-{bare_name(second)}"), found.to_dict())
+    write_result(config.output or default_output(first, f"against-{bare_name(second)}"), found)
     return 0
 
 
@@ -125,31 +123,34 @@ def compare_predictions(
             common, or no label fits.
     """
     truth = read_truth(labels)
-    right = [_Judge(table, truth, match_labels) for table in (first, second)] if _is_known(first, truth) else None
-    column = _common_column(first, second)
-    others = _by_path(second)
-    rows = changed = failed_in_one = 0
-    first_changed: list[dict[str, str]] = []
-    outcomes = {(hit, other): 0 for hit in (True, False) for other in (True, False)}
-    alone = 0
-    for path, row in _by_path(first).items():
-        other = others.pop(path, None)
-        if other is None:
-            alone += 1
-            continue
-        rows += 1
-        now, then = _guess(row, column), _guess(other, column)
+    ours, theirs = _by_path(first), _by_path(second)
+    judges = [_Judge(table, truth, match_labels) for table in (first, second)] if _is_known(ours, truth) else None
+    shared = [column for column in ("class", "label") if all(column in _columns(rows) for rows in (ours, theirs))]
+    if not shared:
+        raise DataError(f"{readable(first)} and {readable(second)}: neither class nor label is a column of both")
+    both = [path for path in ours if path in theirs]
+    if not both:
+        raise DataError(f"{readable(first)} and {readable(second)}: no path is in both; expected the same images")
+    changed: list[dict[str, str]] = []
+    failed_in_one = 0
+    outcomes: Counter[tuple[bool, bool]] = Counter()
+    for path in both:
+        row, other = ours[path], theirs[path]
+        now, then = _guess(row, shared[0]), _guess(other, shared[0])
         failed_in_one += (now is None) != (then is None)
         if now is not None and then is not None and now != then:
-            changed += 1
-            if len(first_changed) < _LISTED:
-                first_changed.append({"path": row["path"], "class": now, "against": then})
-        if right and (true := true_class(path, truth)) is not None:
-            outcomes[right[0].is_right(row, true), right[1].is_right(other, true)] += 1
-    if not rows:
-        raise DataError(f"{readable(first)} and {readable(second)}: no path is in both; expected the same images")
-    test = _test(outcomes) if sum(outcomes.values()) else None
-    return Difference(rows, changed, first_changed, failed_in_one, alone, len(others), test)
+            changed.append({"path": row["path"], "class": now, "against": then})
+        if judges and (true := true_class(path, truth)) is not None:
+            outcomes[judges[0].is_right(row, true), judges[1].is_right(other, true)] += 1
+    return Difference(
+        rows=len(both),
+        changed=len(changed),
+        first_changed=changed[:_LISTED],
+        failed_in_one=failed_in_one,
+        only_first=len(ours) - len(both),
+        only_second=len(theirs) - len(both),
+        test=_test(outcomes) if outcomes else None,
+    )
 
 
 class _Judge:
@@ -164,24 +165,16 @@ class _Judge:
         return guess is not None and decode_path(guess) == self._spelled.get(true, true)
 
 
-def _is_known(table: Path, truth: dict[str, str] | None) -> bool:
+def _is_known(rows: dict[str, dict[str, str]], truth: dict[str, str] | None) -> bool:
     """True if true classes are given, by labels or by folders named like a class that was guessed."""
     if truth is not None:
         return True
-    folders: set[str | None] = set()
-    guesses: set[str] = set()
-    for row in read_rows(table):
-        folders.add(true_class(decode_path(row["path"]), None))
-        guesses.update(decode_path(row[column]) for column in ("class", "label") if row.get(column))
-    return not folders.isdisjoint(guesses)
+    guesses = {decode_path(row[column]) for row in rows.values() for column in ("class", "label") if row.get(column)}
+    return any(true_class(path, None) in guesses for path in rows)
 
 
-def _common_column(first: Path, second: Path) -> str:
-    names = [next(read_rows(table), {}).keys() for table in (first, second)]
-    for column in ("class", "label"):
-        if all(column in found for found in names):
-            return column
-    raise DataError(f"{readable(first)} and {readable(second)}: neither class nor label is a column of both")
+def _columns(rows: dict[str, dict[str, str]]) -> Iterable[str]:
+    return next(iter(rows.values()), {})
 
 
 def _by_path(table: Path) -> dict[str, dict[str, str]]:
@@ -200,8 +193,8 @@ def _guess(row: dict[str, str], column: str) -> str | None:
     return (row[column] or None) if row.get("status") != "error" else None
 
 
-def _test(outcomes: dict[tuple[bool, bool], int]) -> PairedTest:
-    images = sum(outcomes.values())
+def _test(outcomes: Counter[tuple[bool, bool]]) -> PairedTest:
+    images = outcomes.total()
     both, only_first, only_second = outcomes[True, True], outcomes[True, False], outcomes[False, True]
     return PairedTest(
         images=images,

@@ -1,18 +1,38 @@
-"""What follows a finished table: photos sorted by class, the page, and the lines that end the job."""
+"""What follows a finished table: photos sorted by class, the page, and the lines that end the job.
 
-from collections.abc import Callable, Iterator
+Photos go into one folder a class; doing it again changes nothing. A photo keeps its name; where another photo of the
+class has that name already, a few letters that come from its path are added (two with the same bytes share one copy).
+Unsure photos go to ``_unsure``, unfamiliar ones to ``_unfamiliar``; failed ones stay out. Nothing that is there is ever
+overwritten.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from flowers import console
 from flowers.config.predict import PredictConfig
+from flowers.data.archives import Archive
 from flowers.data.choice import said_left_out
-from flowers.data.paths import readable
+from flowers.data.file_bytes import read_bytes
+from flowers.data.paths import decode_path, readable
+from flowers.data.remote import address_of
 from flowers.data.tables import sidecar_path
+from flowers.errors import DataError, ImageError, UsageError
+from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside
+from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.rows import STATUSES
-from flowers.prediction.sort_photos import sort_photos
 from flowers.prediction.table import page_path
 
 SHOWN_ON_SCREEN = 10
 """Rows: whoever asks about a few photos need not open the table."""
+OF_STATUS = {"unsure": "_unsure", "unfamiliar": "_unfamiliar"}
+"""Folders of photos that go to no class."""
+_NAME_BYTES = 200
 
 
 def finish(
@@ -58,3 +78,130 @@ def finish(
     score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
     left_out = said_left_out(facts.get("left_out") or {})
     console.done(f"{facts['files']} rows ({said})" + (f"; {left_out}" if left_out else ""), written, [score])
+
+
+def check_target(config: PredictConfig) -> None:
+    """Refuse to sort photos to where the next run would find them again.
+
+    Raises:
+        UsageError: --copy-to or --link-to lies in the input folder.
+    """
+    target = config.copy_to or config.link_to
+    if target is not None and any(map(address_of, config.input)):
+        raise UsageError("--copy-to, --link-to: photos at addresses are not sorted into folders; download them first")
+    if target is not None and lies_in_input(config.input, target):
+        raise UsageError(f"{readable(target)} lies in the input folder, and would be input next time")
+
+
+def sort_photos(config: PredictConfig, rows: Iterable[Mapping[str, str]], check_stop: Callable[[], None]) -> None:
+    """Copy or link every classified photo as ``--copy-to`` or ``--link-to`` says.
+
+    Args:
+        rows: of the finished table, as ``read_rows`` gives them.
+        check_stop: raises when the process was asked to stop.
+
+    Raises:
+        UsageError: a tar's member cannot be linked to.
+        FlowersError: the disk is full or the place cannot be written.
+    """
+    target = config.copy_to or config.link_to
+    root = input_root(config.input)
+    folders: dict[tuple[str, str], Path] = {}
+    taken = dict.fromkeys(OF_STATUS.values(), "")  # no class's, also where one has that label
+    sorted_, failed = 0, 0
+    archive = Archive(root)
+    with console.progress("sort", None, "photos") as meter:
+        for row in rows:
+            check_stop()
+            if row["status"] == "error":
+                failed += 1
+                continue
+            folder = _folder(target, row, folders, taken)
+            try:
+                _place(root, decode_path(row["path"]), folder, config.link_to is not None, archive)
+            except ImageError as error:
+                console.warn(f"{row['path']}: {error}; not sorted")
+                failed += 1
+                continue
+            except OSError as error:
+                raise explain_os_error(error, folder) from error
+            sorted_ += 1
+            meter.advance(1)
+    left = f", {failed} left out" if failed else ""
+    console.say(f"{sorted_} photos in class folders{left}: {console.plain(readable(target))}")
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of one folder: no slashes, no control characters, not hidden, not too long."""
+    name = "".join("_" if char in '/\\:*?"<>|' or not char.isprintable() else char for char in label).strip(" .")
+    while len(name.encode()) > _NAME_BYTES:
+        name = name[:-1]
+    return name or "_"
+
+
+def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str], Path], taken: dict[str, str]) -> Path:
+    """The folder of a row's class, made if needed; classes whose labels would share one get their own."""
+    if row["status"] in OF_STATUS:
+        name = OF_STATUS[row["status"]]
+        key = ("", name)
+    else:
+        key = (row["label"], row["class"])
+        name = folder_name(row["label"])
+        if taken.setdefault(name.lower(), row["class"]) != row["class"]:
+            name = folder_name(f"{row['label']} ({row['class']})")
+    if key not in folders:
+        try:
+            (target / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, target) from error
+        folders[key] = target / name
+    return folders[key]
+
+
+def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) -> None:
+    source = os.path.join(root, path)
+    in_archive = not os.path.lexists(source)
+    if in_archive and not archive.find(path):
+        raise ImageError("file not found")
+    if in_archive and link:
+        raise UsageError(f"--link-to: {readable(path)} lies in an archive; use --copy-to")
+    if link:
+        put = functools.partial(_link, os.path.abspath(source))
+    elif in_archive:
+        put = functools.partial(_keep, archive.read(path), None)
+    else:
+        put = functools.partial(_keep, read_bytes(source), source)
+    if any(put(folder / name) for name in _names(path)):
+        return
+    raise DataError(f"{readable(path)}: all names for it are taken in {readable(folder)}")
+
+
+def _names(path: str) -> Iterator[str]:
+    """Names for a photo in its class folder, the plain one first; none that is longer than file systems take."""
+    stem, ending = os.path.splitext(os.path.basename(path))
+    letters = hashlib.sha256(os.fsencode(path)).hexdigest()
+    for name in (f"{stem}{ending}", f"{stem}-{letters[:8]}{ending}", f"{letters}{ending}"):
+        if len(os.fsencode(name)) <= MAX_NAME_BYTES:
+            yield name
+
+
+def _link(source: str, final: Path) -> bool:
+    """Make ``final`` a link to ``source``; False if the name is taken."""
+    try:
+        os.symlink(source, final)
+    except FileExistsError:
+        return final.is_symlink() and os.readlink(final) == source
+    return True
+
+
+def _keep(data: bytes | bytearray, source: str | None, final: Path) -> bool:
+    """Write a photo's bytes to ``final``, with the times and rights of its file; False if the name is taken."""
+    if os.path.lexists(final):
+        return final.is_file() and final.read_bytes() == data
+    with file_beside(final) as temporary:  # of no other process's name: tasks of an array may sort at a time
+        temporary.write_bytes(data)
+        if source is not None:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copystat(source, temporary)
+        os.rename(temporary, final)
+    return True

@@ -16,6 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from flowers import console
 from flowers.cli import to_plain
@@ -37,10 +38,9 @@ from flowers.data.workbook import check_room
 from flowers.environment import rank
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
 from flowers.files import explain_os_error, file_digest, write_atomically
-from flowers.prediction.finish import finish
+from flowers.prediction.finish import check_target, finish
 from flowers.prediction.inputs import input_root
 from flowers.prediction.rows import columns, line_of, prob_text, status_by_prob
-from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import (
     Thumbnails,
     check_free,
@@ -59,8 +59,7 @@ from flowers.stopping import StopRequest
 _ROWS_BETWEEN_STOPS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class _Marks:
+class _Marks(NamedTuple):
     """What changes in the rows.
 
     Attributes:

@@ -23,7 +23,7 @@ import dataclasses
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flowers.data.archives import (
@@ -136,49 +136,66 @@ def _folder_of(source: Path) -> Path:
 
 def _of_one(root: Path, source: Path, choice: Choice) -> Iterator[Entry]:
     """The files of one input."""
-    if (address := address_of(source)) is not None:
-        found = False
-        for found, entry in enumerate(list_address(address, choice), start=1):  # noqa: B007
-            yield entry
-        if not found:
-            raise DataError(f"--input {address}: no images there; {said_left_out(choice.left_out) or 'it is empty'}")
-        return
-    base = _folder_of(source)
+    address, base = address_of(source), _folder_of(source)
     shown = Path() if base == root else base
-    what, is_list = "a list with a path on each line", False
-    if base == source:
+    if address is not None:
+        entries, expected = list_address(address, choice), ""
+    elif base == source:
         paths = scan_images(source, dataclasses.replace(choice, extensions={*choice.extensions, *ARCHIVES}))
         kinds = "like images" if choice.extensions == IMAGE_EXTENSIONS else f"in {' '.join(sorted(choice.extensions))}"
-        what = f"files that end {kinds} (see --ext), or in {' '.join(ARCHIVES)}"
+        entries = _of_paths(root, shown, paths, ARCHIVES, choice)
+        expected = f"expected files that end {kinds} (see --ext), or in {' '.join(ARCHIVES)}"
     elif source.name.lower().endswith((*ARCHIVES, *COMPRESSED)) or _is_picture(source, choice):
-        paths, what = iter([source.name]), "members that end like images (see --ext)"
+        entries = _of_paths(root, shown, [source.name], (*ARCHIVES, *COMPRESSED), choice)
+        expected = "expected members that end like images (see --ext)"
     else:
-        paths, is_list = (path for path in read_paths(source) if not choice.excludes_listed(path)), True
-    found = absent = 0
-    example, archive, is_folder = "", Archive(root), base == source
+        entries, expected = _of_list(root, shown, source, choice), "expected a list with a path on each line"
+    found = False
+    for entry in entries:
+        found = True
+        yield entry
+    if not found:
+        why = "; ".join(filter(None, (expected, said_left_out(choice.left_out)))) or "it is empty"
+        raise DataError(f"--input {address or readable(source)}: no images there; {why}")
+
+
+def _of_paths(
+    root: Path, shown: Path, paths: Iterable[str], archives: tuple[str, ...], choice: Choice
+) -> Iterator[Entry]:
+    """Files below a folder, and the members of those that end like archives."""
     for path in paths:
-        if is_list and (address := address_of(path)) is not None:
+        path = os.path.join(shown, path) if shown.parts else path
+        if path.lower().endswith(archives):
+            yield from members(root, os.fsencode(path), choice)
+        else:
+            yield Entry(os.fsencode(path))
+
+
+def _of_list(root: Path, shown: Path, source: Path, choice: Choice) -> Iterator[Entry]:
+    """What a list names: files, archives, members of archives, addresses."""
+    found = absent = 0
+    example, archive = "", Archive(root)
+    for path in read_paths(source):
+        if choice.excludes_listed(path):
+            continue
+        if (address := address_of(path)) is not None:
             if not found:
                 check_protocol(address)
             found += 1
             yield Entry(os.fsencode(address), PLACE + b"-1")
             continue
         path = os.path.join(shown, path) if shown.parts else path
-        if path.lower().endswith(ARCHIVES) or (not is_folder and path.lower().endswith(COMPRESSED)):
+        if path.lower().endswith((*ARCHIVES, *COMPRESSED)):
             entries = members(root, os.fsencode(path), choice)
         else:
-            entries = [(archive.entry(path) if is_list else None) or Entry(os.fsencode(path))]
+            entries = [archive.entry(path) or Entry(os.fsencode(path))]
         for entry in entries:
-            if is_list and absent == found and not entry.place and not os.path.lexists(os.path.join(root, path)):
+            if absent == found and not entry.place and not os.path.lexists(os.path.join(root, path)):
                 example, absent = example or path, absent + 1
             found += 1
             yield entry
     if found and absent == found:
         raise DataError(f"--input {readable(source)}: none of the {found} files is there; {why_missing(example, root)}")
-    if not found:
-        left_out = said_left_out(choice.left_out)
-        but = f"; {left_out}" if left_out else ""
-        raise DataError(f"--input {readable(source)}: no images there; expected {what}{but}")
 
 
 def _is_picture(source: Path, choice: Choice) -> bool:

@@ -16,9 +16,9 @@ from flowers.errors import UsageError
 from flowers.models.bundle import Bundle
 from flowers.models.familiarity import Familiarity
 from flowers.prediction.embeddings import EmbeddingsFile
+from flowers.prediction.finish import check_target
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.rows import RowFormat, columns
-from flowers.prediction.sort_photos import check_target
 from flowers.prediction.table import check_page, finished_facts
 from flowers.prediction.work import Work
 from flowers.stopping import StopRequest

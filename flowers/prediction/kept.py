@@ -34,7 +34,6 @@ from flowers.prediction.work import Work
 _HEAD_BYTES = 1 << 14
 _LOOKS_AT_ONCE = 16  # each is a few round trips on a network file system
 _READS_AHEAD = 32
-_ROWS_AT_A_TIME = 1 << 16
 UNKNOWN = (-1, -1, -1)
 
 Stamp = tuple[int, int, int]
@@ -139,20 +138,15 @@ def finished_rows(output: Path, facts: dict) -> Iterator[Row]:
         output: the table.
         facts: the JSON beside it.
     """
-    with contextlib.ExitStack() as stack:
-        file = None
-        with contextlib.suppress(OSError, KeyError):
-            if file_digest(stamps_path(output)) == facts["stamps"]:
-                file = stack.enter_context(open(stamps_path(output), "rb"))
-        if file is None:
-            console.warn(f"{readable(stamps_path(output))} is not as it was written: no file is known to be unchanged")
-        stamps: list = []
-        for number, (path, status, line) in enumerate(read_lines(output, facts["settings"])):
-            place = number % _ROWS_AT_A_TIME
-            if place == 0 and file is not None:
-                stamps = np.frombuffer(file.read(24 * _ROWS_AT_A_TIME), "<i8").reshape(-1, 3).tolist()
-            stamp = tuple(stamps[place]) if file is not None else UNKNOWN
-            yield Row(number, os.fsencode(decode_path(path)), status, line, stamp)
+    stamps = None
+    with contextlib.suppress(OSError, KeyError):
+        if file_digest(stamps_path(output)) == facts["stamps"]:
+            stamps = np.asarray(np.memmap(stamps_path(output), "<i8", "r")).reshape(-1, 3)
+    if stamps is None:
+        console.warn(f"{readable(stamps_path(output))} is not as it was written: no file is known to be unchanged")
+    for number, (path, status, line) in enumerate(read_lines(output, facts["settings"])):
+        stamp = UNKNOWN if stamps is None else tuple(stamps[number].tolist())
+        yield Row(number, os.fsencode(decode_path(path)), status, line, stamp)
 
 
 def is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, str], bytes]) -> bool:

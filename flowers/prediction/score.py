@@ -5,10 +5,10 @@ A label that is among nobody's guesses counts as wrong, too, and is named: it ma
 or one that somebody else spells differently.
 """
 
-import collections
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,10 +65,6 @@ class Score:
     classes: dict[str, dict[str, float]]
     confusions: list[tuple[str, str, int]]
 
-    def to_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
-
 
 def score(config: EvaluateConfig) -> int:
     """The job: score, tell, and keep it as JSON; returns the exit code."""
@@ -96,7 +92,7 @@ def score(config: EvaluateConfig) -> int:
             ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
         ],
     )
-    write_result(config.output or default_output(config.predictions, "score"), found.to_dict())
+    write_result(config.output or default_output(config.predictions, "score"), found)
     return 0
 
 
@@ -131,7 +127,7 @@ def score_predictions(predictions: Path, labels: Path | None, *, match_labels: b
         seen.add(path)
         true = true_class(path, truth)
         tally.add(row, spelled.get(true, true) if match_labels else true, column)
-    if not tally.images:
+    if not tally.counts["images"]:
         where = "lies in a class folder" if truth is None else f"is in {readable(labels)}"
         raise DataError(f"{readable(predictions)}: none of its {len(seen)} paths {where}, so there is nothing to score")
     missing = 0 if truth is None else len(truth.keys() - set(map(os.path.normpath, seen)))
@@ -197,70 +193,78 @@ def bare_name(predictions: Path) -> str:
     return name[: len(name) - len(kind)]
 
 
-def write_result(output: Path, result: dict) -> None:
-    """Write the JSON file of results, and say so.
+def write_result(output: Path, result: object) -> None:
+    """Write a dataclass of results as a JSON file, and say so.
 
     Raises:
         FlowersError: the disk is full or the place cannot be written.
     """
     with write_atomically(output) as file:
-        json.dump(result, file, indent=1)
+        json.dump(asdict(result), file, indent=1)
         file.write("\n")
     console.say(f"written: {console.plain(readable(output))}")
 
 
 class _Tally:
+    """Counts over the rows of a table."""
+
     def __init__(self, guessed: set[str]) -> None:
         self._guessed = guessed
-        self.unknown: collections.Counter = collections.Counter()
-        self.images = self.top1 = self.topk = self.k = 0
-        self.errors = self.unsure = self.unfamiliar = self.sure = self.sure_top1 = self.unlabelled = 0
-        self.by_class: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-        self.confusions: collections.Counter = collections.Counter()
+        self.counts: Counter[str] = Counter()
+        self.k = 0
+        self.unknown: Counter[str] = Counter()
+        self.of_class: Counter[str] = Counter()
+        self.right_of_class: Counter[str] = Counter()
+        self.confusions: Counter[tuple[str, str]] = Counter()
 
     def add(self, row: dict[str, str], true: str | None, column: str) -> None:
         if true is None:
-            self.unlabelled += 1
+            self.counts["unlabelled"] += 1
             return
         status = row.get("status", "ok")
         failed = status == "error" or not row[column]  # a table of chosen columns may have no status
         guesses = [] if failed else [decode_path(value) for value in _guesses(row, column)]
         hit = bool(guesses) and guesses[0] == true
-        self.images += 1
-        self.top1 += hit
-        self.topk += true in guesses
+        sure = status == "ok" and not failed
+        self.counts.update(
+            images=1,
+            top1=hit,
+            topk=true in guesses,
+            errors=failed,
+            unsure=status == "unsure",
+            unfamiliar=status == "unfamiliar",
+            sure=sure,
+            sure_top1=hit and sure,
+        )
         self.k = max(self.k, len(guesses))
-        if true not in self._guessed:
-            self.unknown[true] += 1
-        self.errors += failed
-        self.unsure += status == "unsure"
-        self.unfamiliar += status == "unfamiliar"
-        self.sure += status == "ok" and not failed
-        self.sure_top1 += hit and status == "ok"
-        self.by_class[true][0] += 1
-        self.by_class[true][1] += hit
+        self.unknown[true] += true not in self._guessed
+        self.of_class[true] += 1
+        self.right_of_class[true] += hit
         if guesses and not hit:
             self.confusions[true, guesses[0]] += 1
 
     def score(self, missing: int, spelled: dict[str, str]) -> Score:
-        known = self.images - self.unknown.total()
+        counts, images = self.counts, self.counts["images"]
+        known = images - self.unknown.total()
         confusions = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:CONFUSIONS]
-        classes = {name: {"images": images, "top1": hits / images} for name, (images, hits) in self.by_class.items()}
         return Score(
-            images=self.images,
-            top1=self.top1 / self.images,
-            topk=self.topk / self.images,
+            images=images,
+            top1=counts["top1"] / images,
+            topk=counts["topk"] / images,
             k=self.k,
-            errors=self.errors,
-            unsure=self.unsure,
-            unfamiliar=self.unfamiliar,
-            sure_top1=self.sure_top1 / self.sure if self.sure else None,
-            unknown=dict(sorted(self.unknown.items())),
-            known_top1=self.top1 / known if known else None,
+            errors=counts["errors"],
+            unsure=counts["unsure"],
+            unfamiliar=counts["unfamiliar"],
+            sure_top1=counts["sure_top1"] / counts["sure"] if counts["sure"] else None,
+            unknown={label: count for label, count in sorted(self.unknown.items()) if count},
+            known_top1=counts["top1"] / known if known else None,
             spelled=spelled,
-            unlabelled=self.unlabelled,
+            unlabelled=counts["unlabelled"],
             missing=missing,
-            classes=dict(sorted(classes.items())),
+            classes={
+                name: {"images": count, "top1": self.right_of_class[name] / count}
+                for name, count in sorted(self.of_class.items())
+            },
             confusions=[(true, guess, times) for (true, guess), times in confusions],
         )
 

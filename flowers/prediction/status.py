@@ -13,7 +13,6 @@ Numbers that are not known (yet) are null. A table that is finished and being up
 import collections
 import contextlib
 import json
-import os
 from pathlib import Path
 
 from flowers import console
@@ -81,7 +80,7 @@ def describe(output: Path) -> dict:
             "counts": facts["counts"],
             "engine": facts.get("engine"),
         }
-    if any(entry.startswith("new-") for entry in _names(folder)):
+    if any(folder.glob("new-*")):
         return found | {"state": "listing"}
     if sidecar_path(output).exists() and output.exists():
         why = f"{readable(output)} is not as {readable(sidecar_path(output).name)} beside it says"
@@ -121,12 +120,6 @@ def _of_work(work: Work) -> dict:
         "left_s": (work.num_files - files_done) / rate if rate else None,
         "engine": work.peek_engine(),
     }
-
-
-def _names(folder: Path) -> list[str]:
-    with contextlib.suppress(OSError):
-        return os.listdir(folder)
-    return []
 
 
 def _duration(seconds: float) -> str:

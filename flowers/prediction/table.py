@@ -53,7 +53,7 @@ def thumbnails_of(config: PredictConfig) -> Thumbnails | None:
     """What gives the rows of a job their pictures; None without ``--thumbnails``."""
     if not config.thumbnails:
         return None
-    from flowers.prediction.thumbnails import with_thumbnails  # decodes photos, which takes torch
+    from flowers.prediction.report import with_thumbnails  # decodes photos, which takes torch
 
     return functools.partial(with_thumbnails, config.input)
 

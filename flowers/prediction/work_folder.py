@@ -71,11 +71,11 @@ class WorkFolder:
         Raises:
             OutputError: it lists other files than this process sees.
         """
-        facts = self._finished()
-        if facts and facts.get("listed_by") == listed_by and _begins_with(facts["settings"], self._settings):
+        facts = self._fitting_facts()
+        if facts and facts.get("listed_by") == listed_by:
             return facts
-        for work in filter(None, map(_open, job_folders(self.path))):
-            if work.listed_by in (listed_by, LIST_ONLY) and _begins_with(work.settings, self._settings):
+        for work in self._fitting_work():
+            if work.listed_by in (listed_by, LIST_ONLY):
                 work.check_sees(root)
                 return work
         return None
@@ -89,8 +89,7 @@ class WorkFolder:
         Raises:
             OutputError: there is none for these settings, or more than one.
         """
-        found = [(folder, _open(folder)) for folder in job_folders(self.path)]
-        fitting = [work for _, work in found if work and _begins_with(work.settings, self._settings)]
+        fitting = self._fitting_work()
         if len(fitting) == 1:
             return fitting[0]
         if len(fitting) > 1:
@@ -98,22 +97,28 @@ class WorkFolder:
                 f"{readable(self.path)} holds work over {len(fitting)} different lists of files; "
                 "start without --merge to resume one of them"
             )
-        facts = self._finished()
-        if facts and _begins_with(facts["settings"], self._settings):
+        if facts := self._fitting_facts():
             return facts
-        for folder, work in found:
-            if work is None:
+        for folder in job_folders(self.path):
+            if (work := _open(folder)) is None:
                 raise OutputError(f"{readable(folder)} is damaged; start without --merge to list the files anew")
             raise OutputError(refusal(self.path, work.settings, self._settings))
         raise OutputError(f"{readable(self.path)}: nothing to join; start without --merge, or with --shard, first")
 
     def find_complete(self) -> Work | None:
         """Work that has all its parts, but no output yet or a new output without the rest: it only has to be joined."""
-        for work in filter(None, map(_open, job_folders(self.path))):
-            done = len(parts.finished(work.parts)) == work.files.num_shards
-            if done and _begins_with(work.settings, self._settings):
-                return work
-        return None
+        complete = (work for work in self._fitting_work() if len(parts.finished(work.parts)) == work.files.num_shards)
+        return next(complete, None)
+
+    def _fitting_work(self) -> list[Work]:
+        """Intact work of these settings, whatever its files."""
+        found = filter(None, map(_open, job_folders(self.path)))
+        return [work for work in found if _begins_with(work.settings, self._settings)]
+
+    def _fitting_facts(self) -> dict | None:
+        """The facts about an output of these settings, whatever its files."""
+        facts = self._finished()
+        return facts if facts and _begins_with(facts["settings"], self._settings) else None
 
     def open(self, key: str) -> Work:
         """One job's folder.
