@@ -200,33 +200,34 @@ class PredictConfig:
             raise UsageError(f"--columns: got {','.join(names)}, expected path among them")
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"--columns: got {twice[0]} twice, expected each column once")
-        sorts = ("status", "label", "class")
-        needed = {
-            "--report": (self.report, (*sorts, "prob", "error")),
-            "--copy-to": (self.copy_to, sorts),
-            "--link-to": (self.link_to, sorts),
-            "--update": (self.update, ("status",)),
-            "--retry-errors": (self.retry_errors, ("status",)),
-            "--watch": (self.watch is not None, ("status",)),
-        }
-        for flag, (is_given, columns) in needed.items():
-            if names and is_given and (missing := [name for name in columns if name not in names]):
+        for flag, columns in self.columns_needed().items() if names else ():
+            if missing := [name for name in columns if name not in names]:
                 raise UsageError(f"{flag} reads the finished table: add {','.join(missing)} to --columns")
+
+    def columns_needed(self) -> dict[str, tuple[str, ...]]:
+        """The columns of a finished table that each of the given flags reads."""
+        sorts = ("status", "label", "class")
+        needed = {"--report": (*sorts, "prob", "error")} if self.report else {}
+        needed |= {"--copy-to": sorts} if self.copy_to else {}
+        needed |= {"--link-to": sorts} if self.link_to else {}
+        return needed | dict.fromkeys(self._keeps_rows(), ("status",))
+
+    def _keeps_rows(self) -> list[str]:
+        """Those of the given flags that keep rows of the finished table."""
+        flags = {"--update": self.update, "--retry-errors": self.retry_errors, "--watch": self.watch is not None}
+        return [flag for flag, is_given in flags.items() if is_given]
 
     def _check_update(self) -> None:
         if self.watch is not None and (len(self.watch) > 1 or not all(seconds > 0 for seconds in self.watch)):
             raise UsageError(f"--watch: got {' '.join(map(str, self.watch))}, expected one number of seconds, or none")
         if self.watch is not None and Path("-") in self.input:
             raise UsageError("--watch lists the input in each round, and the standard input comes once: give a file")
-        chosen = [flag for flag, value in (("--update", self.update), ("--retry-errors", self.retry_errors)) if value]
-        if self.watch is not None:
-            chosen.append("--watch")
         alone = {"--overwrite": self.overwrite, "--merge": self.merge, "--list-only": self.list_only}
         if self.watch is not None:
             alone["--shard"] = self.shard
-        for flag, value in alone.items():
-            if chosen and value:
-                raise UsageError(f"{chosen[-1]} keeps rows of the finished table: leave {flag} out")
+        for flag, is_given in alone.items():
+            if is_given and self.updates:
+                raise UsageError(f"{self._keeps_rows()[-1]} keeps rows of the finished table: leave {flag} out")
 
     @property
     def watch_s(self) -> float | None:

@@ -232,10 +232,10 @@ def _choose(engine: str, precision: str, device: str | torch.device | None) -> _
         reason = f"OpenVINO {why_not}" if why_not else "the fastest here"
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; a CPU takes bf16 or float32")
-    if precision == "bf16" and engine == "openvino" and not openvino_engine.has_bf16():
-        raise UsageError("--precision bf16: OpenVINO does not compute it on this CPU: use float32 or auto")
-    if precision == "auto":
-        precision = _best_precision(engine, device)
+    if engine == "openvino":
+        precision = openvino_engine.settled_precision(precision)
+    elif precision == "auto":
+        precision = _best_precision(device)
     return _Choice(engine, precision, device, reason)
 
 
@@ -245,12 +245,10 @@ def _best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _best_precision(engine: str, device: torch.device) -> str:
+def _best_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and (openvino_engine.has_bf16() if engine == "openvino" else cpu_has_bf16()):
-        return "bf16"
-    return "float32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "float32"
 
 
 class _Source:

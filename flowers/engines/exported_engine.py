@@ -78,11 +78,7 @@ def _openvino_precision(model: ExportedModel, precision: str) -> str:
         return _own_precision(model, precision)
     if precision not in ("auto", "float32", "bf16"):
         raise UsageError(f"--precision {precision}: OpenVINO computes this file in float32 or bf16")
-    if precision == "bf16" and not openvino_engine.has_bf16():
-        raise UsageError("--precision bf16: OpenVINO does not compute it on this CPU: use float32 or auto")
-    if precision == "auto":
-        return "bf16" if openvino_engine.has_bf16() else "float32"
-    return precision
+    return openvino_engine.settled_precision(precision)
 
 
 def _adapt(model: ExportedModel, worker):

@@ -19,7 +19,7 @@ import torch
 from flowers import console
 from flowers.data.paths import readable
 from flowers.engines.torch_engine import Infer, PixelNetwork, drawn_pictures
-from flowers.errors import FlowersError, ModelError
+from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.files import file_digest, folder_beside, remove, sync_file
 from flowers.made import versions
 from flowers.parsing import read_json
@@ -101,6 +101,19 @@ def why_not() -> str | None:
 def has_bf16() -> bool:
     """Return True if OpenVINO computes bf16 natively on this CPU."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def settled_precision(precision: str) -> str:
+    """The precision that is asked for; for "auto" the fastest one here.
+
+    Raises:
+        UsageError: bf16, which OpenVINO does not compute on this CPU.
+    """
+    if precision == "auto":
+        return "bf16" if has_bf16() else "float32"
+    if precision == "bf16" and not has_bf16():
+        raise UsageError("--precision bf16: OpenVINO does not compute it on this CPU: use float32 or auto")
+    return precision
 
 
 @functools.cache

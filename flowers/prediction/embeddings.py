@@ -7,7 +7,6 @@ shard holds the CRC of its block. Until all is done the file lies in the work fo
 
 import contextlib
 import errno
-import io
 import os
 import shutil
 import zlib
@@ -134,10 +133,6 @@ class EmbeddingsFile:
             return False
 
     def _header(self) -> bytes:
-        out = io.BytesIO()
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self._work.num_files, self.width)}
-        np.lib.format.write_array_header_1_0(out, header)
-        text = out.getvalue()
-        prefix, body = text[:8], text[10:].rstrip(b"\n")
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._work.num_files}, {self.width}), }}"
         length = _HEADER_BYTES - 10
-        return prefix + length.to_bytes(2, "little") + body.ljust(length - 1) + b"\n"
+        return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + header.encode().ljust(length - 1) + b"\n"

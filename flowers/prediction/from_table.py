@@ -123,17 +123,11 @@ def _checked_columns(config: PredictConfig) -> list[str]:
     first = next(read_rows(config.from_table), None)
     if first is None:
         raise DataError(f"--from {readable(config.from_table)}: the table holds no rows")
-    sorts = ("label", "class")
-    needed = {
-        "--from": (True, ("status",)),
-        "--min-prob": (config.min_prob is not None, ("prob",)),
-        "--copy-to": (config.copy_to, sorts),
-        "--link-to": (config.link_to, sorts),
-        "--report": (config.report, (*sorts, "prob", "error")),
-        "--class-names": (config.class_names, sorts),
-    }
-    for flag, (is_given, wanted) in needed.items():
-        if is_given and (missing := [name for name in wanted if name not in first]):
+    needed = {"--from": ("status",), **config.columns_needed()}
+    needed |= {"--min-prob": ("prob",)} if config.min_prob is not None else {}
+    needed |= {"--class-names": ("label", "class")} if config.class_names is not None else {}
+    for flag, wanted in needed.items():
+        if missing := [name for name in wanted if name not in first]:
             raise DataError(
                 f"{flag}: {readable(config.from_table)} has no column {' and '.join(missing)}; make a table with it"
             )

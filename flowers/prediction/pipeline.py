@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,38 +30,30 @@ _IN_FLIGHT = 4  # batches that an engine may hold at a time
 _CLOSE_S = 5.0  # a thread may hang in a file system that is gone; it must not keep the job
 
 
-class ShardResult(NamedTuple):
-    """All of one shard.
+@dataclass(eq=False)
+class Shard:
+    """Files that are classified together, and what is known of them.
 
     Attributes:
         index: which shard.
         entries: its files.
-        lines: one a file, in order.
         features: float32 [files, D], NaN where a file failed; None unless asked for.
+        lines: one a file, in order.
         counts: files by status.
     """
 
     index: int
     entries: list[Entry]
-    lines: list[bytes]
-    features: np.ndarray | None
-    counts: dict[str, int]
-
-
-@dataclass(eq=False)
-class _Shard:
-    index: int
-    entries: list[Entry]
+    features: np.ndarray | None = None
     lines: list[bytes] = field(default_factory=list)
-    features: list[np.ndarray] = field(default_factory=list)
     counts: collections.Counter = field(default_factory=collections.Counter)
 
 
 class _Batch:
     """Up to batch_size files on their way through."""
 
-    def __init__(self, shard: _Shard, start: int, images: np.ndarray):
-        self.shard = shard
+    def __init__(self, shard: Shard, start: int, images: np.ndarray):
+        self.shard, self.start = shard, start
         self.entries = shard.entries[start : start + len(images)]
         self.images = images
         self.reasons: dict[int, str] = {}
@@ -157,7 +148,7 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
 
-    def run(self, shards: Iterable[tuple[int, list[Entry]]]) -> Iterator[ShardResult]:
+    def run(self, shards: Iterable[tuple[int, list[Entry]]]) -> Iterator[Shard]:
         """Classify shards, taken from the iterable one by one as there is room, and yield each when it is done."""
         batches = self._batches(shards)
         decoding: collections.deque[_Batch] = collections.deque()
@@ -182,10 +173,8 @@ class Pipeline:
                 batch = inferring.popleft()
                 self._collect(batch)
                 self._on_batch(len(batch.entries), len(batch.reasons))
-                shard = batch.shard
-                if len(shard.lines) == len(shard.entries):
-                    features = np.concatenate(shard.features) if shard.features else None
-                    yield ShardResult(shard.index, shard.entries, shard.lines, features, shard.counts)
+                if len(batch.shard.lines) == len(batch.shard.entries):
+                    yield batch.shard
             else:
                 return
 
@@ -221,7 +210,9 @@ class Pipeline:
 
     def _batches(self, shards: Iterable[tuple[int, list[Entry]]]) -> Iterator[_Batch]:
         for index, entries in shards:
-            shard = _Shard(index, entries)
+            shard = Shard(index, entries)
+            if self._features is not None:
+                shard.features = np.full((len(entries), self._features), np.nan, np.float32)
             for start in range(0, len(entries), self._batch_size):
                 images = self._buffers.pop() if self._buffers else None
                 if images is None:
@@ -291,11 +282,8 @@ class Pipeline:
                 status, line = "error", self._rows.failed(os.fsdecode(entry.path), reason)
             shard.counts[status] += 1
             shard.lines.append(line)
-        if self._features is not None:
-            found = np.full((count, self._features), np.nan, np.float32)
-            if outputs:
-                good = [slot for slot in range(count) if slot not in batch.reasons]
-                found[good] = features[good]
-            shard.features.append(found)
+        if shard.features is not None and outputs:
+            good = [slot for slot in range(count) if slot not in batch.reasons]
+            shard.features[batch.start : batch.start + count][good] = features[good]
         self._write_s += time.perf_counter() - infer_s
         self._write_cpu_s += time.thread_time() - cpu_s

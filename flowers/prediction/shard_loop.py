@@ -19,7 +19,7 @@ from flowers.machine import cpus_per_process
 from flowers.prediction import parts
 from flowers.prediction.job import Job
 from flowers.prediction.kept import Kept, StampingReader, read_kept
-from flowers.prediction.pipeline import PhotoReader, Pipeline, ShardResult
+from flowers.prediction.pipeline import PhotoReader, Pipeline, Shard
 from flowers.prediction.work import Work
 
 _LOOK_EVERY_S = 2.0
@@ -47,7 +47,7 @@ def classify(job: Job, work: Work) -> None:
     for index in sorted(missing & set(own[job.place.rank :: job.place.world_size])):
         kept = read_kept(work, index, job.config.embeddings)
         if not kept.new_slots:  # needs no network
-            _write(job, work, ShardResult(index, [], [], None, {}), kept, {})
+            _write(job, work, Shard(index, []), kept, {})
             job.stop.check()
     if set(own) <= parts.finished(work.parts):
         return
@@ -80,16 +80,16 @@ def _classify(job: Job, work: Work, own: range) -> None:
         before, recovered = pipeline.seconds(), retries.recovered
         kept: dict[int, Kept] = {}
         try:
-            for result in pipeline.run(_without_kept(job, work, shards_for(work, own, job.place), kept)):
+            for shard in pipeline.run(_without_kept(job, work, shards_for(work, own, job.place), kept)):
                 start_s = time.perf_counter()
                 now = pipeline.seconds()
                 seconds = {stage: round(now[stage] - before[stage], 4) for stage in now}
                 facts = {"seconds": seconds, **about, "recovered": retries.recovered - recovered}
                 before, recovered = now, retries.recovered
-                of_shard = kept.pop(result.index)
-                of_shard.stamps[of_shard.new_slots] = reader.take(result.entries)
-                _write(job, work, result, of_shard, facts)
-                progress.mine.add(result.index)
+                of_shard = kept.pop(shard.index)
+                of_shard.stamps[of_shard.new_slots] = reader.take(shard.entries)
+                _write(job, work, shard, of_shard, facts)
+                progress.mine.add(shard.index)
                 pipeline.wrote(time.perf_counter() - start_s)
             progress.complete()
         finally:
@@ -111,23 +111,22 @@ def _without_kept(
         yield index, [entries[slot] for slot in of_shard.new_slots]
 
 
-def _write(job: Job, work: Work, result: ShardResult, kept: Kept, facts: dict) -> None:
+def _write(job: Job, work: Work, shard: Shard, kept: Kept, facts: dict) -> None:
     """Write the part of a shard from the rows just made and those that are kept."""
-    made, new = iter(result.lines), kept.new_slots
+    made, new = iter(shard.lines), kept.new_slots
     lines = [kept.rows[slot].line if slot in kept.rows else next(made) for slot in range(len(kept.stamps))]
-    counts = collections.Counter(result.counts)
-    counts.update(row.status for row in kept.rows.values())
+    counts = shard.counts + collections.Counter(row.status for row in kept.rows.values())
     facts = {"counts": dict(counts), "seconds": {}, **facts}
     embeddings = job.embeddings(work)
     if embeddings is not None:
         features = np.empty((len(lines), embeddings.width), np.float32)
         if new:
-            features[new] = result.features
+            features[new] = shard.features
         if kept.rows:
             earlier = np.load(job.config.embeddings, mmap_mode="r")
             features[list(kept.rows)] = earlier[[row.number for row in kept.rows.values()]]
-        facts["embeddings_crc32"] = embeddings.write(result.index, features)
-    parts.write_part(work.parts, result.index, b"".join(lines), facts, kept.stamps.tobytes())
+        facts["embeddings_crc32"] = embeddings.write(shard.index, features)
+    parts.write_part(work.parts, shard.index, b"".join(lines), facts, kept.stamps.tobytes())
 
 
 def _build_engine(job: Job, work: Work) -> Engine:

@@ -182,17 +182,7 @@ class Work:
         Raises:
             OutputError: the contents differ.
         """
-        self.check_contents(sample_contents(self.files, self.num_files, self.settings["shard_size"], root))
-
-    def check_contents(self, seen: list[str | None]) -> None:
-        """See that the files hold what they held when the list was made.
-
-        Args:
-            seen: what ``sample_contents`` finds now.
-
-        Raises:
-            OutputError: the contents differ.
-        """
+        seen = sample_contents(self.files, self.num_files, self.settings["shard_size"], root)
         if not is_same(self.settings, self.contents, self.settings, seen):
             raise OutputError(refusal(self.folder, self.settings, self.settings))
 

@@ -229,18 +229,16 @@ class WorkFolder:
         if _open(earlier) is not None:  # as an earlier version began it
             final = earlier
         is_update = all_kept is not None
-        if final.exists():
-            _mend(final, listed)
-            if not (overwrite or is_update):
-                Work(final).check_contents(new.contents)
         for other in set(job_folders(self.path)) - {final}:
             _make_way(other, settings, overwrite or is_update)  # an update's source is the table, which is whole
         if final.exists():
-            if is_update or is_same(Work(final).settings, Work(final).contents, settings, new.contents):
-                if is_update:
-                    remove_folder(final / "known")
-                    os.rename(listed / "known", final / "known")
-                return Work(final)
+            _mend(final, listed)
+            work = Work(final)
+            if is_update:
+                remove_folder(final / "known")
+                os.rename(listed / "known", final / "known")
+            if is_update or is_same(work.settings, work.contents, settings, new.contents):
+                return work
             _make_way(final, settings, overwrite)
         facts = self._finished()
         same = facts and is_same(facts["settings"], facts.get("contents"), settings, new.contents)
