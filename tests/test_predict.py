@@ -119,6 +119,7 @@ def test_the_answers_to_a_few_photos_are_on_the_screen_too(
     assert [broken["path"], "│", "error", "│", *broken["error"].split(), "│"] in said
     run(output=tmp_path / "all.csv")
     assert "0001.jpg" not in capsys.readouterr().out, "not of many"
+    assert run(output=tmp_path / "thin.csv", input=photos / "0001.jpg", columns=("path,class",)) == 0
 
 
 def test_the_sidecar_tells_what_was_done(run: Callable, bundle: Path, tmp_path: Path) -> None:

@@ -63,8 +63,7 @@ def finish(
 
         write_report(config, rows(), facts)
     if wrote_table and facts["files"] <= SHOWN_ON_SCREEN:
-        answers = [(row["path"], row["status"], row["label"] or row["error"], row["prob"]) for row in rows()]
-        console.table("answers", ("photo", "status", "answer", "prob"), answers)
+        console.table("answers", ("photo", "status", "answer", "prob"), [_answer(row) for row in rows()])
     places = {
         "predictions": config.output if wrote_table else None,
         "to look at": page_path(config.output) if config.report else None,
@@ -78,6 +77,12 @@ def finish(
     score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
     left_out = said_left_out(facts.get("left_out") or {})
     console.done(f"{facts['files']} rows ({said})" + (f"; {left_out}" if left_out else ""), written, [score])
+
+
+def _answer(row: Mapping[str, str]) -> tuple[str, ...]:
+    """A row in short; a table of chosen columns may lack any."""
+    said = row.get("label") or row.get("class") or row.get("error") or ""
+    return row["path"], row.get("status", ""), said, row.get("prob", "")
 
 
 def check_target(config: PredictConfig) -> None:
