@@ -9,6 +9,7 @@ import pytest
 from odd_files import ODD_NAMES, make_odd_names, make_odd_tree, quarters
 from trees import as_nobody, touch
 
+from flowers import console
 from flowers.data import scan
 from flowers.data.choice import Choice
 from flowers.data.images import read_image
@@ -18,10 +19,11 @@ from flowers.errors import DataError
 
 
 class TestScan:
-    def test_odd_tree(self, tmp_path: Path):
+    def test_odd_tree(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         expected = make_odd_tree(tmp_path)
         told: list[str] = []
-        assert list(scan_images(tmp_path, warn=told.append)) == expected
+        monkeypatch.setattr(console, "warn", told.append)
+        assert list(scan_images(tmp_path)) == expected
         left_out = sorted(text.removeprefix(f"{tmp_path}/") for text in told)
         assert left_out == [
             "a/up: a link back to a folder it lies in, not followed",
@@ -30,7 +32,7 @@ class TestScan:
             "socket.jpg: neither a file nor a folder, left out",
         ]
 
-    def test_folders_full_of_links_to_each_other(self, tmp_path: Path):
+    def test_folders_full_of_links_to_each_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """Without a limit these 12 folders have a billion paths."""
         folders = [f"{index:02}" for index in range(12)]
         touch(tmp_path, *(f"{folder}/photo.jpg" for folder in folders))
@@ -38,7 +40,8 @@ class TestScan:
             for other in folders:
                 (tmp_path / folder / f"to-{other}").symlink_to(f"../{other}")
         told: list[str] = []
-        found = list(scan_images(tmp_path, warn=told.append))
+        monkeypatch.setattr(console, "warn", told.append)
+        found = list(scan_images(tmp_path))
         assert {f"{folder}/photo.jpg" for folder in folders} <= set(found)
         assert len(found) <= 24, "each folder by its own name, and by one link"
         assert all("not followed" in text for text in told)
@@ -97,17 +100,18 @@ class TestScan:
         assert held < 35 * 5000
 
     @pytest.mark.parametrize("where", ["top", "top/inner"])
-    def test_unreadable_folder(self, where: str):
+    def test_unreadable_folder(self, where: str, monkeypatch: pytest.MonkeyPatch):
         with as_nobody() as folder:
             top = touch(folder / "top", "a.jpg", "inner/b.jpg", "z.jpg")
             (top.parent / where).chmod(0)
             told: list[str] = []
+            monkeypatch.setattr(console, "warn", told.append)
             try:
                 if where == "top":
                     with pytest.raises(DataError, match="top: no permission to list this folder"):
                         list(scan_images(top))
                 else:
-                    assert list(scan_images(top, warn=told.append)) == ["a.jpg", "z.jpg"]
+                    assert list(scan_images(top)) == ["a.jpg", "z.jpg"]
                     assert told == [f"{top}/inner: no permission to list this folder; its images are left out"]
             finally:
                 (top.parent / where).chmod(0o755)

@@ -9,7 +9,7 @@ from PIL import Image
 from flowers.data import pixels
 from flowers.data.formats import icc
 from flowers.data.formats.exif import orientation
-from flowers.data.formats.limits import allowed_pixels, check_size
+from flowers.data.formats.limits import check_pixels, check_size
 from flowers.data.images import Decoded, decode_image
 from flowers.errors import ImageError
 
@@ -63,8 +63,7 @@ def as_rgb(source: Any, min_short_side: int | None = None, to_srgb: bool = False
 
 
 def _from_pillow(picture: Image.Image, to_srgb: bool) -> np.ndarray:
-    if picture.width * picture.height > allowed_pixels():
-        raise ImageError(f"too many pixels ({picture.width} x {picture.height})")
+    check_pixels(*picture.size)
     if not picture.width * picture.height:
         raise ImageError(f"a Pillow image of {picture.width} x {picture.height} pixels")
     try:
@@ -83,8 +82,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         raise ImageError(f"{got}, expected {_EXPECTED}{hint}")
     if not array.size:
         raise ImageError(f"{got}, which has no pixels")
-    if array.shape[0] * array.shape[1] > allowed_pixels():
-        raise ImageError(f"too many pixels ({array.shape[1]} x {array.shape[0]})")
+    check_pixels(array.shape[1], array.shape[0])
     array = _to_uint8(array, got)
     if array.ndim == 2 or array.shape[2] == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)

@@ -7,8 +7,9 @@ of 255. Seen through the evaluation view, a reduced picture is a little sharper 
 of 255; that moves EfficientNet-Lite0's features less than the choice between bilinear and bicubic does.
 
 Every failure is one ``ImageError`` with a short reason: nothing waits for a FIFO, and no picture is decoded before
-its header has told how much it will take (``flowers.data.formats.limits`` has the ceiling, the modules beside it know
-the formats). Safe to call from many threads; the decoders release the GIL.
+its header has told how much it will take (``flowers.data.formats.limits`` has the limit of pixels, of which some kinds
+get a share, and the ceiling; the modules beside it know the formats). Safe to call from many threads; the decoders
+release the GIL.
 
 Rules, by what people meet: ``flowers.data.pixels`` for grey of more than 8 bits, CMYK and transparency;
 ``flowers.data.formats.icc`` for colour profiles; ``flowers.data.formats.tiff`` for files that begin with a preview;
@@ -31,7 +32,7 @@ from flowers.data.file_bytes import read_bytes
 from flowers.data.formats import animations, bitmap, boxes, icc, jpeg2000, library_words, png, tiff
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
-from flowers.data.formats.limits import Prepared, allowed_pixels, broken, check_pixels, room_for
+from flowers.data.formats.limits import Prepared, broken, check_pixels, room_for
 from flowers.data.formats.names import identify, refusal
 from flowers.errors import ImageError
 
@@ -57,21 +58,19 @@ def read_image(
     source: str | os.PathLike | bytes,
     *,
     min_short_side: int | None = None,
-    max_pixels: int | None = None,
     to_srgb: bool = False,
 ) -> np.ndarray:
     """Decode one picture, upright, as a person would see it on white paper, damaged or not.
 
     Takes and raises what ``decode_image`` does, and returns the pixels alone.
     """
-    return decode_image(source, min_short_side=min_short_side, max_pixels=max_pixels, to_srgb=to_srgb).image
+    return decode_image(source, min_short_side=min_short_side, to_srgb=to_srgb).image
 
 
 def decode_image(
     source: str | os.PathLike | bytes,
     *,
     min_short_side: int | None = None,
-    max_pixels: int | None = None,
     to_srgb: bool = False,
 ) -> Decoded:
     """Decode one picture, upright, as a person would see it on white paper.
@@ -81,9 +80,7 @@ def decode_image(
     Args:
         source: a path, or the bytes of an image file.
         min_short_side: pixels that the short side must keep; a larger JPEG may then be decoded at 1/2, 1/4 or 1/8
-            of its size, which is faster and lets huge ones through ``max_pixels``.
-        max_pixels: refuse pictures that would have more pixels than this after decoding; some kinds get a share of it,
-            see ``flowers.data.formats.limits``. Default: the limit of this process, 100 million.
+            of its size, which is faster and lets huge ones through the limit of pixels.
         to_srgb: convert the colours of a file whose profile is another one, such as Display P3, Adobe RGB or one of
             CMYK; a larger picture is shrunk to ``min_short_side`` first. Else profiles are not looked at.
 
@@ -96,18 +93,17 @@ def decode_image(
     data = source if isinstance(source, bytearray) else read_bytes(source)
     if not data:
         raise ImageError("zero bytes")
-    max_pixels = max_pixels or allowed_pixels()
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            return Decoded(*JpegDecoder(data, max_pixels, to_srgb).decode(min_short_side))
-        return _decode_other(data, max_pixels, min_short_side, to_srgb)
+            return Decoded(*JpegDecoder(data, to_srgb).decode(min_short_side))
+        return _decode_other(data, min_short_side, to_srgb)
     except MemoryError:
         raise ImageError("not enough memory") from None
 
 
-_PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {
-    "PNG": lambda data, max_pixels: png.prepare(data),
-    "GIF": lambda data, max_pixels: animations.first_of_gif(data),
+_PREPARE: dict[str, Callable[[bytearray], Prepared | None]] = {
+    "PNG": png.prepare,
+    "GIF": animations.first_of_gif,
     "TIFF": tiff.prepare,
     "WEBP": animations.check_webp,
     "BMP": bitmap.check_bmp,
@@ -119,16 +115,16 @@ _PREPARE: dict[str, Callable[[bytearray, int], Prepared | None]] = {
 }
 
 
-def _decode_other(data: bytearray, max_pixels: int, min_short_side: int | None, to_srgb: bool) -> Decoded:
+def _decode_other(data: bytearray, min_short_side: int | None, to_srgb: bool) -> Decoded:
     kind = identify(data)
     if kind is None:
         raise ImageError(refusal(data))
     if kind not in Image.OPEN and not (kind in _PLUGINS and _PLUGINS[kind]()):
         raise ImageError(_missing_decoder(kind))
-    prepared = _PREPARE[kind](data, max_pixels) or Prepared(data)
+    prepared = _PREPARE[kind](data) or Prepared(data)
     picture = _open(prepared.data, kind)
     picture.info |= prepared.info
-    check_pixels(*picture.size, max_pixels, kind)
+    check_pixels(*picture.size, kind)
     if kind in ("WEBP", "AVIF") and not any(data[-512:]):
         raise ImageError(f"truncated {kind}")  # a copy that was not finished: the rest of the file is zeros
     array, said = _load(picture, kind, min_short_side, to_srgb)

@@ -26,12 +26,7 @@ Identity = tuple[int, int]
 """Device and inode."""
 
 
-def scan_images(
-    root: str | os.PathLike,
-    choice: Choice | None = None,
-    warn: Callable[[str], None] | None = None,
-    below: str = "",
-) -> Iterator[str]:
+def scan_images(root: str | os.PathLike, choice: Choice | None = None, below: str = "") -> Iterator[str]:
     """Yield every image file below a folder.
 
     An image file is a regular file, or a link to one, that ``choice`` takes: by default one that ends like a picture,
@@ -46,7 +41,6 @@ def scan_images(
     Args:
         root: the folder.
         choice: which files are taken.
-        warn: told, a line each, what could not be looked at; default: ``console.warn``.
         below: what patterns of ``choice`` see before a path, with a slash at its end.
 
     Yields:
@@ -56,14 +50,13 @@ def scan_images(
     Raises:
         DataError: ``root`` is not a folder, or cannot be read.
     """
-    warn = warn or console.warn
     top = os.fsencode(root)
     choice, shown = choice or Choice(), os.fsencode(below)
     try:
         status = retries.read(functools.partial(os.stat, top))
         if not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
-        names = retries.read(lambda: _sorted_names(top, shown, choice, warn))
+        names = retries.read(lambda: _sorted_names(top, shown, choice))
     except OSError as error:
         raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
     # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
@@ -82,14 +75,14 @@ def scan_images(
                 status = retries.read(functools.partial(os.stat, path))
                 identity = (status.st_dev, status.st_ino)
                 if reason := _why_not_followed(path, identity, [above for _, above, _ in branch], linked):
-                    warn(f"{readable(os.fsdecode(path))}: {reason}, not followed")
+                    console.warn(f"{readable(os.fsdecode(path))}: {reason}, not followed")
                     continue
-                found = retries.read(functools.partial(_sorted_names, path, shown + prefix + name, choice, warn))
+                found = retries.read(functools.partial(_sorted_names, path, shown + prefix + name, choice))
                 branch.append((prefix + name, identity, found))
             except FileNotFoundError:
                 continue  # removed since its parent was listed
             except OSError as error:
-                warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
+                console.warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
 
 
 def folders_from(top: str) -> Iterator[str]:
@@ -130,7 +123,7 @@ def _why_not_followed(
     return None
 
 
-def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[str], None]) -> Iterator[bytes]:
+def _sorted_names(folder: bytes, prefix: bytes, choice: Choice) -> Iterator[bytes]:
     """List one folder: image files and, with a slash at the end, folders; sorted with that slash.
 
     The slash makes a walk in this order sorted by whole paths: "a.jpg" comes before "a/b.jpg". Sorted names are
@@ -154,7 +147,7 @@ def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[
                     names.append(name)  # most files, so that they do not wait for the questions below
                 elif not (entry.is_file() or not os.path.exists(entry.path)):
                     choice.left_out["neither a file nor a folder"] += 1
-                    warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
+                    console.warn(f"{readable(os.fsdecode(entry.path))}: neither a file nor a folder, left out")
                 elif choice.takes(prefix + name, functools.partial(_head, entry.path)):
                     names.append(name)
             except OSError as error:
@@ -163,7 +156,7 @@ def _sorted_names(folder: bytes, prefix: bytes, choice: Choice, warn: Callable[[
                         names.append(name)  # an input that gets its error
                 else:
                     choice.left_out["that cannot be looked at"] += 1
-                    warn(f"{readable(os.fsdecode(entry.path))}: {_reason(error)}; left out")
+                    console.warn(f"{readable(os.fsdecode(entry.path))}: {_reason(error)}; left out")
             if len(names) == _CHUNK:
                 chunks.append(_join(names))
                 names = []

@@ -56,7 +56,7 @@ def _after_blocks(data: bytearray, at: int, most: int = _MAX_BLOCKS) -> int:
     raise broken("GIF", "too many comment blocks")
 
 
-def check_webp(data: bytearray, max_pixels: int) -> None:
+def check_webp(data: bytearray) -> None:
     """Bound the canvas of an animation, and the metadata, by the chunks of the RIFF container.
 
     Raises:
@@ -64,7 +64,7 @@ def check_webp(data: bytearray, max_pixels: int) -> None:
     """
     if data[12:16] == b"VP8X" and len(data) >= 30 and data[20] & _ANIMATED:
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-        check_pixels(width, height, max_pixels, "animated WEBP")
+        check_pixels(width, height, "animated WEBP")
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):

@@ -14,7 +14,7 @@ _PPM = re.compile(rb"P([1-6f])" + _GAP + _NUMBER + _GAP + _NUMBER + rb"(?:" + _G
 _RUN_LENGTHS = (1, 2)
 
 
-def check_bmp(data: bytearray, max_pixels: int) -> None:
+def check_bmp(data: bytearray) -> None:
     """Bound the pixels of compressed files.
 
     Raises:
@@ -22,10 +22,10 @@ def check_bmp(data: bytearray, max_pixels: int) -> None:
     """
     if len(data) >= 34 and int.from_bytes(data[30:34], "little") in _RUN_LENGTHS and data[14] >= 40:
         width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
-        check_pixels(abs(width), abs(height), max_pixels, "compressed BMP")
+        check_pixels(abs(width), abs(height), "compressed BMP")
 
 
-def check_ppm(data: bytearray, max_pixels: int) -> None:
+def check_ppm(data: bytearray) -> None:
     """Bound the header, and the raster of plain files, whose numbers are written out in digits.
 
     Raises:
@@ -41,4 +41,4 @@ def check_ppm(data: bytearray, max_pixels: int) -> None:
         if len(data) > _MAX_PLAIN_BYTES:
             raise ImageError(f"a plain PPM of more than {_MAX_PLAIN_BYTES >> 20} MiB")
         width, height = (int(head[at]) if head[at].isdigit() else 0 for at in (2, 3))
-        check_pixels(width, height, max_pixels, "plain PPM")
+        check_pixels(width, height, "plain PPM")

@@ -34,7 +34,7 @@ def boxes(data: bytearray) -> Iterator[tuple[bytes, int, int]]:
         at += length
 
 
-def check_heif(data: bytearray, max_pixels: int) -> None:
+def check_heif(data: bytearray) -> None:
     """Look for EXIF blocks of overlapping entries in AVIF or HEIC, and for sizes that are too large.
 
     Raises:
@@ -46,10 +46,10 @@ def check_heif(data: bytearray, max_pixels: int) -> None:
         if count > _MAX_BLOCKS or (found is not None and found.is_bomb(len(block))):
             raise ImageError("broken AVIF or HEIC: EXIF of more bytes than the file")
     for match in _SIZE_PROPERTY.finditer(data):
-        check_pixels(int.from_bytes(match[1][:4]), int.from_bytes(match[1][4:]), max_pixels)
+        check_pixels(int.from_bytes(match[1][:4]), int.from_bytes(match[1][4:]))
 
 
-def check_jxl(data: bytearray, max_pixels: int) -> None:
+def check_jxl(data: bytearray) -> None:
     """Bound the pixels of a JPEG XL.
 
     Raises:
@@ -59,7 +59,7 @@ def check_jxl(data: bytearray, max_pixels: int) -> None:
     header = data[start : start + _HEADER_BYTES]
     if len(header) < 4:
         raise ImageError("truncated JXL")
-    check_pixels(*_read_size(int.from_bytes(header[2:], "little")), max_pixels, "JXL")
+    check_pixels(*_read_size(int.from_bytes(header[2:], "little")), "JXL")
 
 
 def _code_stream(data: bytearray) -> int:

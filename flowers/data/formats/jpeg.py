@@ -24,7 +24,7 @@ from PIL import JpegImagePlugin
 from flowers.data import pixels
 from flowers.data.formats import icc, library_words
 from flowers.data.formats.exif import orientation
-from flowers.data.formats.limits import broken, check_pixels, room_for, too_many_pixels
+from flowers.data.formats.limits import allowed_pixels, broken, check_pixels, room_for, too_many_pixels
 from flowers.errors import ImageError
 
 MAX_SCANS = 100
@@ -147,15 +147,14 @@ class JpegDecoder:
 
     Args:
         data: the file's bytes.
-        max_pixels: see ``flowers.data.images.decode_image``.
-        to_srgb: likewise.
+        to_srgb: see ``flowers.data.images.decode_image``.
 
     Raises:
         ImageError: the header is broken.
     """
 
-    def __init__(self, data: bytearray, max_pixels: int, to_srgb: bool = False):
-        self._data, self._max_pixels = data, max_pixels
+    def __init__(self, data: bytearray, to_srgb: bool = False):
+        self._data = data
         try:
             self.header = read_header(data)
         except ImageError:
@@ -192,8 +191,8 @@ class JpegDecoder:
         size = (header.width, header.height)
         if not header.single_scan:
             # All coefficients of a file of several scans are kept in memory, whatever the scale that it is decoded at.
-            check_pixels(*size, self._max_pixels)
-        if -(-size[0] // scale) * -(-size[1] // scale) > self._max_pixels:
+            check_pixels(*size)
+        if -(-size[0] // scale) * -(-size[1] // scale) > allowed_pixels():
             raise too_many_pixels(*size)
         if self._end < 0:
             return self._decode_without_end(scale)

@@ -24,7 +24,7 @@ class _Size(NamedTuple):
     tiles: int
 
 
-def check(data: bytearray, max_pixels: int) -> None:
+def check(data: bytearray) -> None:
     """Bound pixels, components, tiles, code blocks and packets.
 
     Raises:
@@ -33,7 +33,7 @@ def check(data: bytearray, max_pixels: int) -> None:
     try:
         start = _code_stream(data)
         size = _read_size(data, start + 2)
-        check_pixels(size.width, size.height, max_pixels, "JPEG2000")
+        check_pixels(size.width, size.height, "JPEG2000")
         if size.components > _MAX_COMPONENTS:
             raise ImageError(f"broken JPEG2000: {size.components} components")
         if size.tiles > _MAX_TILES:

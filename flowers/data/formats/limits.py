@@ -64,19 +64,18 @@ def check_size(size_bytes: int) -> None:
         raise ImageError(f"too large a file ({size_bytes / (1 << 30):.1f} GiB)")
 
 
-def check_pixels(width: int, height: int, max_pixels: int, kind: str = "") -> None:
+def check_pixels(width: int, height: int, kind: str = "") -> None:
     """Refuse a picture before it is decoded.
 
     Args:
         width: pixels after decoding.
         height: pixels after decoding.
-        max_pixels: the limit of plain formats.
         kind: of ``SHARE_OF_PIXELS``, or any other.
 
     Raises:
         ImageError: it has too many pixels.
     """
-    if width * height > max_pixels * SHARE_OF_PIXELS.get(kind, 1):
+    if width * height > _allowed_pixels * SHARE_OF_PIXELS.get(kind, 1):
         raise too_many_pixels(width, height, kind if kind in SHARE_OF_PIXELS else "")
 
 

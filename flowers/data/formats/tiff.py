@@ -11,7 +11,7 @@ gigabytes of a few kilobytes.
 import struct
 
 from flowers.data.formats.exif import Directory, read_directory
-from flowers.data.formats.limits import MAX_PIXELS, MAX_PROFILE_BYTES, Prepared, check_pixels
+from flowers.data.formats.limits import MAX_PIXELS, MAX_PROFILE_BYTES, Prepared, allowed_pixels, check_pixels
 from flowers.errors import ImageError
 
 _MAX_DIRECTORIES = 64
@@ -29,7 +29,7 @@ _NEEDED = {
 }  # fmt: skip
 
 
-def prepare(data: bytearray, max_pixels: int) -> Prepared:
+def prepare(data: bytearray) -> Prepared:
     """Choose the picture and bound what it takes.
 
     Raises:
@@ -45,7 +45,7 @@ def prepare(data: bytearray, max_pixels: int) -> Prepared:
         raise _raw("DNG" if _DNG in pages[0].entries else "NEF, ARW or another")
     if _DNG in pages[0].entries and _is_preview(data, page):
         raise _raw("DNG")
-    _check(data, page, max_pixels)
+    _check(data, page)
     return Prepared(_with_one_directory(data, page))
 
 
@@ -77,9 +77,9 @@ def _is_preview(data: bytearray, page: Directory) -> bool:
     return bool(_first(data, page, _SUBFILE) & 1) or _first(data, page, _OLD_SUBFILE) == 2
 
 
-def _check(data: bytearray, page: Directory, max_pixels: int) -> None:
+def _check(data: bytearray, page: Directory) -> None:
     width, height = _first(data, page, _WIDTH), _first(data, page, _HEIGHT)
-    check_pixels(width, height, max_pixels)
+    check_pixels(width, height)
     if page.is_bomb(len(data)):
         raise ImageError("broken TIFF: values of more bytes than the file")
     tile = [_first(data, page, tag) for tag in (_TILE_WIDTH, _TILE_HEIGHT)]
@@ -91,7 +91,8 @@ def _check(data: bytearray, page: Directory, max_pixels: int) -> None:
             raise ImageError("broken TIFF: too many strips or tiles")
     samples = _first(data, page, _SAMPLES, 1)
     bits = max(page.numbers(data, _BITS) or (1,))
-    if max(width * height, tile[0] * tile[1]) * samples * bits / 8 > _MAX_BYTES_PER_PIXEL * max(max_pixels, MAX_PIXELS):
+    most_bytes = _MAX_BYTES_PER_PIXEL * max(allowed_pixels(), MAX_PIXELS)
+    if max(width * height, tile[0] * tile[1]) * samples * bits / 8 > most_bytes:
         raise ImageError(f"too many pixels ({width} x {height} of {samples} samples)")
 
 
