@@ -6,7 +6,6 @@ Decoding alone is a pipeline whose engine knows every answer at once; inferring 
 
 import functools
 import itertools
-import json
 import os
 import time
 from collections import deque
@@ -26,12 +25,12 @@ from flowers.data.paths import readable
 from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.environment import are_several
 from flowers.errors import DataError, ImageError, ModelError, UsageError
-from flowers.files import claim, write_atomically
+from flowers.files import claim, write_json
 from flowers.machine import available_cpus
 from flowers.made import how_made
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.prediction.inputs import input_root, list_inputs, read_input
-from flowers.prediction.pipeline import PhotoReader, Pipeline
+from flowers.prediction.pipeline import PhotoReader, Pipeline, ceiling_per_s
 from flowers.prediction.rows import RowFormat
 
 FINALISTS = 2  # engines that are tried in the whole pipeline
@@ -138,8 +137,7 @@ def benchmark(config: BenchmarkConfig) -> int:
             "not_tried": passed_over,
             "made": how_made({"checkpoint": str(config.checkpoint), "input": str(config.input)}),
         }
-        with write_atomically(config.output) as file:
-            json.dump(figures, file, indent=1)
+        write_json(config.output, figures)
     return 0
 
 
@@ -266,7 +264,7 @@ def try_pipelines(
             for count in workers:
                 per_s = pipeline_rate(engine, bundle, sample, count, config.seconds)
                 rates = decode_per_s[count], speed.images_per_s
-                ceiling = 1 / sum(1 / rate for rate in rates) if engine.on_cpu else min(rates)
+                ceiling = ceiling_per_s(*rates, engine.on_cpu)
                 found.append(
                     PipelineSpeed(speed.engine, speed.precision, speed.batch_size, count, per_s, *rates, ceiling)
                 )

@@ -164,8 +164,7 @@ def finished(folder: Path) -> set[int]:
 
 def remove_part(folder: Path, index: int) -> None:
     """Remove the part of a shard, which is then done again."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(folder / part_name(index))
+    (folder / part_name(index)).unlink(missing_ok=True)
 
 
 def _damaged(path: Path) -> OutputError:

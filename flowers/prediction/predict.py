@@ -284,6 +284,5 @@ def _errors_of_task(config: PredictConfig, folder: Path) -> int:
     task, tasks = config.array_task()
     with contextlib.suppress(FileNotFoundError):
         work = Work(folder)
-        own = range(task, work.files.num_shards, tasks)
-        return sum(parts.read_facts(work.parts, index)["counts"].get("error", 0) for index in own)
+        return work.errors(range(task, work.files.num_shards, tasks))
     return 0

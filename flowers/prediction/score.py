@@ -5,7 +5,6 @@ A label that is among nobody's guesses counts as wrong, too, and is named: it ma
 or one that somebody else spells differently.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from flowers.data.lists import read_labelled
 from flowers.data.paths import decode_path, readable, some
 from flowers.data.tables import read_rows
 from flowers.errors import DataError
-from flowers.files import write_atomically
+from flowers.files import write_json
 
 CONFUSIONS = 20
 _SHOWN = 5
@@ -199,9 +198,7 @@ def write_result(output: Path, result: object) -> None:
     Raises:
         FlowersError: the disk is full or the place cannot be written.
     """
-    with write_atomically(output) as file:
-        json.dump(asdict(result), file, indent=1)
-        file.write("\n")
+    write_json(output, asdict(result))
     console.say(f"written: {console.plain(readable(output))}")
 
 

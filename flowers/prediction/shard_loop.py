@@ -19,7 +19,7 @@ from flowers.machine import cpus_per_process
 from flowers.prediction import parts
 from flowers.prediction.job import Job
 from flowers.prediction.kept import Kept, StampingReader, read_kept
-from flowers.prediction.pipeline import PhotoReader, Pipeline, Shard
+from flowers.prediction.pipeline import PhotoReader, Pipeline, Shard, ceiling_per_s
 from flowers.prediction.work import Work
 
 _LOOK_EVERY_S = 2.0
@@ -187,8 +187,7 @@ class _Progress:
 
     def complete(self) -> None:
         """All has its part, some of it by other processes; only now are their errors known."""
-        for index in self._missing - self.mine:
-            self._errors += parts.read_facts(self._work.parts, index)["counts"].get("error", 0)
+        self._errors += self._work.errors(self._missing - self.mine)
         self._show(self._total)
 
     def tell(self, seconds: dict[str, float], cpus: int, on_cpu: bool) -> None:
@@ -199,14 +198,12 @@ class _Progress:
         total_s = sum(seconds.values()) or 1e-9
         shares = ", ".join(f"{stage} {share_s / total_s:.0%}" for stage, share_s in seconds.items())
         decode_per_s, infer_per_s = (done / max(seconds[stage], 1e-9) for stage in ("decode", "infer"))
+        decode_per_s *= cpus
+        why = f"{decode_per_s:.0f} decoding on {cpus} CPUs, {infer_per_s:.0f} inferring on the device"
         if on_cpu:
-            ceiling = 1 / (1 / (cpus * decode_per_s) + 1 / (cpus * infer_per_s))
-            why = (
-                f"{cpus} CPUs can do {cpus * decode_per_s:.0f} decoding alone, {cpus * infer_per_s:.0f} inferring alone"
-            )
-        else:
-            ceiling = min(cpus * decode_per_s, infer_per_s)
-            why = f"{cpus * decode_per_s:.0f} decoding on {cpus} CPUs, {infer_per_s:.0f} inferring on the device"
+            infer_per_s *= cpus
+            why = f"{cpus} CPUs can do {decode_per_s:.0f} decoding alone, {infer_per_s:.0f} inferring alone"
+        ceiling = ceiling_per_s(decode_per_s, infer_per_s, on_cpu)
         console.say(f"{done} images in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s")
         console.verbose(f"{done / elapsed_s / ceiling:.0%} of the ceiling of {ceiling:.0f} images/s ({why})")
         console.verbose(f"time: {shares}")

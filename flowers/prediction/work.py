@@ -22,7 +22,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flowers import console
@@ -30,7 +30,7 @@ from flowers.data.archives import Entry
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.errors import OutputError
-from flowers.files import sync_file
+from flowers.files import remove, sync_file
 from flowers.parsing import read_json
 from flowers.prediction import parts
 from flowers.prediction.file_list import FileList
@@ -106,6 +106,10 @@ class Work:
             if not (self.parts / parts.part_name(index)).is_file():
                 yield index, self.shard(index)
 
+    def errors(self, shards: Iterable[int]) -> int:
+        """Files that failed in shards that have their part."""
+        return sum(parts.read_facts(self.parts, index)["counts"].get("error", 0) for index in shards)
+
     def engine(self) -> dict | None:
         """Engine and precision of the first process, which all others use, too."""
         path = self.folder / "engine.json"
@@ -120,13 +124,14 @@ class Work:
             with contextlib.suppress(OSError, OutputError):
                 if engine := parts.read_facts(self.parts, index).get("engine"):
                     console.warn(f"{readable(path)} was {state}, and is made anew from the finished shards")
-                    self._replace("engine.json", engine)
+                    temporary = path.with_name(f"engine-{uuid.uuid4().hex}")
+                    write_sealed(temporary, engine)
+                    parts.put(temporary, path)
                     return engine
         if state == "gone":  # as at the start of every job
             return None
         console.warn(f"{readable(path)} was damaged, and is made anew")
-        shutil.rmtree(path, ignore_errors=True)  # a folder in its place
-        unlink(path)
+        remove(path)
         return None
 
     def peek_engine(self) -> dict | None:
@@ -189,11 +194,6 @@ class Work:
     def remove(self) -> None:
         """Take the folder away, at once for all who look."""
         remove_folder(self.folder)
-
-    def _replace(self, name: str, value: dict) -> None:
-        temporary = self.folder / f"{name}-{uuid.uuid4().hex}"
-        write_sealed(temporary, value)
-        parts.put(temporary, self.folder / name)
 
 
 def lock_of(folder: Path) -> Path:
