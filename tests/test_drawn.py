@@ -69,7 +69,7 @@ def test_the_same_set_is_kept_and_nothing_else_is_replaced(tmp_path):
     draw_garden(tmp_path / "set", **SMALL)
     assert picture.stat().st_mtime_ns == before
     (tmp_path / "set" / "train").rename(tmp_path / "train")
-    with pytest.raises(DataError, match=r"only a part of the sample set \(no train/\)"):
+    with pytest.raises(DataError, match=r"only a part of the set \(no train/\)"):
         draw_garden(tmp_path / "set", **SMALL)
     with pytest.raises(DataError, match="other settings"):
         draw_garden(tmp_path / "set", **SMALL, seed=1)

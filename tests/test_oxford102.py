@@ -193,7 +193,7 @@ def test_a_set_that_is_there_is_kept_and_nothing_else_is_replaced(tmp_path, orig
         (originals / name).unlink()
     assert prepare_oxford102(tmp_path / "set", source_dir=originals) == counts
     (tmp_path / "split.csv").write_text("path,split\nimage_00001.jpg,train\n")
-    with pytest.raises(DataError, match=r"the set in another split \(official\)"):
+    with pytest.raises(DataError, match=r"a set made with other settings \(split official\)"):
         prepare_oxford102(tmp_path / "set", source_dir=originals, split_file=tmp_path / "split.csv")
     (tmp_path / "set" / "valid").rename(tmp_path / "valid")
     with pytest.raises(DataError, match=r"only a part of the set \(no valid/\)"):

@@ -8,7 +8,6 @@ its class and its number only, so a larger set contains the smaller one.
 
 import concurrent.futures
 import io
-import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +19,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from flowers import console
 from flowers.datasets.drawn_petals import GREENS, Canvas, Petal, turn
 from flowers.datasets.drawn_species import COLOURS, SPECIES, UPRIGHT
-from flowers.errors import DataError, UsageError
-from flowers.files import replace_folder, restore_folder
-from flowers.parsing import read_json
+from flowers.datasets.set_folder import SPLITS, new_set, read_marker
+from flowers.errors import UsageError
 
 MARKER = "garden.json"  # says with which settings a set was drawn
-SPLITS = ("train", "valid", "test")
 SUPERSAMPLING = 2
 GROUNDS = ((62, 104, 52), (96, 124, 66), (40, 66, 44), (116, 96, 70), (142, 164, 182), (64, 72, 88), (166, 158, 132))
 
@@ -62,8 +59,7 @@ def draw_garden(
     _check_settings(species, counts, image_size, seed)
     output_dir = Path(output_dir).resolve()
     settings = {"species": species, **counts, "image_size": image_size, "seed": seed}
-    restore_folder(output_dir)
-    if _is_drawn(output_dir, settings):
+    if read_marker(output_dir, MARKER, settings) is not None:
         return
     names = list(SPECIES)[:species]
     tasks = [
@@ -72,16 +68,13 @@ def draw_garden(
         for class_index, name in enumerate(names)
         for number in range(counts[split])
     ]
-    with replace_folder(output_dir) as folder:
+    with new_set(output_dir, MARKER, settings, names) as folder:
         for task in tasks:
             (folder / task.path).parent.mkdir(parents=True, exist_ok=True)
         with console.progress("drawing", len(tasks)) as meter:
             for task, jpeg in zip(tasks, _draw_all(tasks, processes), strict=True):
                 (folder / task.path).write_bytes(jpeg)
                 meter.advance(1)
-        display_names = {str(index + 1): name for index, name in enumerate(names)}
-        (folder / "cat_to_name.json").write_text(json.dumps(display_names, indent=2) + "\n")
-        (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 class _Task(NamedTuple):
@@ -209,24 +202,3 @@ def _check_settings(species: int, counts: dict[str, int], image_size: int, seed:
         raise UsageError(f"--image-size: got {image_size}, expected 32 to 2048 pixels")
     if seed < 0:
         raise UsageError(f"--seed: got {seed}, expected 0 or more")
-
-
-def _is_drawn(folder: Path, settings: dict[str, int]) -> bool:
-    """True if this very set is there already; a folder with anything else in it is refused."""
-    try:
-        if not any(folder.iterdir()):
-            return False
-        found = read_json(folder / MARKER)
-    except FileNotFoundError:
-        if not folder.exists():
-            return False
-        found = None
-    except (OSError, ValueError):
-        found = None
-    if found != settings:
-        held = "a sample set drawn with other settings" if isinstance(found, dict) else "other files"
-    elif gone := [split for split in SPLITS if settings[split] and not (folder / split).is_dir()]:
-        held = f"only a part of the sample set (no {gone[0]}/)"
-    else:
-        return True
-    raise DataError(f"{folder} holds {held}: choose another --output-dir, or remove that folder first")

@@ -8,7 +8,6 @@ copy trains on 6,552 and tests on 819.
 
 import hashlib
 import http.client
-import json
 import re
 import tarfile
 import zlib
@@ -20,9 +19,8 @@ import numpy as np
 
 from flowers import console
 from flowers.data.tables import table_rows
+from flowers.datasets.set_folder import new_set, read_marker
 from flowers.errors import DataError
-from flowers.files import replace_folder, restore_folder
-from flowers.parsing import read_json
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 PHOTOS, LABELS, SPLIT = "102flowers.tgz", "imagelabels.mat", "setid.mat"
@@ -87,10 +85,8 @@ def prepare_oxford102(
         split_of = read_split(split_file)
         digest = hashlib.sha256(repr(sorted(split_of.items())).encode()).hexdigest()
         settings = {"split": f"{split_file.name} sha256 {digest}"}
-    restore_folder(output_dir)
-    counts = _counts_of(output_dir, settings)
-    if counts is not None:
-        return counts
+    if (found := read_marker(output_dir, MARKER, settings)) is not None:
+        return dict(found.get("counts", {}))
     source_dir = download(download_dir) if source_dir is None else source_dir
     check_originals(source_dir)
     labels = _read_mat(source_dir / LABELS, "labels")
@@ -100,13 +96,10 @@ def prepare_oxford102(
     unknown = sorted(number for number in split_of if not 1 <= number <= len(labels))
     if unknown:
         raise DataError(f"{split_file}: image_{unknown[0]:05d}.jpg is not among the {len(labels)} photos of the set")
-    found = Counter(split_of.values())
-    counts = {split: found[split] for split in _SPLIT_KEYS if found[split]}
-    with replace_folder(output_dir) as folder:
+    sizes = Counter(split_of.values())
+    counts = {split: sizes[split] for split in _SPLIT_KEYS if sizes[split]}
+    with new_set(output_dir, MARKER, {**settings, "counts": counts}, class_names()) as folder:
         _unpack(source_dir / PHOTOS, folder, labels, split_of)
-        display_names = {str(label): name for label, name in enumerate(class_names(), 1)}
-        (folder / "cat_to_name.json").write_text(json.dumps(display_names, indent=2) + "\n")
-        (folder / MARKER).write_text(json.dumps({**settings, "counts": counts}, indent=2) + "\n")
     return counts
 
 
@@ -234,22 +227,3 @@ def _photos(archive: Path) -> Iterator[tuple[int, bytes]]:
                     yield int(match[1]), tar.extractfile(member).read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(f"cannot read {archive}: {error}; download it again from {URL}{PHOTOS}") from error
-
-
-def _counts_of(folder: Path, settings: dict[str, str]) -> dict[str, int] | None:
-    """Read what this very set holds if it is there already; a folder with anything else in it is refused."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    try:
-        found = read_json(folder / MARKER)
-        counts = dict(found["counts"])
-        gone = [split for split in counts if not (folder / split).is_dir()]
-        if found["split"] != settings["split"]:
-            held = f"the set in another split ({found['split']})"
-        elif gone:
-            held = f"only a part of the set (no {gone[0]}/)"
-        else:
-            return counts
-    except (OSError, ValueError, KeyError, TypeError):
-        held = "other files"
-    raise DataError(f"{folder} holds {held}: choose another --output-dir, or remove that folder first")
