@@ -1,10 +1,8 @@
 """Start one job as several processes, pass signals on to them, and end with their exit code.
 
-    flowers-launch jobs/train.py --data-dir data/flowers102            # a process per GPU, or one
-    flowers-launch --num-processes 4 flowers-train --data-dir ...      # on CPUs too; a job that is installed
-    flowers-launch --num-processes 4 --check                           # what each process sees, a sum and a step
-    srun --ntasks-per-node=1 flowers-launch --num-processes 8 --num-machines 2 --main-process-ip HOST \
-        --main-process-port 15000 jobs/train.py ...                    # one launcher a node
+flowers-launch jobs/train.py --data-dir data/flowers102
+flowers-launch --num-processes 4 jobs/predict.py --checkpoint RUN --input PHOTOS
+srun flowers-launch --num-processes 8 --num-machines 2 --main-process-ip HOST --main-process-port 15000 jobs/train.py
 
 `accelerate launch` starts the same groups. What it does not give, and this does: a job's own exit code (there every
 failure is 1, so that 75, "stopped with all state saved", is lost), USR1 and USR2 for the ranks, time to save after a
@@ -12,7 +10,6 @@ signal (there 30 s, then SIGKILL), a failure that ends in the job's one line ins
 processes that form one group on a machine without a GPU.
 """
 
-import argparse
 import ctypes
 import functools
 import os
@@ -26,19 +23,51 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from flowers import console
+from flowers.cli import choose_log
+from flowers.cli import parse as parse_flags
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
+from flowers.flags import options
 from flowers.machine import available_cpus, most_processes
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-STOP_TIMEOUT_S = 600.0
 FAILURE_GRACE_S = 10.0  # for the others, once one has failed: they may only be able to time out
 POLL_S = 0.05
 ENDED_WELL = (0, EXIT_STRICT, EXIT_STOPPED)  # the last one that any rank ended with is the launcher's
 # What other launchers, MPI or a surrounding job may have left behind: each rank gets its own or none.
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Start one job as several processes, pass signals on to them, and end with their exit code.
+
+    Behind the flags stands the job, such as jobs/train.py or flowers-train, and behind it the job's own flags.
+    """
+
+    num_processes: int | None = None
+    """Processes over all machines. Default: one per GPU; one without GPUs."""
+    num_machines: int = 1
+    """Machines that each run this launcher once."""
+    machine_rank: int | None = None
+    """Number of this machine, from 0. Default: under srun its own."""
+    main_process_ip: str | None = None
+    """Name or address of machine 0."""
+    main_process_port: int = 0
+    """Port on machine 0. Default: on one machine any free one."""
+    stop_timeout: float = 600.0
+    """Seconds that ranks have to save after a signal."""
+    stopped_mark: Path | None = None
+    """Make this file and exit with 0 instead of 75, so that srun does not kill the other nodes."""
+    check: bool = False
+    """In the place of a job: show what each process sees, compute one sum and one step together."""
+
+    def __post_init__(self) -> None:
+        if not self.stop_timeout > 0:
+            raise UsageError(f"--stop-timeout: got {self.stop_timeout:g}, expected seconds, more than 0")
+        if not 0 <= self.main_process_port <= 65535:
+            raise UsageError(f"--main-process-port: got {self.main_process_port}, expected a number from 0 to 65535")
 
 
 @dataclass(frozen=True)
@@ -214,13 +243,6 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a wrong word in one line, as the jobs do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see flowers-launch --help")
-
-
 def _installed(command: str) -> str:
     """The file of a job's console command, which is a Python script.
 
@@ -236,62 +258,35 @@ def _installed(command: str) -> str:
     return path
 
 
-def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
-    """Read the command line: the plan that it asks for, and all flags.
+def parse(argv: Sequence[str]) -> tuple[LaunchConfig, list[str]]:
+    """Read the command line: the launcher's flags, and the job with its own ones.
 
     Raises:
-        UsageError: numbers that do not fit together, or no such script.
+        UsageError: a wrong flag, or no such job.
     """
-    parser = _Parser(
-        "flowers-launch",
-        usage="flowers-launch [flags] SCRIPT [the job's own flags]\n       flowers-launch [flags] --check",
-        description=__doc__.split("\n\n")[0],
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--num-processes", type=int, help="processes over all machines (default: one per GPU; one without GPUs)"
-    )
-    parser.add_argument(
-        "--num-machines", type=int, default=1, help="machines that each run this launcher once (default: 1)"
-    )
-    parser.add_argument("--machine-rank", type=int, help="number of this machine, from 0 (default under srun: its own)")
-    parser.add_argument("--main-process-ip", help="name or address of machine 0")
-    parser.add_argument(
-        "--main-process-port", type=int, default=0, help="port on machine 0 (default on one machine: any free one)"
-    )
-    parser.add_argument(
-        "--stop-timeout",
-        type=float,
-        default=STOP_TIMEOUT_S,
-        help="seconds that ranks have to save after a signal (default: 600)",
-    )
-    parser.add_argument(
-        "--stopped-mark",
-        type=Path,
-        help="make this file and exit with 0 instead of 75, so that srun does not kill the other nodes",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="in the place of a script: show what each process sees, compute one sum and one step together",
-    )
-    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="a job: jobs/train.py, or flowers-train")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
-    flags = parser.parse_args(argv)
+    with_value = {name for option in options(LaunchConfig) if not option.is_switch for name in option.names} | {"--log"}
+    end = 0
+    while end < len(argv) and argv[end].startswith("-"):
+        end += 2 if argv[end].replace("_", "-") in with_value else 1
+    config, job = parse_flags(LaunchConfig, choose_log(argv[:end]), __doc__), list(argv[end:])
+    if config.check and job:
+        raise UsageError(f"--check stands in the place of a script, got {job[0]} too: leave one of them out")
+    if config.check:
+        job = [str(Path(__file__).with_name("launch_check.py"))]
+    if not job:
+        raise UsageError("no script is given, expected a job such as jobs/train.py; see flowers-launch --help")
+    if not Path(job[0]).is_file():
+        job[0] = _installed(job[0])
+    return config, job
 
-    if flags.check and flags.script is not None:
-        raise UsageError(f"--check stands in the place of a script, got {flags.script} too: leave one of them out")
-    if flags.check:
-        flags.script = str(Path(__file__).with_name("launch_check.py"))
-    if flags.script is None:
-        parser.error("no script is given, expected a job such as jobs/train.py")
-    if not Path(flags.script).is_file():
-        flags.script = _installed(flags.script)
-    if not flags.stop_timeout > 0:
-        raise UsageError(f"--stop-timeout: got {flags.stop_timeout:g}, expected seconds, more than 0")
-    machines, rank, port = flags.num_machines, flags.machine_rank, flags.main_process_port
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--main-process-port: got {port}, expected a number from 0 to 65535")
+
+def plan(config: LaunchConfig) -> LaunchPlan:
+    """What is to be started here.
+
+    Raises:
+        UsageError: numbers that do not fit together.
+    """
+    machines, rank = config.num_machines, config.machine_rank
     if machines > 1 and rank is None:
         of_slurm = os.environ.get("SLURM_NODEID", "")
         rank = int(of_slurm) if of_slurm.isdecimal() else -1
@@ -299,26 +294,26 @@ def parse(argv: Sequence[str]) -> tuple[LaunchPlan, argparse.Namespace]:
         raise UsageError(
             f"--machine-rank: got {rank}, expected 0 to {machines - 1}, another on each of --num-machines {machines}"
         )
-    if machines > 1 and not (flags.main_process_ip and port):
+    if machines > 1 and not (config.main_process_ip and config.main_process_port):
         raise UsageError("--num-machines above 1 needs --main-process-ip and --main-process-port of machine 0")
-    processes = machines * max(1, count_gpus()) if flags.num_processes is None else flags.num_processes
+    processes = machines * max(1, count_gpus()) if config.num_processes is None else config.num_processes
     if machines < 1 or processes < 1 or processes % machines:
         raise UsageError(
             f"--num-processes {processes} on --num-machines {machines}: expected the same number, at least one, on each"
         )
     if processes // machines > (most := most_processes()):
         raise UsageError(f"--num-processes {processes}: expected at most {most} on each machine, by its CPUs")
-    plan = LaunchPlan(processes, machines, rank or 0, flags.main_process_ip or "127.0.0.1", port or free_port())
-    return plan, flags
+    address, port = config.main_process_ip or "127.0.0.1", config.main_process_port or free_port()
+    return LaunchPlan(processes, machines, rank or 0, address, port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a job to its end; see ``Ranks.run`` for the exit code."""
     try:
-        plan, flags = parse(sys.argv[1:] if argv is None else argv)
-        code = Ranks([sys.executable, flags.script, *flags.arguments], plan, flags.stop_timeout).run()
-        if code == EXIT_STOPPED and flags.stopped_mark is not None:
-            flags.stopped_mark.touch()
+        config, job = parse(sys.argv[1:] if argv is None else argv)
+        code = Ranks([sys.executable, *job], plan(config), config.stop_timeout).run()
+        if code == EXIT_STOPPED and config.stopped_mark is not None:
+            config.stopped_mark.touch()
             return 0
         return code
     except FlowersError as error:
@@ -336,4 +331,5 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "flowers-launch"  # as ``--help`` and messages name it
     cli()

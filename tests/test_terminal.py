@@ -36,6 +36,7 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import UsageError
 from flowers.flags import options
 from flowers.help_page import field_texts, job_page
+from flowers.launch import LaunchConfig
 
 ROOT = Path(__file__).parents[1]
 JOBS = {
@@ -44,7 +45,7 @@ JOBS = {
     "predict": PredictConfig, "prepare": PrepareConfig, "status": StatusConfig, "train": TrainConfig,
 }  # fmt: skip
 CONFIGS = [one for config in JOBS.values() for one in (get_args(config) if isinstance(config, UnionType) else [config])]
-CONFIGS.append(ApplyConfig)
+CONFIGS += [ApplyConfig, LaunchConfig]
 ANSI = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
 TERMINALS = [
     (80, {"TERM": "xterm-256color"}),

@@ -22,6 +22,7 @@ from flowers.config.info import InfoConfig
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.engines.exported import SUFFIXES, ExportedModel, files_of, open_model
+from flowers.flags import spelled
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
 from flowers.models.familiarity import Familiarity
 from flowers.models.weights import WEIGHTS_FILE
@@ -190,7 +191,7 @@ def _made(made: dict) -> str:
     config = made.get("config")
     config = config if isinstance(config, dict) else {}
     said = [
-        f"--{name.replace('_', '-')} {config[name]}"
+        f"{spelled(name)} {config[name]}"
         for name in ("data_dir", "weights", "finetune", "epochs", "optimizer", "lr", "seed")
         if config.get(name) is not None
     ]

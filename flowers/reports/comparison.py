@@ -8,6 +8,7 @@ from flowers import console
 from flowers.config.compare import CompareConfig
 from flowers.data.paths import readable
 from flowers.errors import UsageError
+from flowers.flags import spelled
 from flowers.parsing import read_yaml
 from flowers.reports.calibration import wilson_interval
 from flowers.reports.page import percent, write_page
@@ -116,7 +117,7 @@ def _check_lines(run: Run) -> None:
 def differences(runs: Sequence[Run]) -> list[list[str]]:
     """Return rows of a flag and its value in each run, of the flags that are not the same in all of them."""
     names = dict.fromkeys(name for run in runs for name in run.config if name not in OWN)
-    rows = [[f"--{str(name).replace('_', '-')}", *(_text(run.config.get(name)) for run in runs)] for name in names]
+    rows = [[spelled(str(name)), *(_text(run.config.get(name)) for run in runs)] for name in names]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
