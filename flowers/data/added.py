@@ -8,7 +8,6 @@ whichever split, is not added; files are compared by device and inode, so links 
 import dataclasses
 import itertools
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,15 +33,13 @@ class AddedTable:
         where: the table, for messages.
         root: the folder that its paths start from.
         paths: N paths as the table has them.
-        folders: the classes that are named, None for those left out.
-        classes: [N] int64, indices of ``folders``.
+        folders: the N classes, None for photos left out.
     """
 
     where: str
     root: Path
     paths: PathList
     folders: list[str | None]
-    classes: np.ndarray
 
 
 class _Photo(NamedTuple):
@@ -63,8 +60,8 @@ def read_added(table: Path, choice: Choice, corrections: Corrections | None) -> 
     """
     where = f"--add {readable(table)}"
     decided = corrections.classes if corrections is not None else {}
-    folders: dict[str | None, int] = {}
-    classes = array("q")
+    folders: list[str | None] = []
+    texts: dict[str | None, str | None] = {}  # one for each class, not for each photo
 
     def paths() -> Iterator[str]:
         for row in read_rows(table):
@@ -77,13 +74,13 @@ def read_added(table: Path, choice: Choice, corrections: Corrections | None) -> 
             elif row["status"] != "ok":
                 continue
             if not choice.excludes_listed(path):
-                classes.append(folders.setdefault(folder, len(folders)))
+                folders.append(texts.setdefault(folder, folder))
                 yield path
 
     found = PathList(paths())
-    if not folders.keys() - {None}:
+    if not texts.keys() - {None}:
         raise DataError(f"{where}: no row has status ok or a corrected class, so that there is nothing to add")
-    return AddedTable(where, _root(table, where, found), found, list(folders), np.array(classes, np.int64))
+    return AddedTable(where, _root(table, where, found), found, folders)
 
 
 def _root(table: Path, where: str, paths: Sequence[str]) -> Path:
@@ -156,17 +153,16 @@ def _files(table: AddedTable) -> Iterator[tuple[Identity, _Photo]]:
     """
     full_paths = [os.path.join(table.root, path) for path in table.paths]
     files = file_ids(full_paths.__getitem__, len(full_paths))
-    folders = [table.folders[index] for index in table.classes]
     gone = [
         readable(path)
-        for path, folder, (_, inode) in zip(table.paths, folders, files, strict=True)
+        for path, folder, (_, inode) in zip(table.paths, table.folders, files, strict=True)
         if inode < 0 and folder is not None
     ]
     if gone:
         raise DataError(
             f"{table.where}: {some(gone)} not there, or in an archive; renew the table with predict.py --update"
         )
-    for path, full_path, folder, file in zip(table.paths, full_paths, folders, files.tolist(), strict=True):
+    for path, full_path, folder, file in zip(table.paths, full_paths, table.folders, files.tolist(), strict=True):
         if file[1] >= 0:
             yield tuple(file), _Photo(table.where, path, full_path, folder)
 

@@ -211,14 +211,15 @@ def _check(
             images.append(image)
             meter.advance(1)
     good = [image for image in images if image.reason is None]
+    contents = _by_content(good)
     return Report(
         data_dir=data_dir,
         refusal=found.refusal,
         classes=found.names,
         counts=counts,
         images=images,
-        duplicates=_duplicates(good),
-        near_duplicates=_near_duplicates(good, near),
+        duplicates=[files for files in contents if len(files) > 1],
+        near_duplicates=_near_duplicates(contents, near),
         tiny=[image for image in good if min(image.size) < tiny],
         huge=[image for image in good if image.size[0] * image.size[1] > huge],
         left_out=found.left_out,
@@ -283,23 +284,18 @@ def _header(data: bytes, pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _duplicates(images: list[CheckedImage]) -> list[list[CheckedImage]]:
-    times = Counter(image.digest for image in images)
+def _by_content(images: list[CheckedImage]) -> list[list[CheckedImage]]:
+    """Files with the same bytes together, by their first one."""
     same: dict[bytes, list[CheckedImage]] = {}
     for image in images:
-        if times[image.digest] > 1:
-            same.setdefault(image.digest, []).append(image)
+        same.setdefault(image.digest, []).append(image)
     return list(same.values())
 
 
-def _near_duplicates(images: list[CheckedImage], near: int) -> list[list[CheckedImage]]:
-    by_digest: dict[bytes, list[CheckedImage]] = {}
-    for image in images:
-        if image.likeness is not None:
-            by_digest.setdefault(image.digest, []).append(image)
-    contents = list(by_digest.values())
-    pairs = near_pairs([files[0].likeness for files in contents], near)
-    joined = [[image for index in group for image in contents[index]] for group in groups(len(contents), pairs)]
+def _near_duplicates(contents: list[list[CheckedImage]], near: int) -> list[list[CheckedImage]]:
+    seen = [files for files in contents if files[0].likeness is not None]
+    pairs = near_pairs([files[0].likeness for files in seen], near)
+    joined = [[image for index in group for image in seen[index]] for group in groups(len(seen), pairs)]
     return [sorted(group, key=_path_bytes) for group in joined]
 
 

@@ -65,8 +65,6 @@ def near_pairs(fingerprints: list[Fingerprint], max_bits: int) -> np.ndarray:
     Returns:
         [M, 2] int64 indices, the smaller one first, sorted, each pair once.
     """
-    if not 0 <= max_bits <= MAX_BITS:
-        raise ValueError(f"max_bits: got {max_bits}, expected 0 to {MAX_BITS}")
     hashes = np.array([item.bits for item in fingerprints], np.uint64)
     words = hashes.view(np.uint16).reshape(-1, 4)
     found = [np.empty((0, 2), np.int64)]
