@@ -52,55 +52,69 @@ def find_splits(
     Raises:
         DataError: no such folder or list, a broken list, or a split that is there twice.
     """
-    root, splits = _find_splits(data_dir, choice)
+    if os.path.isfile(data_dir):
+        root, splits = data_dir.parent, _in_file(data_dir, choice)
+    elif os.path.isdir(data_dir):
+        root, splits = data_dir, _in_split_folders(data_dir, choice) or _in_one_tree(data_dir, choice)
+    else:
+        raise DataError(f"{readable(data_dir)}: no such folder or list file")
     if corrections is not None:
         corrections.found.clear()
         splits = {name: split._replace(images=corrections.corrected(split.images)) for name, split in splits.items()}
     return root, splits
 
 
-def _find_splits(data_dir: Path, choice: Choice) -> tuple[Path, dict[str, Split]]:
-    if os.path.isfile(data_dir) and is_shard(data_dir):
-        return data_dir.parent, _in_shards(data_dir, data_dir.parent, [data_dir.name], choice)
-    if os.path.isfile(data_dir):
-        if data_dir.name.lower().endswith((".zip", *COMPRESSED)):
-            raise DataError(f"{readable(data_dir)}: cannot be read by offset; make a plain .tar of it")
-        images = with_splits(data_dir, _chosen(read_labelled(data_dir), choice))
-        names = sorted({image.split for image in images})
-        return data_dir.parent, {name: _listed(data_dir, images, name) for name in names}
-    if not os.path.isdir(data_dir):
-        raise DataError(f"{readable(data_dir)}: no such folder or list file")
+def _in_file(file: Path, choice: Choice) -> dict[str, Split]:
+    if is_shard(file):
+        return _by_split(file, list_shards(file.parent, [file.name], choice))
+    if file.name.lower().endswith((".zip", *COMPRESSED)):
+        raise DataError(f"{readable(file)}: cannot be read by offset; make a plain .tar of it")
+    return _by_split(file, _read_list(file, choice))
+
+
+def _in_split_folders(data_dir: Path, choice: Choice) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for name, split in SPLIT_NAMES.items():
-        if not name:
-            continue
         folder, list_file = data_dir / name, data_dir / f"{name}.csv"
-        found = [folder] if os.path.isdir(folder) else []
-        found += [list_file] if os.path.isfile(list_file) else []
+        there = [path for path, is_there in ((folder, os.path.isdir), (list_file, os.path.isfile)) if is_there(path)]
         # In one tree of class folders, a class may have the name "dev".
-        if not found or (name not in SPLITS and "train" not in splits and _has_images(folder)):
+        if not (name and there) or (name not in SPLITS and "train" not in splits and _has_images(folder)):
             continue
-        if len(found) > 1 or split in splits:
-            other = list_file if len(found) > 1 else splits[split].where
-            raise DataError(f"{readable(found[0])}: there is {readable(other)}, too; keep one of them")
-        if found == [folder]:
-            below = f"{name}/"
-            folders = _subfolders(folder, choice, below)
-            if not folders and (shards := shards_in(folder)):
-                images = list_shards(data_dir, [below + shard for shard in shards], choice)
-                splits[split] = _listed(folder, images)
-            else:
-                splits[split] = Split(readable(folder), folders, _in_folders(folder, choice, below))
+        if len(there) > 1 or split in splits:
+            other = list_file if len(there) > 1 else splits[split].where
+            raise DataError(f"{readable(there[0])}: there is {readable(other)}, too; keep one of them")
+        if there == [list_file]:
+            splits[split] = _listed(list_file, _read_list(list_file, choice))
+        elif (folders := _subfolders(folder, choice, f"{name}/")) or not (shards := shards_in(folder)):
+            splits[split] = Split(readable(folder), folders, _in_folders(folder, choice, f"{name}/"))
         else:
-            splits[split] = _listed(list_file, _chosen(read_labelled(list_file), choice))
-    if not splits:
-        # One tree. Class folders hold images themselves: the parent of some data sets is no data set.
-        folders = _subfolders(data_dir, choice)
-        if any(_has_images(data_dir / folder) for folder in folders):
-            splits["train"] = Split(readable(data_dir), folders, _in_folders(data_dir, choice, ""))
-        elif shards := shards_in(data_dir):
-            splits = _in_shards(data_dir, data_dir, shards, choice)
-    return data_dir, splits
+            splits[split] = _listed(folder, list_shards(data_dir, [f"{name}/{shard}" for shard in shards], choice))
+    return splits
+
+
+def _in_one_tree(data_dir: Path, choice: Choice) -> dict[str, Split]:
+    # Class folders hold images themselves: the parent of some data sets is no data set.
+    folders = _subfolders(data_dir, choice)
+    if any(_has_images(data_dir / folder) for folder in folders):
+        return {"train": Split(readable(data_dir), folders, _in_folders(data_dir, choice, ""))}
+    shards = shards_in(data_dir)
+    return _by_split(data_dir, list_shards(data_dir, shards, choice)) if shards else {}
+
+
+def _by_split(where: Path, images: list[ListedImage]) -> dict[str, Split]:
+    images = with_splits(where, images)
+    names = sorted({image.split for image in images})
+    return {name: _listed(where, [image for image in images if image.split == name]) for name in names}
+
+
+def _read_list(list_file: Path, choice: Choice) -> list[ListedImage]:
+    """The images of a list that are not excluded; a list names each of them, whatever its ending or folder."""
+    return [image for image in read_labelled(list_file) if not choice.excludes_listed(image.path)]
+
+
+def _listed(where: Path, images: list[ListedImage]) -> Split:
+    pairs = [(image.path, image.folder) for image in images]
+    return Split(readable(where), sorted({folder for _, folder in pairs}), pairs)
 
 
 def warn_of_unused(data_dir: Path, choice: Choice) -> None:
@@ -115,23 +129,6 @@ def warn_of_unused(data_dir: Path, choice: Choice) -> None:
     ]
     if unused:
         console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
-
-
-def _in_shards(where: Path, root: Path, shards: list[str], choice: Choice) -> dict[str, Split]:
-    """The splits of one tar or a folder of them, by the names of folders inside and of the tars."""
-    images = with_splits(where, list_shards(root, shards, choice))
-    return {name: _listed(where, images, name) for name in sorted({image.split for image in images})}
-
-
-def _chosen(images: list[ListedImage], choice: Choice) -> list[ListedImage]:
-    """The images of a list that are not excluded; a list names each of them, whatever its ending or folder."""
-    return [image for image in images if not choice.excludes_listed(image.path)]
-
-
-def _listed(list_file: Path, images: list[ListedImage], only: str | None = None) -> Split:
-    images = [image for image in images if only is None or image.split == only]
-    pairs = [(image.path, image.folder) for image in images]
-    return Split(readable(list_file), sorted({folder for _, folder in pairs}), pairs)
 
 
 def _in_folders(folder: Path, choice: Choice, prefix: str) -> Iterator[tuple[str, str]]:
