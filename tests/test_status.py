@@ -14,7 +14,7 @@ from flowers.locks import share
 from flowers.prediction import parts
 from flowers.prediction.status import describe, status
 from flowers.prediction.work import Work, lock_of
-from flowers.prediction.work_folder import WorkFolder
+from flowers.prediction.work_folder import Listing, WorkFolder
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def work(tmp_path: Path) -> Work:
     """Seven files in four shards, two of them done ten seconds apart, with three rows and an error."""
     names = [Entry(b"%d.jpg" % number) for number in range(7)]
     folder = WorkFolder(tmp_path / "out.csv", {"model": "a" * 64}, lambda: None)
-    work = folder.begin(names, os.fsencode(tmp_path), lambda: None, shard_size=2)
+    work = folder.begin(Listing(names, os.fsencode(tmp_path), shard_size=2), lambda: None)
     for index, counts in enumerate(({"ok": 2}, {"ok": 1, "error": 1})):
         parts.write_part(work.parts, index, b"", {"counts": counts})
         os.utime(work.parts / parts.part_name(index), (10**9 + 10 * index,) * 2)

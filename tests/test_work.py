@@ -20,7 +20,7 @@ from flowers.prediction import work as work_module
 from flowers.prediction.file_list import FileList, write_list
 from flowers.prediction.shard_loop import shards_for
 from flowers.prediction.work import LIST_ONLY, Work, combined_digest, key_of, lock_of, write_sealed
-from flowers.prediction.work_folder import WorkFolder, default_shard_size, remove_left_over
+from flowers.prediction.work_folder import Listing, WorkFolder, default_shard_size, remove_left_over
 
 SETTINGS = {"model": "a" * 64, "topk": 5}
 
@@ -127,8 +127,9 @@ class Job:
             self.listed += 1
             yield from entries(*self.names)
 
-        options = {"shard_size": 2, **options}
-        return self.folder(settings).begin(list_files(), os.fsencode(self.root), lambda: None, **options)
+        of_list = {name: options.pop(name) for name in ("shard_size", "listed_by") if name in options}
+        listing = Listing(list_files(), os.fsencode(self.root), **{"shard_size": 2, **of_list})
+        return self.folder(settings).begin(listing, lambda: None, **options)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ than one of a thousand.
 import contextlib
 import hashlib
 import heapq
+import itertools
 import operator
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -48,17 +49,14 @@ def write_list(entries: Iterable[Entry], folder: Path, shard_size: Callable[[int
         runs = _write_runs(entries, folder)
         digest, files, duplicates = hashlib.sha256(), 0, 0
         with open(folder / "list.bin", "wb") as file:
-            held: Entry | None = None
-            for entry in heapq.merge(*map(_read_run, runs), key=_path_of):
-                if held is not None and entry.path == held.path:
-                    duplicates += 1
-                elif held is not None:
-                    files += 1
-                    _write(file, digest, held)
-                held = entry
-            if held is not None:
+            merged = heapq.merge(*map(_read_run, runs), key=_path_of)
+            for _, same in itertools.groupby(merged, key=_path_of):
+                *earlier, entry = same
+                duplicates += len(earlier)
                 files += 1
-                _write(file, digest, held)
+                line = entry.path + b"\0" + entry.place + b"\0"
+                digest.update(line)
+                file.write(line)
         for run in runs:
             with contextlib.suppress(OSError):  # it goes with the work folder
                 run.unlink()
@@ -115,21 +113,13 @@ _path_of = operator.itemgetter(0)
 
 def _write_runs(entries: Iterable[Entry], folder: Path) -> list[Path]:
     runs: list[Path] = []
-    held: list[Entry] = []
-
-    def write() -> None:
+    entries = iter(entries)
+    while held := list(itertools.islice(entries, _RUN)):
         held.sort(key=_path_of)  # stable: of one path the last entry stays last
         path = folder / f"run-{len(runs):06d}.bin"
         with open(path, "wb") as file:
             file.writelines(part + b"\0" for entry in held for part in entry)
         runs.append(path)
-        held.clear()
-
-    for entry in entries:
-        held.append(entry)
-        if len(held) == _RUN:
-            write()
-    write()
     return runs
 
 
@@ -142,12 +132,6 @@ def _read_run(path: Path) -> Iterator[Entry]:
             whole = len(parts) - 1 - (len(parts) - 1) % 2
             for index in range(0, whole, 2):
                 yield Entry(parts[index], parts[index + 1])
-
-
-def _write(file, digest, entry: Entry) -> None:
-    line = entry.path + b"\0" + entry.place + b"\0"
-    digest.update(line)
-    file.write(line)
 
 
 def _shard_offsets(path: Path, shard_size: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from flowers.prediction.parts import DamagedError
 from flowers.prediction.shard_loop import classify
 from flowers.prediction.table import check_free, join_parts, read_lines, thumbnails_of, write_sidecar
 from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
-from flowers.prediction.work_folder import WorkFolder, remove_left_over
+from flowers.prediction.work_folder import Listing, WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
 
 _LISTED_AT_A_TIME = 1000
@@ -116,13 +116,9 @@ def _find_work(job: Job, folder: WorkFolder) -> dict:
         if work is None:
             choice = job.choice()
             work = folder.begin(
-                _entries(job, choice),
-                job.root,
+                Listing(_entries(job, choice), job.root, config.shard_size, listed_by, choice.left_out),
                 lambda: check_free(config.output, config.embeddings),
-                shard_size=config.shard_size,
                 overwrite=config.overwrite,
-                listed_by=listed_by,
-                left_out=choice.left_out,
                 keep=earlier and functools.partial(_keep, job, earlier),
             )
             if earlier and isinstance(work, Work):

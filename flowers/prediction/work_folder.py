@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from flowers import console
 from flowers.data.archives import Entry
@@ -49,6 +50,24 @@ def default_shard_size(files: int, batch_size: int) -> int:
 def work_folder_of(output: Path) -> Path:
     """The folder beside an output in which the work on it lies."""
     return output.with_name(f"{output.name}.parts")
+
+
+class Listing(NamedTuple):
+    """The files of a job that is to be found or begun.
+
+    Attributes:
+        entries: the files; they are taken once.
+        root: folder that their paths are relative to.
+        shard_size: files a shard; None: the usual.
+        listed_by: see ``Work``.
+        left_out: see ``Work``; looked at when ``entries`` has ended.
+    """
+
+    entries: Iterable[Entry]
+    root: bytes
+    shard_size: int | None = None
+    listed_by: str | None = None
+    left_out: Mapping[str, int] = MappingProxyType({})
 
 
 class WorkFolder:
@@ -134,26 +153,18 @@ class WorkFolder:
 
     def begin(
         self,
-        entries: Iterable[Entry],
-        root: bytes,
+        listing: Listing,
         check_free: Callable[[], None],
         *,
-        shard_size: int | None = None,
         overwrite: bool = False,
-        listed_by: str | None = None,
-        left_out: Mapping[str, int] = MappingProxyType({}),
         keep: Callable[[Work], bool] | None = None,
     ) -> Work | dict:
         """List the files, and find or begin the work over them.
 
         Args:
-            entries: the files.
-            root: folder that their paths are relative to.
+            listing: the files.
             check_free: raises when something is in the way of what comes with the output; called unless ``overwrite``.
-            shard_size: files a shard; None: the usual.
             overwrite: replace what another job left here.
-            listed_by: see ``Work``.
-            left_out: see ``Work``; looked at when ``entries`` has ended.
             keep: an update: writes what new work keeps of the finished output, True if that is all of it.
 
         Returns:
@@ -165,14 +176,13 @@ class WorkFolder:
             DataError: no files.
             UsageError: more than the output can hold.
         """
-        listing = entries, root, shard_size, listed_by, left_out
         if keep is None and not os.access(self.path.parent, os.W_OK) and (facts := self._finished()):
             return self._facts_if_same(facts, listing)
         new = self.path / f"new-{uuid.uuid4().hex}"
         try:
             with share(new.with_suffix(".lock")):
                 try:
-                    work = self._list(new, *listing)
+                    work = self._list(new, listing)
                     all_kept = None if keep is None else keep(Work(work))
                     with take_turns(self.path / "turn.lock"):
                         return self._settle(work, check_free, overwrite, all_kept)
@@ -182,36 +192,32 @@ class WorkFolder:
         except OSError as error:
             raise explain_os_error(error, self.path) from error
 
-    def _facts_if_same(self, facts: dict, listing: tuple) -> dict:
+    def _facts_if_same(self, facts: dict, listing: Listing) -> dict:
         """The facts about a finished output in a place that cannot be written, if it is what this job would make."""
         with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
-            work = Work(self._list(Path(folder), *listing))
+            work = Work(self._list(Path(folder), listing))
             if not is_same(facts["settings"], facts.get("contents"), work.settings, work.contents):
                 raise OutputError(refusal(self._output, facts["settings"], work.settings))
         return facts
 
-    def _list(
-        self,
-        new: Path,
-        entries: Iterable[Entry],
-        root: bytes,
-        shard_size: int | None,
-        listed_by: str | None,
-        left_out: Mapping[str, int],
-    ) -> Path:
+    def _list(self, new: Path, listing: Listing) -> Path:
         """Make the list and settings in a folder of this process; returns the folder under the job's name."""
         folder = new / "unnamed"
         (folder / "parts").mkdir(parents=True)
         batch_size = self._settings.get("batch_size", 1)
-        info = write_list(entries, folder, lambda files: shard_size or default_shard_size(files, batch_size))
+
+        def shard_size(files: int) -> int:
+            return listing.shard_size or default_shard_size(files, batch_size)
+
+        info = write_list(listing.entries, folder, shard_size)
         if not info.files:
             raise DataError("--input: no images there; expected files that end like images, or see --ext")
         if info.duplicates:
             console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
         check_room(self._output, info.files, pictures="thumbnails" in self._settings)
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
-        contents = sample_contents(FileList(folder), info.files, info.shard_size, root)
-        about = {"contents": contents, "listed_by": listed_by, "left_out": dict(left_out)}
+        contents = sample_contents(FileList(folder), info.files, info.shard_size, listing.root)
+        about = {"contents": contents, "listed_by": listing.listed_by, "left_out": dict(listing.left_out)}
         write_sealed(folder / "job.json", {"settings": settings, **about})
         sync_folder(folder)  # else a machine that goes down soon may leave the job's name on empty files
         named = new / key_of(settings)
