@@ -8,6 +8,7 @@ Checkpoints of earlier versions have neither the copy nor the SHA-256 of ``state
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,8 +24,9 @@ import torch
 from flowers.config.train import TrainConfig
 from flowers.console import warn
 from flowers.data.corrections import CORRECTIONS_FILE
-from flowers.errors import CheckpointError, ModelError
-from flowers.files import file_digest, replace_folder
+from flowers.errors import CheckpointError, FlowersError, ModelError
+from flowers.files import file_digest, remove, replace_folder
+from flowers.flags import spelled
 from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
 from flowers.parsing import read_json
@@ -33,7 +35,7 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
-DEFAULTS = {f"--{flag.name.replace('_', '-')}": flag.default for flag in fields(TrainConfig)}
+DEFAULTS = {spelled(flag.name): flag.default for flag in fields(TrainConfig)}
 SIZES_OF = "sizes in bytes of"
 """Begins the names of what earlier versions did not keep in a fingerprint; a run of theirs resumes without."""
 
@@ -239,9 +241,7 @@ def lock_run(run_dir: Path) -> AbstractContextManager[None]:
 
 def remove_leftovers(run_dir: Path) -> None:
     """Clear half-written files and folders of a killed job. Call only with the run's lock held."""
-    for pattern in ("checkpoints/.step-*", ".best.tmp-*", ".last.tmp-*"):
-        for folder in run_dir.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
-    for pattern in (".*.tmp", "features/.*.tmp"):  # see flowers.files.write_atomically
-        for file in run_dir.glob(pattern):
-            file.unlink(missing_ok=True)
+    patterns = ("checkpoints/.step-*", ".best.tmp-*", ".last.tmp-*", ".*.tmp", "features/.*.tmp")
+    for path in itertools.chain.from_iterable(map(run_dir.glob, patterns)):
+        with contextlib.suppress(FlowersError):
+            remove(path)

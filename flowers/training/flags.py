@@ -9,11 +9,12 @@ import numpy as np
 
 from flowers.config.presets import check_model
 from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, OF_STEPS, TrainConfig
-from flowers.config.values import check_sizes
+from flowers.config.values import check_least, check_sizes, given
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main
 from flowers.errors import UsageError
+from flowers.flags import spelled
 from flowers.training.checkpoint import SIZES_OF, Checkpoint
 from flowers.training.model import Model, train_sizes
 
@@ -42,11 +43,10 @@ WHOLE_DEFAULTS = {
 """Chosen by measurement on 20 photos a class of Oxford 102; tests/bench/README.md says what each brought."""
 EPOCHS_OF_A_HEAD_ON_IMAGES = 10
 OF_DRAWN_VIEWS = {
-    "color_jitter": (0.0,), "random_erasing": (0.0,), "auto_augment": (None, "none"),
-    "rotation": (TrainConfig.rotation, 0.0), "hflip": (TrainConfig.hflip, 0.0), "vflip": (0.0,),
-    "scale": (None, HEAD_DEFAULTS["scale"], (1.0, 1.0)),
+    "color_jitter": (), "random_erasing": (), "auto_augment": ("none",), "rotation": (0.0,), "hflip": (0.0,),
+    "vflip": (), "scale": (HEAD_DEFAULTS["scale"], (1.0, 1.0)),
 }  # fmt: skip
-"""Flags about how a training view is drawn, and the values that ask for nothing where none is: defaults and "off"."""
+"""Flags about how a training view is drawn, and the values beside the defaults that ask for nothing where none is."""
 PEAK_LR = {"head": {"adamw": 3e-3, "adam": 3e-3, "sgd": 0.03}, "whole": {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.03}}
 
 MAX_COUNT = 1_000_000
@@ -54,43 +54,14 @@ MAX_COUNT = 1_000_000
 
 
 def check_flags(config: TrainConfig) -> None:
-    """Refuse values that no run can have.
+    """Refuse values that no run can have, and flags that have no effect together.
 
     Raises:
         UsageError: the flag, what it got, what is expected.
     """
-    at_least = {
-        "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
-        "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
-        "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
-        "train_size": 1, "first_train_size": 1, "max_pixels": 1, "min_lr": 0, "max_images": 1, "max_train_images": 1,
-    }  # fmt: skip
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at least {least}")
-        if value == float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
-    for name in ("epochs", "grad_accum_steps", "views", "warmup_epochs"):
-        if (value := getattr(config, name)) is not None and value > MAX_COUNT:
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected at most {MAX_COUNT}")
-    check_sizes(config.batch_size, config.workers)
-    if config.seed >= 2**64:
-        raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
-    for name in ("lr", "max_grad_norm", "max_hours"):
-        value = getattr(config, name)
-        if value not in (None, "auto") and not 0 < value < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
+    check_values(config)
     if config.min_lr > 0 and config.schedule == "constant":
         raise UsageError("--min-lr: no effect with --schedule constant, which stays at --lr; leave it out")
-    whole_shares = ("hflip", "vflip", "random_erasing")
-    for name in (*whole_shares, "dropout", "label_smoothing", "val_fraction", "model_ema_decay", "drop_path"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= (1 if name in whole_shares else 0.99999):
-            most = "1" if name in whole_shares else "below 1"
-            raise UsageError(f"--{name.replace('_', '-')}: got {value}, expected a share from 0 to {most}")
-    if not 0 < config.layer_decay <= 1:
-        raise UsageError(f"--layer-decay: got {config.layer_decay}, expected a share above 0, at most 1")
     if config.finetune == "head" and (config.layer_decay < 1 or config.drop_path > 0 or config.freeze_bn):
         raise UsageError(
             "--layer-decay, --drop-path and --freeze-bn are about training the backbone: add --finetune full or staged"
@@ -106,18 +77,6 @@ def check_flags(config: TrainConfig) -> None:
     if config.grad_checkpointing and (config.finetune == "head" or config.compile):
         other = "--compile decides itself what is kept" if config.compile else "a frozen backbone keeps no activations"
         raise UsageError(f"--grad-checkpointing: no effect, as {other}; leave it out")
-    if config.scale is not None and not 0 < config.scale[0] <= config.scale[1] <= 1:
-        raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
-    for name, least in (("mean", 0.0), ("std", 1e-6)):
-        values = getattr(config, name) or ()
-        if not all(least <= value <= 1 for value in values):
-            got = " ".join(f"{value:g}" for value in values)
-            raise UsageError(
-                f"--{name}: got {got}, expected three numbers from {least:g} to 1, for pixels from 0 to 1; divide "
-                "those for pixels from 0 to 255 by 255"
-            )
-    if config.image_size and config.resize and config.resize < config.image_size:
-        raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
     if config.uses_features and (config.mixup_alpha > 0 or config.cutmix_alpha > 0):
         raise UsageError("--mixup-alpha and --cutmix-alpha mix images, features are cached: add --no-feature-cache")
     if config.uses_features and config.cache != "none":
@@ -133,36 +92,71 @@ def check_flags(config: TrainConfig) -> None:
         raise UsageError("--tune-head wide chooses what a head sees: use it with --finetune head")
     if config.tune_head and config.lr == "auto" and config.finetune == "head":
         raise UsageError("--tune-head looks for the learning rate too: leave --lr auto out")
-    if config.uses_features and config.views == 1:
-        given = [name for name, plain in OF_DRAWN_VIEWS.items() if getattr(config, name) not in plain]
-        if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(
-                f"{flags}: no effect, as features are cached from a single unaugmented view; add --views K or "
-                "--no-feature-cache"
-            )
+    if config.uses_features and config.views == 1 and (others := given(config, OF_DRAWN_VIEWS, OF_DRAWN_VIEWS)):
+        raise UsageError(
+            f"{others}: no effect, as features are cached from a single unaugmented view; add --views K or "
+            "--no-feature-cache"
+        )
     if config.optimizer == "lbfgs":
-        check_fit(config)
+        if not config.uses_features:
+            raise UsageError("--optimizer lbfgs fits a head to cached features: use it with --finetune head")
+        if others := given(config, OF_STEPS, {name: (value,) for name, value in FIT_DEFAULTS.items()}):
+            raise UsageError(
+                f"{others}: no effect with --optimizer lbfgs, which fits a linear head at once; leave it out"
+            )
+    check_model(config.recipe, config.model)
+
+
+def check_values(config: TrainConfig) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        UsageError: the flag, what it got, what is expected.
+    """
+    at_least = {
+        "epochs": 1, "batch_size": 1, "grad_accum_steps": 1, "hidden": 1, "image_size": 1, "resize": 1, "views": 1,
+        "eval_every": 1, "log_interval": 1, "keep": 2, "workers": 0, "seed": 0, "warmup_epochs": 0, "weight_decay": 0,
+        "rotation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "color_jitter": 0, "mix_off_epochs": 0, "patience": 1,
+        "train_size": 1, "first_train_size": 1, "max_pixels": 1, "min_lr": 0, "max_images": 1, "max_train_images": 1,
+    }  # fmt: skip
+    check_least(config, at_least)
+    for name in at_least:
+        if (value := getattr(config, name)) == float("inf"):
+            raise UsageError(f"{spelled(name)}: got {value}, expected a finite number")
+    for name in ("epochs", "grad_accum_steps", "views", "warmup_epochs"):
+        if (value := getattr(config, name)) is not None and value > MAX_COUNT:
+            raise UsageError(f"{spelled(name)}: got {value}, expected at most {MAX_COUNT}")
+    check_sizes(config.batch_size, config.workers)
+    if config.seed >= 2**64:
+        raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
+    for name in ("lr", "max_grad_norm", "max_hours"):
+        value = getattr(config, name)
+        if value not in (None, "auto") and not 0 < value < float("inf"):
+            raise UsageError(f"{spelled(name)}: got {value}, expected a number above 0")
+    whole_shares = ("hflip", "vflip", "random_erasing")
+    for name in (*whole_shares, "dropout", "label_smoothing", "val_fraction", "model_ema_decay", "drop_path"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= (1 if name in whole_shares else 0.99999):
+            most = "1" if name in whole_shares else "below 1"
+            raise UsageError(f"{spelled(name)}: got {value}, expected a share from 0 to {most}")
+    if not 0 < config.layer_decay <= 1:
+        raise UsageError(f"--layer-decay: got {config.layer_decay}, expected a share above 0, at most 1")
+    if config.scale is not None and not 0 < config.scale[0] <= config.scale[1] <= 1:
+        raise UsageError(f"--scale: got {config.scale}, expected two shares of the area, such as 0.5 1.0")
+    for name, least in (("mean", 0.0), ("std", 1e-6)):
+        values = getattr(config, name) or ()
+        if not all(least <= value <= 1 for value in values):
+            got = " ".join(f"{value:g}" for value in values)
+            raise UsageError(
+                f"--{name}: got {got}, expected three numbers from {least:g} to 1, for pixels from 0 to 1; divide "
+                "those for pixels from 0 to 255 by 255"
+            )
+    if config.image_size and config.resize and config.resize < config.image_size:
+        raise UsageError(f"--resize: got {config.resize}, expected at least --image-size {config.image_size}")
     sizes = (config.first_train_size, config.train_size)
     if None not in sizes and sizes[0] > sizes[1]:
         raise UsageError(f"--first-train-size: got {sizes[0]}, expected at most --train-size {sizes[1]}")
     parse_save_every(config.save_every, 1)
-    check_model(config.recipe, config.model)
-
-
-def check_fit(config: TrainConfig) -> None:
-    """Refuse flags that a head fitted at once cannot follow.
-
-    Raises:
-        UsageError: the flag, and what to do.
-    """
-    if not config.uses_features:
-        raise UsageError("--optimizer lbfgs fits a head to cached features: use it with --finetune head")
-    none = {name: (getattr(TrainConfig, name), FIT_DEFAULTS.get(name)) for name in OF_STEPS}
-    given = [name for name, harmless in none.items() if getattr(config, name) not in harmless]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{flags}: no effect with --optimizer lbfgs, which fits a linear head at once; leave it out")
 
 
 def with_default_model(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
@@ -171,7 +165,7 @@ def with_default_model(config: TrainConfig, resumed: Checkpoint | None) -> Train
     So it does with what ``--tune-head wide`` found.
     """
     if resumed is not None and config.tune_head == "wide":
-        found = {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in FOUND_WIDE}
+        found = {name: resumed.fingerprint[spelled(name)] for name in FOUND_WIDE}
         return dataclasses.replace(config, **found)
     if config.model is not None:
         return config
@@ -200,7 +194,7 @@ def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpo
     whole = config.finetune != "head"
     fits = fits_at_once(config, resumed)
     if config.tune_head and config.uses_features and resumed is None and not fits:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*OF_STEPS, "weight_decay", "label_smoothing"))
+        flags = ", ".join(map(spelled, (*OF_STEPS, "weight_decay", "label_smoothing")))
         raise UsageError(
             f"--tune-head fits linear heads at once (lbfgs) and finds their weight decay: leave out {flags}"
         )
@@ -222,7 +216,7 @@ def resolve(config: TrainConfig, model: Model, world_size: int, resumed: Checkpo
         )
     if resumed is not None:
         searched = TUNED if config.tune_head and config.uses_features else ("lr",) if config.lr == "auto" else ()
-        found |= {name: resumed.fingerprint[f"--{name.replace('_', '-')}"] for name in searched}
+        found |= {name: resumed.fingerprint[spelled(name)] for name in searched}
         if config.label_smoothing is None:  # earlier versions had another default for a head fitted at once
             found["label_smoothing"] = resumed.fingerprint["--label-smoothing"]
     return dataclasses.replace(config, **found)
@@ -254,7 +248,7 @@ def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int,
         precision: what is computed in; where no flag says, the machine and its launcher settle it.
     """
     flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    kept = {"--" + name.replace("_", "-"): value for name, value in flags.items() if name not in FREE_FLAGS}
+    kept = {spelled(name): value for name, value in flags.items() if name not in FREE_FLAGS}
     return {
         "--corrections": data.corrections and data.corrections.digest,
         **data_digests(data),

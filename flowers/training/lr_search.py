@@ -2,7 +2,7 @@
 
 The steps are those of training (``Trainer.step``) on its first images and views, so one process and N with the same
 global batch draw the same curve for a head on features, a head on images and a whole network. Afterwards weights,
-batch-norm statistics, optimizer, loss scale and random states are restored bit for bit.
+batch-norm statistics, optimizer, loss scale and torch's random state are restored bit for bit.
 
 Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 """
@@ -11,7 +11,6 @@ import contextlib
 import copy
 import itertools
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,7 +200,7 @@ def write_curve(curve: LrCurve, path: Path, title: str, default_lr: float) -> No
 
 @contextlib.contextmanager
 def restored(trainer: Trainer) -> Iterator[None]:
-    """Restore the trainer after the block: tensors, optimizer, loss scale, modes, schedule, random states."""
+    """Restore the trainer after the block: tensors, optimizer, loss scale, modes, schedule, torch's random state."""
     network, optimizer, scaler = trainer.network, trainer.optimizer, trainer.accelerator.scaler
     tensors = [*network.parameters(), *network.buffers()]
     copies = [tensor.detach().clone() for tensor in tensors]
@@ -209,7 +208,6 @@ def restored(trainer: Trainer) -> Iterator[None]:
     scale = copy.deepcopy(scaler.state_dict()) if scaler is not None else None
     was_training = network.training
     schedule, average = trainer.schedule, trainer.average
-    python, numpy = random.getstate(), np.random.get_state()
     device = trainer.accelerator.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -225,8 +223,6 @@ def restored(trainer: Trainer) -> Iterator[None]:
         network.train(was_training)
         trainer.schedule, trainer.average, trainer.progress = schedule, average, Progress()
         trainer.unread.clear()
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _steps(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:

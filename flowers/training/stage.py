@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.data.image_cache import ImageCache
 from flowers.data.order import Order
 from flowers.distributed import arithmetic, precision_of
+from flowers.flags import spelled
 from flowers.made import how_made
 from flowers.models.bundle import Bundle
 from flowers.stopping import StopRequest
@@ -70,7 +71,7 @@ class Stage:
 
     def with_settings(self, **found: float | int | None) -> "Stage":
         """The same stage with settings that a search found, as if they had been given as flags."""
-        names = {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+        names = {spelled(name): value for name, value in found.items()}
         return replace(self, config=replace(self.config, **found), fingerprint={**self.fingerprint, **names})
 
     def describe(self, searches_lr: bool) -> None:
