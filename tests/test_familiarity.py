@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import flowers
 from flowers.config.predict import PredictConfig
 from flowers.data.folders import Samples
+from flowers.data.loaders import Batch
 from flowers.demo.answer import Oracle
 from flowers.demo.page import ask
 from flowers.errors import ModelError, OutputError
@@ -21,10 +23,8 @@ from flowers.models.familiarity import Familiarity, fit_familiarity
 from flowers.models.temperature import with_temperature, without_temperature
 from flowers.prediction.predict import predict
 from flowers.prediction.rows import RowFormat
-from flowers.reports.answers import Answers
 from flowers.reports.calibration import softmax
-from flowers.reports.metrics import FeatureTable
-from flowers.training.evaluation import learn_unfamiliar
+from flowers.training.evaluation import Kept, learn_unfamiliar
 
 CLASSES, WIDTH = 20, 64
 PLAIN = {"engine": "torch", "precision": "float32", "workers": 1}
@@ -173,35 +173,45 @@ def test_a_job_the_api_and_the_demo_mark_the_same(bundle: Bundle, photos: Path, 
         rows("marked", min_prob=1.0, unfamiliar="keep")
 
 
+ALONE = SimpleNamespace(reduce=lambda rows: rows, device=torch.device("cpu"))
+"""As much of an accelerator as a single rank needs."""
+
+
+def batch_of(indices: range) -> Batch:
+    nothing = torch.zeros(len(indices))
+    return Batch(nothing, nothing, torch.ones(len(indices)), torch.tensor(indices))
+
+
 def test_training_fits_it_to_what_the_head_sees(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save_bundle(load_bundle(plain), tmp_path / "best")
     best, rng = load_bundle(tmp_path / "best"), np.random.default_rng(0)
     classifier, count = best.build(), 150
     features = rng.normal(0, 1, (count, best.head.in_features)).astype(np.float32)
-    table = FeatureTable(count, best.head.in_features, 1, classifier.head)
-    with table.watching(), torch.inference_mode():
-        logits = classifier.head(torch.from_numpy(features))
-        table.take(torch.arange(count), torch.ones(count))
-    assert not classifier.head._forward_pre_hooks
-    seen = table.result(lambda rows: rows, torch.device("cpu"))
-    np.testing.assert_array_equal(seen, features)
     samples = Samples(Path(), [f"{index}.jpg" for index in range(count)], rng.integers(0, 4, count))
-    answers = Answers("valid", samples, tiny_job.CLASSES, logits.numpy(), seen)
+    kept = Kept("valid", samples, best, classifier.head)
+    with kept.watching(), torch.inference_mode():
+        logits = classifier.head(torch.from_numpy(features))
+        kept.update(batch_of(range(count)), logits)
+    assert not classifier.head._forward_pre_hooks
+    answers = kept.answers(ALONE)
+    np.testing.assert_array_equal(answers.features, features)
+    np.testing.assert_array_equal(answers.logits, logits.numpy())
     learnt = learn_unfamiliar(best, answers)
     stored = load_bundle(best.folder)
     assert stored.hash == learnt.hash != best.hash
     np.testing.assert_allclose(stored.familiarity.center, features.mean(0), atol=1e-5)
     assert stored.familiarity.unfamiliar(answers.probs, features).mean() <= 0.02
-    few = dataclasses.replace(answers, samples=None, logits=answers.logits[:50], features=seen[:50])
+    few = dataclasses.replace(answers, samples=None, logits=answers.logits[:50], features=features[:50])
     assert learn_unfamiliar(best, few) is best
     assert "50 validation images of 4 classes are too few" in " ".join(capsys.readouterr().out.split())
 
 
-def test_of_a_large_split_every_few_images_are_kept() -> None:
-    head = torch.nn.Identity()
-    table, values = FeatureTable(7, 2, 3, head), torch.arange(14.0).reshape(7, 2)
-    with table.watching():
-        for batch in (range(4), range(4, 7)):
-            head(values[batch])
-            table.take(torch.tensor(batch), torch.ones(len(batch)))
-    assert table.result(lambda rows: rows, torch.device("cpu")).tolist() == values[::3].tolist()
+def test_of_a_large_split_every_few_images_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowers.training.evaluation.step_of", lambda count: 3)
+    head, values = torch.nn.Identity(), torch.arange(14.0).reshape(7, 2)
+    model = SimpleNamespace(classes=("a", "b"), head=SimpleNamespace(in_features=2))
+    kept = Kept("valid", range(7), model, head)
+    with kept.watching():
+        for indices in (range(4), range(4, 7)):
+            kept.update(batch_of(indices), head(values[indices]))
+    assert kept.answers(ALONE).features.tolist() == values[::3].tolist()

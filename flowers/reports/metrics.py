@@ -1,14 +1,12 @@
 """Metrics that add up exactly over ranks: each image is scored once, in its own row, and the division happens last."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowers.errors import TrainingError
 
@@ -47,7 +45,7 @@ def target_ranks(logits: Tensor, targets: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & before)).sum(1)
 
 
-class _Table:
+class Table:
     """A row an image, added up over ranks.
 
     Every rank fills the rows of its own images and the others stay zero, so adding the ranks' tables gives the whole
@@ -57,17 +55,21 @@ class _Table:
     def __init__(self, num_images: int, columns: int, device: torch.device):
         self._rows = torch.zeros(num_images, columns, device=device)
 
-    def _add(self, indices: Tensor, weights: Tensor, values: Tensor) -> None:
+    def add(self, indices: Tensor, weights: Tensor, values: Tensor) -> None:
         """Add float32 values [B, columns] to the rows; those of weight 0 only fill up the batch."""
         values = torch.where(weights[:, None] > 0, values, 0.0)
         self._rows.index_add_(0, indices.to(self._rows.device), values.to(self._rows.device))
 
-    def _sum(self, reduce: Reduce, device: torch.device) -> Tensor:
-        """Add the ranks up on ``device``, a stretch of rows at a time; the result is on the CPU."""
+    def sum(self, reduce: Reduce, device: torch.device) -> Tensor:
+        """The rows of all ranks, on every rank and on the CPU.
+
+        Args:
+            reduce: sums a tensor on ``device`` over all ranks; it gets a stretch of rows at a time.
+        """
         return torch.cat([reduce(part.to(device)).cpu() for part in self._rows.split(ROWS_AT_ONCE)])
 
 
-class Tally(_Table):
+class Tally(Table):
     """Loss and rank of the true class of every image of a data set; an image missed or seen twice is an error."""
 
     def __init__(self, num_images: int, device: torch.device):
@@ -83,7 +85,7 @@ class Tally(_Table):
         logits = logits.float()
         losses = F.cross_entropy(logits, targets, reduction="none")
         scores = torch.stack([losses, target_ranks(logits, targets).float(), torch.ones_like(losses)], dim=1)
-        self._add(indices, weights, scores)
+        self.add(indices, weights, scores)
 
     def result(self, reduce: Reduce = lambda rows: rows) -> Metrics:
         """Add the ranks up and divide.
@@ -94,7 +96,7 @@ class Tally(_Table):
         Raises:
             TrainingError: an image was counted twice or not at all.
         """
-        losses, ranks, seen = self._sum(reduce, self._rows.device).double().unbind(1)
+        losses, ranks, seen = self.sum(reduce, self._rows.device).double().unbind(1)
         if not bool((seen == 1).all()):
             missed, twice = int((seen == 0).sum()), int((seen > 1).sum())
             raise TrainingError(
@@ -108,69 +110,3 @@ class Tally(_Table):
             top5=int((ranks < 5).sum()) / count,
             images=count,
         )
-
-
-class LogitTable(_Table):
-    """The logits of a whole split in the order of its images, kept on the CPU.
-
-    Args:
-        num_images: N, of the whole split.
-        num_classes: C.
-    """
-
-    def __init__(self, num_images: int, num_classes: int):
-        super().__init__(num_images, num_classes, torch.device("cpu"))
-
-    def update(self, indices: Tensor, weights: Tensor, logits: Tensor) -> None:
-        """Enter a batch.
-
-        Args:
-            indices: [B] int64 rows; weights: [B], 0 for images that only fill up the batch; logits: [B, C].
-        """
-        self._add(indices, weights, logits.float())
-
-    def result(self, reduce: Reduce, device: torch.device) -> np.ndarray:
-        """Add the ranks up.
-
-        Args:
-            reduce: sums a tensor on ``device`` over all ranks.
-
-        Returns:
-            float32 [N, C], the same on every rank.
-        """
-        return self._sum(reduce, device).numpy()
-
-
-class FeatureTable(LogitTable):
-    """The features that a head saw of the images of a split, or of every few of them, kept on the CPU.
-
-    Args:
-        num_images: N, of the whole split.
-        width: D.
-        step: keep the images 0, step, 2 * step, ...
-        head: whose inputs they are; it must not run compiled.
-    """
-
-    def __init__(self, num_images: int, width: int, step: int, head: nn.Module):
-        super().__init__(-(-num_images // step), width)
-        self._step, self._head = step, head
-        self._seen: Tensor | None = None
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take notice of what goes into the head inside the block."""
-
-        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            self._seen = inputs[0].detach()
-
-        hook = self._head.register_forward_pre_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._seen = None
-
-    def take(self, indices: Tensor, weights: Tensor) -> None:
-        """Enter the features that the head has just seen; arguments as for ``update``."""
-        chosen = indices % self._step == 0
-        self.update(indices[chosen] // self._step, weights[chosen], self._seen[chosen])

@@ -23,11 +23,11 @@ from flowers.files import claim, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
-from flowers.reports.metrics import LogitTable, Metrics
+from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
 from flowers.training.batches import AUTOCAST, ENGINE_PRECISION, eval_loader, through_engine
-from flowers.training.evaluation import calibrate, evaluate, features_of_some, learn_unfamiliar
+from flowers.training.evaluation import Kept, calibrate, evaluate, learn_unfamiliar
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
 from flowers.training.staged import HEAD_STAGE, NETWORK_STAGE
 
@@ -122,8 +122,8 @@ def measure(
     classifier = bundle.build().to(accelerator.device, memory_format=torch.channels_last)
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
-    table = LogitTable(len(samples), len(bundle.classes)) if keep_logits else None
-    seen = features_of_some(len(samples), bundle, classifier.head) if config.calibrate else None
+    head = classifier.head if config.calibrate else None
+    kept = Kept(config.split, samples, bundle, head) if keep_logits else None
     engine = None
     if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
         engine = build_engine(
@@ -143,15 +143,12 @@ def measure(
         return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
 
     with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, table, seen)
+        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, kept)
     if engine is not None:
         engine.close()
     of_ranks = distributed.from_all(lambda: loader.damaged)
     damaged = [samples.paths[index] for index in sorted({place for found in of_ranks for place in found})]
-    if table is None:
-        return metrics, None, computed_by, damaged
-    logits, features = (found and found.result(accelerator.reduce, accelerator.device) for found in (table, seen))
-    return metrics, Answers(config.split, samples, bundle.classes, logits, features), computed_by, damaged
+    return metrics, kept and kept.answers(accelerator), computed_by, damaged
 
 
 def as_trained(bundle: Bundle) -> Mapping[str, object]:

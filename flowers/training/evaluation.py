@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flowers import console, distributed
+from flowers.data.folders import Samples
 from flowers.data.loaders import Batch
 from flowers.errors import DataError
 from flowers.models.bundle import Bundle
@@ -16,13 +17,60 @@ from flowers.models.familiarity import MIN_FITTED, fit_familiarity, step_of
 from flowers.models.temperature import store, with_temperature
 from flowers.reports.answers import Answers
 from flowers.reports.calibration import calibration_error, fit_temperature, out_of_fold, softmax, sure_above
-from flowers.reports.metrics import FeatureTable, LogitTable, Metrics, Tally
+from flowers.reports.metrics import Metrics, Table, Tally
 from flowers.training.batches import to_device
 
 MIN_CALIBRATED, MIN_MISTAKES = 100, 5
 """Images, and wrong answers among them, from which on training stores a temperature."""
 SURE = 0.99
 """Share of the answers that must be right at the threshold of ``--min-prob auto``."""
+
+
+class Kept:
+    """What an evaluation keeps of a split for its ``Answers``: all logits, and features of every few images.
+
+    Args:
+        bundle: the model.
+        head: its head, as it runs in the evaluation and not compiled: what goes into it are the features that
+            ``learn_unfamiliar`` fits on. None keeps none.
+    """
+
+    def __init__(self, split: str, samples: Samples, bundle: Bundle, head: nn.Module | None = None):
+        count, cpu = len(samples), torch.device("cpu")
+        self._about, self._step = (split, samples, bundle.classes), step_of(count)
+        self._logits, self._features = Table(count, len(bundle.classes), cpu), None
+        self._seen: Tensor | None = None
+        self.head = head
+        if head is not None:
+            self._features = Table(-(-count // self._step), bundle.head.in_features, cpu)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take notice of what goes into the head inside the block."""
+
+        def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            self._seen = inputs[0].detach()
+
+        hook = self.head.register_forward_pre_hook(keep) if self.head is not None else None
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def update(self, batch: Batch, logits: Tensor) -> None:
+        """Enter a batch that the network has just seen."""
+        self._logits.add(batch.indices, batch.weights, logits.float())
+        if self._features is not None:
+            chosen = batch.indices % self._step == 0
+            rows = batch.indices[chosen] // self._step
+            self._features.add(rows, batch.weights[chosen], self._seen[chosen].float())
+
+    def answers(self, accelerator: Accelerator) -> Answers:
+        """Those of the whole split, on every rank."""
+        tables = (self._logits, self._features)
+        rows = (table and table.sum(accelerator.reduce, accelerator.device).numpy() for table in tables)
+        return Answers(*self._about, *rows)
 
 
 @torch.inference_mode()
@@ -33,8 +81,7 @@ def evaluate(
     batches: Iterable[Batch],
     num_images: int,
     meter: console.Meter | None = None,
-    logits: LogitTable | None = None,
-    features: FeatureTable | None = None,
+    kept: Kept | None = None,
 ) -> Metrics:
     """Measure a network on a split, every image exactly once over all ranks.
 
@@ -43,22 +90,19 @@ def evaluate(
         batches: this rank's share; rows of weight 0 only pad the shape.
         num_images: of the whole split.
         meter: shows the progress of all ranks.
-        logits: filled with the logits of this rank's images.
-        features: filled with what the head sees of them.
+        kept: filled with what this rank's images give.
 
     Raises:
         TrainingError: an image was missed or counted twice.
     """
     network.eval()
     tally = Tally(num_images, accelerator.device)
-    with features.watching() if features is not None else contextlib.nullcontext():
+    with kept.watching() if kept is not None else contextlib.nullcontext():
         for batch in to_device(iter(batches), accelerator.device):
             scores = network(inputs(batch))
             tally.update(batch.indices, batch.weights, scores, batch.targets)
-            if logits is not None:
-                logits.update(batch.indices, batch.weights, scores)
-            if features is not None:
-                features.take(batch.indices, batch.weights)
+            if kept is not None:
+                kept.update(batch, scores)
             if meter is not None:
                 meter.advance(len(batch.targets) * accelerator.num_processes)
     return tally.result(accelerator.reduce)
@@ -135,11 +179,6 @@ def calibrate_trained(best: Bundle, answers: Answers) -> tuple[Bundle, Answers]:
         f"calibration error on images that the temperature was not fitted on: {figures['valid_ece_out_of_fold']:.4f}"
     )
     return best, answers
-
-
-def features_of_some(num_images: int, bundle: Bundle, head: nn.Module) -> FeatureTable:
-    """An empty table for the features that ``learn_unfamiliar`` fits on, of a split that ``head`` is measured on."""
-    return FeatureTable(num_images, bundle.head.in_features, step_of(num_images), head)
 
 
 def learn_unfamiliar(bundle: Bundle, answers: Answers) -> Bundle:

@@ -16,12 +16,11 @@ from flowers.files import remove, write_atomically, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
-from flowers.reports.metrics import LogitTable
 from flowers.training.bad_images import handle_bad_images, listing_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
-from flowers.training.evaluation import calibrate_trained, features_of_some, learn_unfamiliar
+from flowers.training.evaluation import Kept, calibrate_trained, learn_unfamiliar
 from flowers.training.features import FeatureBatches, features_of_splits
 from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
@@ -251,22 +250,21 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
         The model; by split, the figures for metrics.json, and the answers where the logits are not too many to be
         gathered.
     """
-    stage, accelerator, classes = trainer.stage, trainer.accelerator, trainer.stage.data.classes
+    stage = trainer.stage
     results, answers = {"valid": {}}, {}
     for split, samples in stage.data.splits.items():
-        gathers = can_gather(len(samples), len(classes))
+        gathers = can_gather(len(samples), len(best.classes))
         if split == "train" or (split == "valid" and not gathers):
             continue
-        table, seen = LogitTable(len(samples), len(classes)) if gathers else None, None
-        if split == "valid" and stage.config.calibrate and best.familiarity is None:
-            seen = features_of_some(len(samples), best, stage.model.classifier.head)
-        results[split] = trainer.evaluate(split, table, seen).to_dict()
-        if table is not None:
-            found = (each and each.result(accelerator.reduce, accelerator.device) for each in (table, seen))
-            answers[split] = Answers(split, samples, classes, *found)
+        learns = split == "valid" and stage.config.calibrate and best.familiarity is None
+        head = stage.model.classifier.head if learns else None
+        kept = Kept(split, samples, best, head) if gathers else None
+        results[split] = trainer.evaluate(split, kept).to_dict()
+        if kept is not None:
+            answers[split] = kept.answers(trainer.accelerator)
         if split == "valid" and stage.config.calibrate:
             best, answers[split] = calibrate_trained(best, answers[split])
-            if seen is not None:
+            if learns:
                 best = learn_unfamiliar(best, answers[split])
             stage.model.classifier.load_state_dict(best.state_dict)
         if split in answers:

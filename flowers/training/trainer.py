@@ -19,10 +19,10 @@ from flowers.distributed import from_main, rows_of_ranks, sums_of_ranks
 from flowers.errors import PeerError, StoppedError, TrainingError, UsageError
 from flowers.models.bundle import save_bundle
 from flowers.models.heads import synchronize_batch_norm
-from flowers.reports.metrics import FeatureTable, LogitTable, Metrics
+from flowers.reports.metrics import Metrics
 from flowers.training.batches import Batches, Stopwatch, to_device
 from flowers.training.checkpoint import Progress, save_checkpoint
-from flowers.training.evaluation import evaluate
+from flowers.training.evaluation import Kept, evaluate
 from flowers.training.flags import parse_save_every
 from flowers.training.head_search import fit_head
 from flowers.training.history import History
@@ -298,23 +298,20 @@ class Trainer:
         self.unread.clear()
         return self.sums[0] / max(self.sums[2], 1.0)
 
-    def evaluate(self, split: str, logits: LogitTable | None = None, features: FeatureTable | None = None) -> Metrics:
+    def evaluate(self, split: str, kept: Kept | None = None) -> Metrics:
         """Measure the network as it is now on a split.
 
         Args:
-            logits: filled with the logits of this rank's images.
-            features: filled with what the head sees of them.
+            kept: filled with what this rank's images give.
         """
         if split not in self._evaluation:
             self._evaluation[split] = self.batches.evaluation(split)
         batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
-        inputs, stance = self.batches.inputs, contextlib.nullcontext()
-        if features is not None and self.config.compile:  # the hook that sees features is not called in compiled code
-            stance = torch.compiler.set_stance("force_eager")
+        stance = contextlib.nullcontext()
+        if self.config.compile and kept is not None and kept.head is not None:
+            stance = torch.compiler.set_stance("force_eager")  # compiled code does not call the hook that sees features
         with stance:
-            return evaluate(
-                self.accelerator, self.network, inputs, batches, num_images, logits=logits, features=features
-            )
+            return evaluate(self.accelerator, self.network, self.batches.inputs, batches, num_images, kept=kept)
 
     def validate(self) -> None:
         """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.
