@@ -369,10 +369,8 @@ def test_a_stamp_is_that_of_what_was_read(folder: Path) -> None:
 def test_watching_takes_what_is_whole_and_ends_with_0(
     run: Callable, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_settled(root: bytes, entry: Entry, seconds: float, now_s: float) -> bool:
-        return kept.is_settled(root, entry, 50.0, now_s)  # rounds follow one another; files rest for longer
-
-    monkeypatch.setattr(predict_module, "is_settled", is_settled)
+    is_settled = kept.is_settled  # rounds follow one another; files rest for longer
+    monkeypatch.setattr(kept, "is_settled", lambda root, entry, seconds, now_s: is_settled(root, entry, 50.0, now_s))
     old = time.time() - 100
     for path in folder.rglob("*.jpg"):
         os.utime(path, (old, old))

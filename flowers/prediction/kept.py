@@ -9,10 +9,12 @@ An update lists the files anew and goes through list, table and stamps side by s
 is kept of a shard goes to ``known/`` in the work folder before the work begins; its other files are classified as ever.
 """
 
+import bisect
 import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +24,15 @@ import numpy as np
 
 from flowers import console
 from flowers.data.archives import Entry
-from flowers.data.paths import decode_path, readable
+from flowers.data.paths import PathList, decode_path, readable
 from flowers.data.threads import in_order
 from flowers.errors import ImageError, OutputError
 from flowers.files import file_digest
 from flowers.prediction import parts
 from flowers.prediction.inputs import file_of, is_remote, look_at, read_input
+from flowers.prediction.job import Job
 from flowers.prediction.table import read_lines, stamps_path
-from flowers.prediction.work import Work
+from flowers.prediction.work import Work, is_same, refusal
 
 _HEAD_BYTES = 1 << 14
 _LOOKS_AT_ONCE = 16  # each is a few round trips on a network file system
@@ -131,13 +134,78 @@ def is_settled(root: bytes, entry: Entry, seconds: float, now_s: float) -> bool:
     return entry.place.startswith(b"!") or abs(now_s - _time_ns(root, entry) / 1e9) >= seconds
 
 
-def finished_rows(output: Path, facts: dict) -> Iterator[Row]:
-    """The rows of a finished table with the stamps beside it, in order; a table without stamps knows nothing of files.
+def whole_or_known(job: Job, entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The files of a round of --watch: new ones that may still be being written wait for the next round."""
+    root, now_s = job.root, time.time()
+    known: PathList | None = None
+    for entry in entries:
+        if not is_settled(root, entry, job.config.watch_s, now_s):
+            known = _paths_of_table(job) if known is None else known
+            place = bisect.bisect_left(known, entry.path, key=os.fsencode)
+            if place == len(known) or os.fsencode(known[place]) != entry.path:
+                continue
+        yield entry
+
+
+def _paths_of_table(job: Job) -> PathList:
+    facts = job.finished()
+    lines = read_lines(job.config.output, facts["settings"]) if facts else ()
+    return PathList(decode_path(path) for path, _, _ in lines)
+
+
+def keep_rows(job: Job, earlier: dict, work: Work) -> bool:
+    """Write what new work keeps of the finished table, shard by shard.
 
     Args:
-        output: the table.
-        facts: the JSON beside it.
+        earlier: facts about the table.
+        work: the work over the new list.
+
+    Returns:
+        True if every file of the list keeps its row.
+
+    Raises:
+        OutputError: --retry-errors without --update, and the files are others.
     """
+    config = job.config
+    if not config.follows and not is_same(earlier["settings"], earlier.get("contents"), work.settings, work.contents):
+        raise OutputError(refusal(config.output, earlier["settings"], work.settings))
+    root, failed, now_s = job.root, job.rows.failed, time.time()
+
+    def is_kept(found: tuple[int, Entry, Row]) -> bool:
+        _, entry, row = found
+        if config.retry_errors and row.status == "error":
+            return False
+        if not config.follows or _is_unchanged(root, entry, row, failed):
+            return True
+        return config.watch_s is not None and not is_settled(root, entry, config.watch_s, now_s)
+
+    (work.folder / "known").mkdir()
+    facts = {"embeddings": _file_facts(config.embeddings) if config.embeddings else None}
+    rows = _finished_rows(config.output, earlier)
+    row = next(rows, None)
+    missing = 0
+    for index in range(work.files.num_shards):
+        entries = work.shard(index)
+        both: list[tuple[int, Entry, Row]] = []
+        for slot, entry in enumerate(entries):
+            while row is not None and row.path < entry.path:
+                row = next(rows, None)
+            if row is not None and row.path == entry.path:
+                both.append((slot, entry, row))
+        stamps = np.full((len(entries), 3), -1, "<i8")
+        lines = []
+        for (slot, _, found), keeps in zip(both, in_order(is_kept, both, _LOOKS_AT_ONCE) if both else (), strict=True):
+            if keeps:
+                stamps[slot] = found.stamp
+                lines.append(json.dumps([slot, found.status, found.line.decode(), found.number]).encode() + b"\n")
+        missing += len(entries) - len(lines)
+        if lines:
+            parts.write_part(work.folder / "known", index, b"".join(lines), facts, stamps.tobytes())
+    return not missing
+
+
+def _finished_rows(output: Path, facts: dict) -> Iterator[Row]:
+    """The rows of a finished table with the stamps beside it, in order; without those nothing is known of its files."""
     stamps = None
     with contextlib.suppress(OSError, KeyError):
         if file_digest(stamps_path(output)) == facts["stamps"]:
@@ -149,7 +217,7 @@ def finished_rows(output: Path, facts: dict) -> Iterator[Row]:
         yield Row(number, os.fsencode(decode_path(path)), status, line, stamp)
 
 
-def is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, str], bytes]) -> bool:
+def _is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, str], bytes]) -> bool:
     """Tell if a file is as it was when its row was made.
 
     Args:
@@ -162,43 +230,6 @@ def is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, str
     except ImageError as error:
         return failed(os.fsdecode(entry.path), str(error)) == row.line
     return False
-
-
-def write_kept(work: Work, rows: Iterator[Row], keep: Callable[[Entry, Row], bool], embeddings: Path | None) -> bool:
-    """Write what is kept of each shard into a new work folder.
-
-    Args:
-        work: the work over the new list.
-        rows: the earlier table.
-        keep: tells if the row of a file is kept; called in threads.
-        embeddings: the earlier embeddings, if there are any.
-
-    Returns:
-        True if every file of the list keeps its row.
-    """
-    (work.folder / "known").mkdir()
-    facts = {"embeddings": _file_facts(embeddings) if embeddings else None}
-    row = next(rows, None)
-    missing = 0
-    for index in range(work.files.num_shards):
-        entries = work.shard(index)
-        both: list[tuple[int, Entry, Row]] = []
-        for slot, entry in enumerate(entries):
-            while row is not None and row.path < entry.path:
-                row = next(rows, None)
-            if row is not None and row.path == entry.path:
-                both.append((slot, entry, row))
-        kept = in_order(lambda item: keep(item[1], item[2]), both, _LOOKS_AT_ONCE) if both else ()
-        stamps = np.full((len(entries), 3), -1, "<i8")
-        lines = []
-        for (slot, _, found), is_kept in zip(both, kept, strict=True):
-            if is_kept:
-                stamps[slot] = found.stamp
-                lines.append(json.dumps([slot, found.status, found.line.decode(), found.number]).encode() + b"\n")
-        missing += len(entries) - len(lines)
-        if lines:
-            parts.write_part(work.folder / "known", index, b"".join(lines), facts, stamps.tobytes())
-    return not missing
 
 
 def read_kept(work: Work, index: int, embeddings: Path | None) -> Kept:

@@ -1,11 +1,10 @@
 """The prediction job, from flags to the finished file."""
 
-import bisect
 import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from flowers import console
@@ -14,7 +13,7 @@ from flowers.config.predict import PredictConfig
 from flowers.data.archives import Entry
 from flowers.data.choice import Choice
 from flowers.data.formats import limits
-from flowers.data.paths import PathList, decode_path, encode_path, readable
+from flowers.data.paths import encode_path, readable
 from flowers.data.tables import read_rows
 from flowers.distributed import from_main, take_place
 from flowers.errors import EXIT_STRICT, DataError, OutputError, UsageError
@@ -25,11 +24,11 @@ from flowers.prediction import parts
 from flowers.prediction.finish import finish
 from flowers.prediction.inputs import input_root, list_inputs
 from flowers.prediction.job import Job, open_job
-from flowers.prediction.kept import Row, drop_stale, finished_rows, is_settled, is_unchanged, write_kept
+from flowers.prediction.kept import drop_stale, keep_rows, whole_or_known
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.shard_loop import classify
-from flowers.prediction.table import check_free, join_parts, read_lines, thumbnails_of, write_sidecar
-from flowers.prediction.work import LIST_ONLY, Work, is_same, lock_of, refusal
+from flowers.prediction.table import check_free, join_parts, thumbnails_of, write_sidecar
+from flowers.prediction.work import LIST_ONLY, Work, lock_of
 from flowers.prediction.work_folder import Listing, WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
 
@@ -119,7 +118,7 @@ def _find_work(job: Job, folder: WorkFolder) -> dict:
                 Listing(_entries(job, choice), job.root, config.shard_size, listed_by, choice.left_out),
                 lambda: check_free(config.output, config.embeddings),
                 overwrite=config.overwrite,
-                keep=earlier and functools.partial(_keep, job, earlier),
+                keep=earlier and functools.partial(keep_rows, job, earlier),
             )
             if earlier and isinstance(work, Work):
                 drop_stale(work, job.root)
@@ -139,56 +138,15 @@ def _find_work(job: Job, folder: WorkFolder) -> dict:
 def _entries(job: Job, choice: Choice) -> Iterator[Entry]:
     """The input files; of a hundred million the list takes long, so that a request to stop is heard meanwhile."""
     is_watching = job.config.watch_s is not None
-    is_ready = _is_ready(job) if is_watching else lambda entry: True
+    listed = list_inputs(job.config.input, choice)
     try:
-        for number, entry in enumerate(list_inputs(job.config.input, choice), start=1):
+        for number, entry in enumerate(whole_or_known(job, listed) if is_watching else listed, start=1):
             if number % _LISTED_AT_A_TIME == 0:
                 job.stop.check()
-            if is_ready(entry):
-                yield entry
+            yield entry
     except DataError:
         if not is_watching:  # an empty folder may fill
             raise
-
-
-def _is_ready(job: Job) -> Callable[[Entry], bool]:
-    """Tell new files that may still be being written, which wait, from files that are whole or have their row."""
-    root, now_s = job.root, time.time()
-    rows: PathList | None = None
-
-    def is_ready(entry: Entry) -> bool:
-        nonlocal rows
-        if is_settled(root, entry, job.config.watch_s, now_s):
-            return True
-        if rows is None:
-            facts = job.finished()
-            lines = read_lines(job.config.output, facts["settings"]) if facts else ()
-            rows = PathList(decode_path(path) for path, _, _ in lines)
-        place = bisect.bisect_left(rows, entry.path, key=os.fsencode)
-        return place < len(rows) and os.fsencode(rows[place]) == entry.path
-
-    return is_ready
-
-
-def _keep(job: Job, earlier: dict, work: Work) -> bool:
-    """Write what new work keeps of the finished table; True if that is all of it.
-
-    Raises:
-        OutputError: --retry-errors without --update, and the files are others.
-    """
-    config = job.config
-    if not config.follows and not is_same(earlier["settings"], earlier.get("contents"), work.settings, work.contents):
-        raise OutputError(refusal(config.output, earlier["settings"], work.settings))
-    root, failed, now_s = job.root, job.rows.failed, time.time()
-
-    def keep(entry: Entry, row: Row) -> bool:
-        if config.retry_errors and row.status == "error":
-            return False
-        if not config.follows or is_unchanged(root, entry, row, failed):
-            return True
-        return config.watch_s is not None and not is_settled(root, entry, config.watch_s, now_s)
-
-    return write_kept(work, finished_rows(config.output, earlier), keep, config.embeddings)
 
 
 def _do_and_join(job: Job, folder: WorkFolder, key: str, *, files_may_differ: bool = False) -> dict | None:
