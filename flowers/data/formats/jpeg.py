@@ -1,4 +1,4 @@
-"""JPEG: a walk over its header, the decoding, and how to tell that a picture is not all there.
+"""JPEG: the decoding, and how to tell that a picture is not all there.
 
 Decoding takes one of two ways. At full scale it is libjpeg-turbo through torchvision.io; where the picture is at least
 twice as large as needed, and where torchvision.io is missing or gives up, libjpeg's reduced scales through Pillow.
@@ -11,11 +11,8 @@ all, down to the last bit of every coefficient.
 import contextlib
 import importlib.util
 import io
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +21,13 @@ from PIL import JpegImagePlugin
 from flowers.data import pixels
 from flowers.data.formats import icc, library_words
 from flowers.data.formats.exif import orientation
+from flowers.data.formats.jpeg_header import CUT, has_all_scans, read_header
 from flowers.data.formats.limits import allowed_pixels, broken, check_pixels, room_for, too_many_pixels
 from flowers.errors import ImageError
 
-MAX_SCANS = 100
-"""A progressive JPEG of more scans was made to waste time; cameras and programs write about ten."""
-MAX_SEGMENTS = 20_000
-MAX_METADATA_BYTES = 64 << 20
-"""Before the picture; depth maps inside XMP take some 10 MB."""
-
 _RGB = 3  # torchvision.io.ImageReadMode
 _END = b"\xff\xd9"
-_START_OF_SCAN = b"\xff\xda"
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)
-_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
 _FILLER = bytes(8)  # libjpeg looks up to 8 bytes ahead
-_CUT = "truncated JPEG"
 
 
 def _find_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
@@ -59,59 +46,6 @@ def _find_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
 
 
 decode_jpeg = _find_decoder()
-
-
-@dataclass
-class Header:
-    """All before the first scan's data.
-
-    Attributes:
-        width: pixels.
-        height: pixels.
-        components: channels.
-        progressive: one of the progressive processes.
-        single_scan: the first scan holds all of the picture.
-        start: offset of the first scan's data.
-        exif: EXIF's block, its parts joined; empty without one.
-        xmp: the XMP packet; empty without one.
-        several: another picture follows, as Multi-Picture Format says.
-    """
-
-    width: int = 0
-    height: int = 0
-    components: int = 0
-    progressive: bool = False
-    single_scan: bool = False
-    start: int = 0
-    exif: bytearray = field(default_factory=bytearray)
-    xmp: bytes = b""
-    several: bool = False
-    _profile: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def icc_profile(self) -> bytes:
-        """Its parts joined; empty without one."""
-        return b"".join(part for _, part in sorted(self._profile.items()))
-
-    def keep(self, marker: int, segment: bytes) -> None:
-        """Take what matters to the picture from a segment of metadata."""
-        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            self.exif += segment[6:]
-        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            self.xmp = segment[29:]
-        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\0") and len(segment) > 14:
-            self._profile[segment[12]] = segment[14:]  # its number comes first
-        elif marker == 0xE2 and segment.startswith(b"MPF\0"):
-            self.several = True
-
-
-class _Scan(NamedTuple):
-    components: bytes
-    first: int
-    last: int
-    """Coefficients, 0 to 63."""
-    bit: int
-    """Of the coefficients, the lowest one that is there after this scan."""
 
 
 class _Image(JpegImagePlugin.JpegImageFile):
@@ -160,9 +94,10 @@ class JpegDecoder:
         except ImageError:
             if _END in data:
                 raise
-            raise ImageError(_CUT) from None
+            raise ImageError(CUT) from None
         self._end = self._find_end(data)
-        self._scans = [] if self.header.single_scan else self._read_scans()
+        end = self._end if self._end >= 0 else len(data)
+        self._is_whole = self.header.single_scan or has_all_scans(data, self.header, end)
         mode = {1: "L", 4: "CMYK"}.get(self.header.components, "RGB")
         self._transform = icc.find_transform(self.header.icc_profile, mode) if to_srgb else None
 
@@ -222,7 +157,7 @@ class JpegDecoder:
         try:
             return self._load(scale, self._end, _END)[0], self._missing(None)
         except _NeedsMoreError:
-            raise ImageError(_CUT) from None
+            raise ImageError(CUT) from None
 
     def _unread_at(self, scale: int) -> bytes | None:
         """Decode a file of one scan again, for its damage alone: what was left over, None if it ends early."""
@@ -234,7 +169,7 @@ class JpegDecoder:
     def _missing(self, unread: bytes | None) -> str | None:
         """What the data lack, in words, or None."""
         if not self.header.single_scan:
-            return None if self._is_complete() else "part of the picture is missing: not all scans are there"
+            return None if self._is_whole else "part of the picture is missing: not all scans are there"
         if unread is None:
             return "part of the picture is missing: its data end too early"
         return "part of the picture is damaged: its data do not fit its size" if unread.strip(unread[:1]) else None
@@ -251,10 +186,10 @@ class JpegDecoder:
         try:
             tried = [self._load(scale, end, bytes([tail]) * 64 + _END)[0] for tail in (0, 0x55, 0xAA)]
         except (_NeedsMoreError, ImageError):
-            raise ImageError(_CUT) from None
+            raise ImageError(CUT) from None
         same = all(np.array_equal(tried[0], other) for other in tried[1:])
-        if not same or not (self.header.single_scan or self._is_complete()):
-            raise ImageError(_CUT)
+        if not (same and self._is_whole):
+            raise ImageError(CUT)
         return tried[0], "the end mark of the file is missing"
 
     def _load(self, scale: int, end: int, tail: bytes) -> tuple[np.ndarray, bytes]:
@@ -295,40 +230,6 @@ class JpegDecoder:
         first = self._data.find(_END, self.header.start, end)
         return bytes(self._data[start : first if first >= 0 else end])
 
-    def _read_scans(self) -> list[_Scan]:
-        """Headers of all scans.
-
-        Raises:
-            ImageError: there are too many.
-        """
-        scans: list[_Scan] = []
-        at = self.header.start
-        stop = self._end if self._end >= 0 else len(self._data)
-        at = self._data.rfind(_START_OF_SCAN, 0, at)
-        while 0 <= at < stop and at + 5 < len(self._data):
-            count = self._data[at + 4]
-            tail = at + 5 + 2 * count
-            if count > 4 or tail + 3 > len(self._data):
-                break
-            first, last, bits = self._data[tail : tail + 3]
-            scans.append(_Scan(bytes(self._data[at + 5 : tail : 2]), first, last, bits & 15))
-            if len(scans) > MAX_SCANS:
-                raise ImageError(f"broken JPEG: more than {MAX_SCANS} scans")
-            at = self._data.find(_START_OF_SCAN, tail)
-        return scans
-
-    def _is_complete(self) -> bool:
-        """Tell that every coefficient of every component came, down to its last bit."""
-        lowest: dict[tuple[int, int], int] = {}
-        for scan in self._scans:
-            last = min(scan.last, 63) if self.header.progressive else 63
-            for component, place in itertools.product(scan.components, range(scan.first, last + 1)):
-                lowest[component, place] = scan.bit if self.header.progressive else 0
-        first = self._scans[0].components[0] if self._scans else 0
-        seen = {component for component, _ in lowest}
-        whole = len(seen) == self.header.components and all((first, place) in lowest for place in range(64))
-        return whole and not any(lowest.values())
-
 
 class _NeedsMoreError(Exception):
     """The data ended before the picture did."""
@@ -339,46 +240,3 @@ def _scale(size: tuple[int, int], min_short_side: int | None) -> int:
     if min_short_side is None:
         return 1
     return next((scale for scale in (8, 4, 2) if min(size) // scale >= min_short_side), 1)
-
-
-def read_header(data: bytes | bytearray) -> Header:
-    """Walk over the segments before the first scan.
-
-    Raises:
-        ImageError: it is cut, broken, or holds more than any program writes.
-    """
-    at, metadata_bytes, header = 2, 0, Header()
-    for _ in range(MAX_SEGMENTS):
-        at = data.find(b"\xff", at, at + MAX_SEGMENTS)
-        if at < 0 or at + 4 > len(data):
-            raise ImageError(_CUT if at + MAX_SEGMENTS >= len(data) else "broken JPEG: no marker found")
-        marker = data[at + 1]
-        if marker in (0, 0xFF) or marker in _WITHOUT_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker in (0xD8, 0xD9):
-            raise ImageError("broken JPEG: it ends before the picture begins")
-        start, end = at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if end > len(data):
-            raise ImageError(_CUT)
-        if marker == 0xDA:
-            if not header.width:
-                raise ImageError("broken JPEG: a scan without a frame")
-            header.single_scan = not header.progressive and data[start] == header.components
-            header.start = end
-            return header
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            if header.width:
-                raise ImageError("broken JPEG: two frames")
-            header.height, header.width = (int.from_bytes(data[place : place + 2]) for place in (at + 5, at + 7))
-            header.components, header.progressive = data[at + 9], marker in _PROGRESSIVE
-            if not header.width * header.height:
-                raise ImageError(f"broken JPEG: a picture of {header.width} x {header.height} pixels")
-        elif marker >= 0xE0:
-            metadata_bytes += end - start
-            if marker in (0xE1, 0xE2):
-                header.keep(marker, bytes(data[start:end]))
-        at = end
-        if metadata_bytes > MAX_METADATA_BYTES:
-            raise ImageError(f"broken JPEG: more than {MAX_METADATA_BYTES >> 20} MiB of metadata")
-    raise ImageError(f"broken JPEG: more than {MAX_SEGMENTS} segments")
