@@ -31,7 +31,7 @@ class Screen(io.FileIO):
             return len(data)
 
 
-def make_safe(essential: bool = False) -> None:
+def make_safe(essential: bool) -> None:
     """Make stdout and stderr safe to write to for the whole job, by all libraries too, where they are those of Python.
 
     Args:

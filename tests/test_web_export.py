@@ -175,14 +175,15 @@ def test_a_foreign_folder_is_not_replaced(bundle: Path, photos: Path, package: P
     assert (site_of_mine.output / "CNAME").exists()
 
 
-def test_too_little_agreement_writes_nothing(bundle: Path, photos: Path, package: Path, tmp_path: Path) -> None:
-    def answer_otherwise(path: Path) -> None:
+def test_too_little_agreement_writes_nothing(
+    bundle: Path, photos: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer_otherwise(*_: object) -> None:
         raise ModelError("the export agrees with the bundle on 3.00% of the photos")
 
+    monkeypatch.setattr(site, "write_checked", answer_otherwise)
     with pytest.raises(ModelError, match="agrees with the bundle"):
-        site.export_site(
-            config(tmp_path / "site", bundle, photos, runtime=package), load_bundle(bundle), answer_otherwise
-        )
+        export(config(tmp_path / "site", bundle, photos, runtime=package))
     assert not (tmp_path / "site").exists()
     assert not list(tmp_path.glob(".site*"))
 

@@ -4,21 +4,15 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from flowers import console
-from flowers.cli import to_plain
 from flowers.config.export import LAYOUTS, ExportConfig
-from flowers.engines import openvino_engine
-from flowers.engines.exported import KEY, as_input, describe, files_of
+from flowers.engines.exported import KEY, files_of
 from flowers.environment import are_several
-from flowers.errors import ModelError, UsageError
-from flowers.exports import graph, quantize
-from flowers.exports.compare import Agreement, Infer, compare, running
-from flowers.exports.photos import Photos, photos_for
+from flowers.errors import UsageError
+from flowers.exports import graph
+from flowers.exports.compare import how_checked, write_checked
 from flowers.files import (
     explain_os_error,
     file_digest,
@@ -27,9 +21,8 @@ from flowers.files import (
     sync_folder,
     write_atomically,
     write_json,
-)
-from flowers.made import how_made
-from flowers.models.bundle import Bundle, load_bundle
+)  # fmt: skip
+from flowers.models.bundle import load_bundle
 
 
 def export(config: ExportConfig) -> int:
@@ -44,7 +37,9 @@ def export(config: ExportConfig) -> int:
     if are_several():
         raise UsageError("export.py is one process: start it without a launcher")
     if config.format in LAYOUTS:
-        _export_layout(config)
+        from flowers.exports.layouts import export_layout
+
+        export_layout(config, load_bundle(config.checkpoint))
         return 0
     graph.require(config.file_format(), config.precision)
     bundle = load_bundle(config.checkpoint)
@@ -53,22 +48,18 @@ def export(config: ExportConfig) -> int:
     if config.format == "web":
         from flowers.exports.web.site import export_site
 
-        export_site(config, bundle, lambda path: _write_checked(config, bundle, path)[0])
+        export_site(config, bundle)
         return 0
     with _beside(config.output) as path:
-        agreement, calibrated_on = _write_checked(config, bundle, path)
+        agreement, calibrated_on = write_checked(config, bundle, path)
         size_bytes = sum(file.stat().st_size for file in files_of(path))
         report = {
-            "format": config.format,
             "precision": config.precision,
             "input": {"type": config.input_type, "layout": config.layout},
             "bytes": size_bytes,
             "files": {file.suffix: file_digest(file) for file in files_of(path)},
-            "model_hash": bundle.hash,
-            "agreement": asdict(agreement),
-            "min_agreement": config.threshold(),
             "calibrated_on": calibrated_on,
-            "made": how_made(to_plain(config)),
+            **how_checked(config, bundle, agreement),
         }
         _publish(path, config.output)
     report_path = config.output.with_name(config.output.name + ".json")
@@ -83,120 +74,6 @@ def export(config: ExportConfig) -> int:
         then = [console.job_command("predict", "--checkpoint", config.output, "--input", "PHOTOS")]
     console.done(f"exported, {size_bytes / 1e6:.1f} MB", written, then)
     return 0
-
-
-def _export_layout(config: ExportConfig) -> None:
-    """Export to another library's own layout."""
-    from flowers.exports.layouts import export_layout
-
-    bundle = load_bundle(config.checkpoint)
-
-    def check(infer: Infer, size_bytes: int) -> Agreement:
-        agreement = compare(bundle, infer, _photos_to_compare(bundle, config))
-        _judge(config, bundle, agreement, None, size_bytes)
-        return agreement
-
-    export_layout(config, bundle, check)
-
-
-def _write_checked(config: ExportConfig, bundle: Bundle, path: Path) -> tuple[Agreement, str | None]:
-    """Write the export to a temporary place and compare it with the bundle.
-
-    Returns:
-        how far they agree; the photos that int8 was calibrated on, for the user.
-
-    Raises:
-        ModelError: they agree too little.
-    """
-    photos = _photos_to_compare(bundle, config)
-    calibration, calibrated_on = None, None
-    if config.precision == "int8":
-        source = photos_for(bundle, config.calibration_images, "train", "--calibration-images")
-        source = source.take(config.calibration_count)
-        views = np.concatenate([images for images, _ in source.views(bundle.preprocessing)])
-        calibration, calibrated_on = as_input(views, config.input_type, config.layout), source.said
-    _write(config, bundle, calibration, path)
-    with running(path, config.file_format()) as infer:
-        agreement = compare(bundle, infer, photos)
-    _judge(config, bundle, agreement, calibrated_on, sum(file.stat().st_size for file in files_of(path)))
-    return agreement, calibrated_on
-
-
-def _judge(
-    config: ExportConfig, bundle: Bundle, agreement: Agreement, calibrated_on: str | None, size_bytes: int
-) -> None:
-    """Tell how far export and bundle agree.
-
-    Raises:
-        ModelError: too little.
-    """
-    _tell(config, bundle, agreement, calibrated_on, size_bytes)
-    if agreement.same_top1 < config.threshold():
-        raise ModelError(
-            f"the export agrees with the bundle on {agreement.same_top1:.2%} of the photos, expected "
-            f"{config.threshold():.2%}: nothing was written; "
-            + ("calibrate on more photos, or use" if config.precision == "int8" else "use")
-            + " another --precision or --format, or set --min-agreement"
-        )
-
-
-def _write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None, path: Path) -> None:
-    """Write the export itself."""
-    size = bundle.preprocessing.crop
-    # OpenVINO's fp16 is how weights are kept; the device settles how to compute
-    computed = "float32" if config.format == "openvino" else config.precision
-    network = graph.ProbsNetwork(bundle, computed, config.layout).eval()
-    images = graph.example(size, config.input_type, config.layout)
-    made = {**how_made(), **{name: bundle.made[name] for name in ("temperature", "min_prob") if name in bundle.made}}
-    text = describe(bundle, config.precision, config.input_type, config.layout, made)
-    if config.format == "torch-export":
-        graph.write_torch_export(network, images, text, path)
-        return
-    floating = path.with_name("float.onnx")
-    graph.write_onnx(network, images, floating)
-    if config.format == "openvino":
-        model = openvino_engine.read_model(floating)
-        if calibration is not None:
-            model = quantize.quantize_openvino(model, calibration)
-        graph.write_openvino(model, config.precision, text, path)
-    elif calibration is not None:
-        quantize.quantize_onnx(floating, path, calibration)
-        floating.unlink()
-        graph.write_onnx_text(path, text)
-    else:
-        os.replace(floating, path)
-        graph.write_onnx_text(path, text)
-
-
-def _photos_to_compare(bundle: Bundle, config: ExportConfig) -> Photos:
-    return photos_for(bundle, config.check_images, "valid", "--check-images").take(config.check_count)
-
-
-def _tell(
-    config: ExportConfig, bundle: Bundle, agreement: Agreement, calibrated_on: str | None, size_bytes: int
-) -> None:
-    side = bundle.preprocessing.crop
-    shape = f"batch, {side}, {side}, 3" if config.layout == "NHWC" else f"batch, 3, {side}, {side}"
-    rows = [
-        ("input", f"images: {config.input_type} [{shape}], RGB, 0 to 255"),
-        ("output", f"probs: float32 [batch, {len(bundle.classes)}]"),
-    ] if config.format not in LAYOUTS else [
-        ("input", f"images: float32 [batch, 3, {side}, {side}], RGB, normalised"),
-        ("output", f"logits: float32 [batch, {len(bundle.classes)}]"),
-    ]  # fmt: skip
-    rows += [
-        ("size", f"{size_bytes / 1e6:.1f} MB"),
-        ("compared on", f"{agreement.images} photos, {agreement.photos}"
-                        + (f"; {agreement.unreadable} are unreadable" if agreement.unreadable else "")),
-        ("same top1", f"{agreement.same_top1:.2%}, largest difference of a probability "
-                      f"{agreement.max_prob_difference:.1e}"),
-    ]  # fmt: skip
-    if calibrated_on is not None:
-        rows.insert(3, ("calibrated on", calibrated_on))
-    if agreement.labelled:
-        rows.append(("top1", f"{agreement.export_top1:.2%} of {agreement.labelled} photos in class folders, "
-                             f"the bundle {agreement.bundle_top1:.2%}"))  # fmt: skip
-    console.facts(f"{bundle.model}: {config.format} {config.precision}", rows)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from flowers.config.export import ExportConfig
 from flowers.data.paths import readable
-from flowers.engines.exported import KEY, as_input
+from flowers.engines import openvino_engine
+from flowers.engines.exported import KEY, as_input, describe
 from flowers.engines.torch_engine import DTYPES, PixelNetwork, drawn_pictures
 from flowers.errors import ModelError, UsageError
+from flowers.exports import quantize
+from flowers.made import how_made
 from flowers.models.bundle import Bundle
 
 OPSET = 18  # of ONNX: what the exporter makes itself, and what runtimes of 2023 and later read
@@ -57,6 +62,41 @@ def require(format: str, precision: str) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {format} --precision {precision}: pip install {' '.join(missing)}")
+
+
+def write(config: ExportConfig, bundle: Bundle, calibration: np.ndarray | None, path: Path) -> None:
+    """Write a bundle as the file that the config asks for.
+
+    Args:
+        calibration: what the network takes, [N, ...], of photos to measure the ranges of int8 on.
+
+    Raises:
+        ModelError: the format or int8 cannot express the network.
+    """
+    size = bundle.preprocessing.crop
+    # OpenVINO's fp16 is how weights are kept; the device settles how to compute
+    computed = "float32" if config.format == "openvino" else config.precision
+    network = ProbsNetwork(bundle, computed, config.layout).eval()
+    images = example(size, config.input_type, config.layout)
+    made = {**how_made(), **{name: bundle.made[name] for name in ("temperature", "min_prob") if name in bundle.made}}
+    text = describe(bundle, config.precision, config.input_type, config.layout, made)
+    if config.format == "torch-export":
+        write_torch_export(network, images, text, path)
+        return
+    floating = path.with_name("float.onnx")
+    write_onnx(network, images, floating)
+    if config.format == "openvino":
+        model = openvino_engine.read_model(floating)
+        if calibration is not None:
+            model = quantize.quantize_openvino(model, calibration)
+        write_openvino(model, config.precision, text, path)
+    elif calibration is not None:
+        quantize.quantize_onnx(floating, path, calibration)
+        floating.unlink()
+        write_onnx_text(path, text)
+    else:
+        os.replace(floating, path)
+        write_onnx_text(path, text)
 
 
 def example(size: int, input_type: str, layout: str) -> np.ndarray:

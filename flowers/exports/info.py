@@ -139,37 +139,40 @@ def rows(facts: dict) -> list[tuple[str, object]]:
         network = f"{facts['model']}, {layers}, {facts['parameters']:,} parameters"
     else:
         network = f"{facts['model']}, {facts['precision']}, takes {facts['input']['type']} {facts['input']['layout']}"
+    made, state = facts["made"], facts.get("state")
+    training = calibrated = sure = familiar = damage = None
+    if state is not None:
+        step, epoch, finished = (state.get(name) for name in _STATE)
+        training = f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"
+    if isinstance(temperature := made.get("temperature"), float):
+        calibrated = f"logits divided by a temperature of {temperature:.4g}"
+    if isinstance(min_prob := made.get("min_prob"), int | float):
+        sure = f"an answer below {min_prob:.4f} is unsure"
+    if found := facts.get("unfamiliar"):
+        kept = f"the threshold keeps {found['share']:.0%} of known photos"
+        familiar = f"marked; {kept}, fitted on {found['images']} of them"
+    if not facts["verified"]:
+        damage = "would not be noticed: no SHA-256 was stored with it; an earlier version wrote it"
     labels = some([entry["label"] for entry in facts["classes"]])
-    found = [
+    told = [
         ("folder", readable(facts["folder"])),
+        ("training", training),
         ("model", network),
         ("images", f"short side to {view['resize']}, centre {view['crop']} x {view['crop']}, {view['interpolation']}"),
         ("color profiles", "converted to sRGB" if view.get("to_srgb") else "ignored"),
         ("classes", f"{len(facts['classes'])}: {labels}"),
+        ("calibrated", calibrated),
+        ("--min-prob auto", sure),
         ("accuracy", "; ".join(_accuracy(facts)) or "not known"),
-        ("made", _made(facts["made"])),
-        ("with", _versions(facts["made"]) or "not known"),
+        ("unfamiliar photos", familiar),
+        ("made", _made(made)),
+        ("with", _versions(made) or "not known"),
         ("size", f"{facts['bytes'] / 1e6:.1f} MB"),
         ("hash", facts["hash"]),
+        ("damage", damage),
+        ("checkpoints", some(facts["checkpoints"]) if facts.get("checkpoints") else None),
     ]
-    if not facts["verified"]:
-        found.append(("damage", "would not be noticed: no SHA-256 was stored with it; an earlier version wrote it"))
-    temperature = facts["made"].get("temperature")
-    if isinstance(temperature, float):
-        found.insert(5, ("calibrated", f"logits divided by a temperature of {temperature:.4g}"))
-    min_prob = facts["made"].get("min_prob")
-    if isinstance(min_prob, int | float):
-        found.insert(6, ("--min-prob auto", f"an answer below {min_prob:.4f} is unsure"))
-    if unfamiliar := facts.get("unfamiliar"):
-        share, images = unfamiliar["share"], unfamiliar["images"]
-        told = f"marked; the threshold keeps {share:.0%} of known photos, fitted on {images} of them"
-        found.insert(len(found) - 4, ("unfamiliar photos", told))
-    if "state" in facts:
-        step, epoch, finished = (facts["state"].get(name) for name in _STATE)
-        found.insert(1, ("training", f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"))
-    if facts.get("checkpoints"):
-        found.append(("checkpoints", some(facts["checkpoints"])))
-    return found
+    return [(name, value) for name, value in told if value is not None]
 
 
 def _accuracy(facts: dict) -> list[str]:

@@ -8,8 +8,6 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowers import console
-from flowers.cli import to_plain
 from flowers.config.export import ExportConfig
 from flowers.errors import ModelError, UsageError
-from flowers.exports.compare import Agreement, Infer
+from flowers.exports.compare import Infer, check, how_checked, photos_to_compare
 from flowers.exports.model_card import model_card
+from flowers.exports.photos import Photos
 from flowers.files import allow_as_usual, replace_folder, write_atomically, write_json
-from flowers.made import how_made
 from flowers.models.backbones import last_linear, skip_random_init, split_variant, timm_network, torchvision_options
 from flowers.models.bundle import WEIGHTS_FILE, Bundle, refuse_other_files
 from flowers.models.pretrained import LITE_MODELS
@@ -53,18 +50,15 @@ TWINS = {
 """torchvision's networks to the same ones of timm; whether they are the same is seen from their logits each time."""
 
 
-def export_layout(config: ExportConfig, bundle: Bundle, check: Callable[[Infer, int], Agreement]) -> None:
+def export_layout(config: ExportConfig, bundle: Bundle) -> None:
     """Write the folder for timm, or the file for torchvision; it is there only if it answers as the bundle does.
-
-    Args:
-        check: compares a function from pictures to probs with the bundle, and tells the size in bytes; raises where
-            they differ.
 
     Raises:
         FlowersError: a network that the library does not have, a foreign folder in the way, a full disk, ...
     """
+    photos = photos_to_compare(config, bundle)
     if config.format == "torchvision":
-        _export_torchvision(config, bundle, check)
+        _export_torchvision(config, bundle, photos)
         return
     _refuse_foreign(config.output)
     layout = timm_layout(bundle)
@@ -73,8 +67,10 @@ def export_layout(config: ExportConfig, bundle: Bundle, check: Callable[[Infer, 
         allow_as_usual(folder / WEIGHTS_FILE)
         (folder / "config.json").write_text(json.dumps(timm_config(bundle, layout), indent=2) + "\n", encoding="ascii")
         size_bytes = (folder / WEIGHTS_FILE).stat().st_size
-        agreement = check(_runner(bundle, load_timm(folder)), size_bytes)
-        (folder / CHECKED_FILE).write_text(json.dumps(_checked(config, bundle, agreement), indent=1), encoding="ascii")
+        agreement = check(config, bundle, _runner(bundle, load_timm(folder)), photos, size_bytes)
+        (folder / CHECKED_FILE).write_text(
+            json.dumps(how_checked(config, bundle, agreement), indent=1), encoding="ascii"
+        )
         if config.model_card:
             (folder / "README.md").write_text(
                 model_card(bundle, agreement), encoding="utf-8", errors="backslashreplace"
@@ -83,20 +79,20 @@ def export_layout(config: ExportConfig, bundle: Bundle, check: Callable[[Infer, 
     console.say(console.plain(f'load it: timm.create_model("local-dir:{config.output}", pretrained=True)'))
 
 
-def _export_torchvision(config: ExportConfig, bundle: Bundle, check: Callable[[Infer, int], Agreement]) -> None:
+def _export_torchvision(config: ExportConfig, bundle: Bundle, photos: Photos) -> None:
     layout = torchvision_layout(bundle)
     content = io.BytesIO()
     torch.save(layout.tensors, content)
     content.seek(0)
     layout.network.load_state_dict(torch.load(content, weights_only=True))
-    agreement = check(_runner(bundle, layout.network), content.getbuffer().nbytes)
+    agreement = check(config, bundle, _runner(bundle, layout.network), photos, content.getbuffer().nbytes)
     with write_atomically(config.output, "wb") as file:
         file.write(content.getbuffer())
     arguments = {"num_classes": bundle.head.num_classes, **layout.arguments}
     facts = {
         "network": layout.name, "arguments": arguments, "classes": list(bundle.classes.folders),
         "labels": list(bundle.classes.labels), "preprocessing": bundle.preprocessing.to_dict(),
-        **_checked(config, bundle, agreement),
+        **how_checked(config, bundle, agreement),
     }  # fmt: skip
     beside = config.output.with_name(f"{config.output.name}.json")
     write_json(beside, facts)
@@ -118,13 +114,6 @@ def _runner(bundle: Bundle, network: nn.Module) -> Infer:
             return network((pixels - mean) / std).softmax(1).numpy()
 
     return infer
-
-
-def _checked(config: ExportConfig, bundle: Bundle, agreement: Agreement) -> dict:
-    return {
-        "format": config.format, "model_hash": bundle.hash, "agreement": asdict(agreement),
-        "min_agreement": config.threshold(), "made": how_made(to_plain(config)),
-    }  # fmt: skip
 
 
 def _refuse_foreign(output: Path) -> None:

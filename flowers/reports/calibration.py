@@ -13,13 +13,12 @@ MAX_FITTED = 20_000
 MIN_KEPT = 50
 """A share of fewer answers says little: 50 of 50 right is at least 93% with a confidence of 95%."""
 TEMPERATURES = (0.02, 50.0)
+CURVE_POINTS = 200
 
 
 class Bin(NamedTuple):
     """Images whose confidence lies in one stretch: how many, how sure on average, how often right."""
 
-    low: float
-    high: float
     count: int
     confidence: float
     accuracy: float
@@ -33,44 +32,38 @@ class Rule(NamedTuple):
     accuracy: float | None
 
 
-def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the confidence interval of a share of hits in ``count`` trials; within [0, 1], and sound near its ends.
-
-    Args:
-        z: normal quantile; the default is that of 95%.
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of hits in ``count`` trials; within [0, 1], and sound near its ends.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
     """
+    z = 1.959963984540054  # the normal quantile of 95%
     share, weight = hits / count, z * z / count
     middle = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def reliability(confidences: np.ndarray, hits: np.ndarray, bins: int = BINS) -> list[Bin]:
+def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[Bin]:
     """Images by how sure the model was, in stretches of equal width, (low, high]; empty ones are left out.
 
     Args:
         confidences: [N] probability of the answer given.
         hits: [N] bool, whether it was right.
     """
-    places = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    sure = np.bincount(places, confidences, bins)
-    right = np.bincount(places, hits, bins)
-    return [
-        Bin(i / bins, (i + 1) / bins, int(counts[i]), sure[i] / counts[i], right[i] / counts[i])
-        for i in range(bins)
-        if counts[i]
-    ]
+    places = np.clip(np.ceil(confidences.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(places, minlength=BINS)
+    sure = np.bincount(places, confidences, BINS)
+    right = np.bincount(places, hits, BINS)
+    return [Bin(int(counts[i]), sure[i] / counts[i], right[i] / counts[i]) for i in np.flatnonzero(counts)]
 
 
-def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = BINS) -> float:
+def calibration_error(confidences: np.ndarray, hits: np.ndarray) -> float:
     """Expected calibration error: |accuracy - confidence| of the stretches, weighted by their images.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599.
     """
-    parts = reliability(confidences, hits, bins)
+    parts = reliability(confidences, hits)
     return sum(part.count * abs(part.accuracy - part.confidence) for part in parts) / len(hits)
 
 
@@ -163,9 +156,9 @@ def rules(confidences: np.ndarray, hits: np.ndarray, thresholds: Sequence[float]
     return found
 
 
-def coverage_curve(confidences: np.ndarray, hits: np.ndarray, points: int = 200) -> list[tuple[float, float]]:
+def coverage_curve(confidences: np.ndarray, hits: np.ndarray) -> list[tuple[float, float]]:
     """(coverage, accuracy) of answering the surest images first, from few to all of them."""
     order = np.argsort(-confidences, kind="stable")
-    counts = np.unique(np.linspace(max(1, len(hits) // 50), len(hits), min(points, len(hits))).astype(int))
+    counts = np.unique(np.linspace(max(1, len(hits) // 50), len(hits), min(CURVE_POINTS, len(hits))).astype(int))
     right = np.cumsum(hits[order])
     return [(count / len(hits), right[count - 1] / count) for count in counts.tolist()]

@@ -46,7 +46,7 @@ class Background:
         results: figures of each split that was measured, as in metrics.json.
         run_dir: folder with history.jsonl, timing.jsonl, tuning.json, lr_finder.png.
         splits: the data set's splits by name.
-        findings: what the check of the data set found, see ``reports.dataset.findings``; None: it was not made.
+        findings: what the check of the data set found, see ``datasets.check_report.findings``; None: it was not made.
         views: what training images looked like.
         facts: names and what they are: device, time, ...
         data_dir: where the images are, as the user named it.

@@ -67,9 +67,7 @@ def _shown(sources: Mapping[Key, str | bytes], encode: Callable[[str | bytes], b
     return dict(zip(sources, in_order(shown, sources.values(), cpus_per_process()), strict=True))
 
 
-def training_views(
-    samples: Samples, augmentation: Augmentation, seed: int, epochs: Sequence[int] = range(VIEWS)
-) -> list[ViewRow]:
+def training_views(samples: Samples, augmentation: Augmentation, seed: int, epochs: Sequence[int]) -> list[ViewRow]:
     """A contact sheet: a few images spread over the training set, and their views in some epochs.
 
     The draws are those of training, the views only smaller.
@@ -89,7 +87,7 @@ def training_views(
     return rows
 
 
-def thumbnail(source: str | os.PathLike | bytes, side: int = 160, quality: int = 75) -> bytes:
+def thumbnail(source: str | os.PathLike | bytes, side: int = 160) -> bytes:
     """The middle square of a picture, as a JPEG.
 
     Args:
@@ -103,7 +101,7 @@ def thumbnail(source: str | os.PathLike | bytes, side: int = 160, quality: int =
     short = min(picture.size)
     left, top = ((length - short) / 2 for length in picture.size)
     box = (left, top, left + short, top + short)
-    return encode_jpeg(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box)), quality)
+    return encode_jpeg(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box)))
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 75) -> bytes:

@@ -38,7 +38,7 @@ def report(sample_set: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
             "epoch", epoch=epoch, seconds=1.0, images_per_s=50.0 * epoch, data_wait_share=0.1
         )
     bundle = load_bundle(tiny_job.make_bundle(folder / "model"))
-    views = training_views(samples, Augmentation(size=64), 0)
+    views = training_views(samples, Augmentation(size=64), 0, range(5))
     findings = [("exact duplicates", 1, f"{EVIL} = b.jpg")]
     background = Background(
         {"test": answers.metrics.to_dict()}, folder, {"test": samples}, findings, views, [("device", "1 x cpu")]

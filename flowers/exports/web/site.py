@@ -8,12 +8,12 @@ examples/                                        a small photo of each class, by
 service_worker.js manifest.webmanifest icon.*    offline use and the home screen
 """
 
+import contextlib
 import hashlib
 import html
 import importlib.resources
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from flowers.data.paths import encode_path, readable
 from flowers.engines.exported import load_exported
 from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import ImageError, UsageError
-from flowers.exports.compare import Agreement
+from flowers.exports.compare import Agreement, write_checked
 from flowers.exports.photos import photos_in
 from flowers.exports.web.runtime import VERSION, copy_runtime, find_runtime
 from flowers.files import replace_folder
@@ -49,11 +49,8 @@ POLICY = (
 """Nothing is sent anywhere but to the host itself, whatever a script tries."""
 
 
-def export_site(config: ExportConfig, bundle: Bundle, write_checked: Callable[[Path], Agreement]) -> None:
+def export_site(config: ExportConfig, bundle: Bundle) -> None:
     """Write the folder; it is there only once the model in it answers as the bundle does.
-
-    Args:
-        write_checked: writes the model to a path and compares it with the bundle; raises where they differ.
 
     Raises:
         FlowersError: no runtime, a foreign folder in the way, too little agreement, a full disk, ...
@@ -65,7 +62,7 @@ def export_site(config: ExportConfig, bundle: Bundle, write_checked: Callable[[P
     with replace_folder(config.output) as folder:
         copy_runtime(runtime, backends, folder / "runtime")
         examples = None if config.class_examples is None else _write_examples(config.class_examples, bundle, folder)
-        agreement = write_checked(folder / "model.onnx")
+        agreement, _ = write_checked(config, bundle, folder / "model.onnx")
         facts = _facts(config, bundle, folder / "model.onnx", agreement)
         facts |= {"backends": backends, "examples": examples}
         _write_page(config.title, facts, folder)
@@ -126,11 +123,8 @@ def _probs_of_pattern(model: Path, crop: int) -> np.ndarray:
     """
     index = np.arange(crop * crop * 3)
     pattern = (index * 31 + (index >> 8) * 17).astype(np.uint8).reshape(1, crop, crop, 3)
-    engine = build_exported_engine(load_exported(model), precision="auto", batch_size=1)
-    try:
+    with contextlib.closing(build_exported_engine(load_exported(model), precision="auto", batch_size=1)) as engine:
         return engine.submit(pattern).result().probs[0]
-    finally:
-        engine.close()
 
 
 def _write_examples(photos: Path, bundle: Bundle, folder: Path) -> list[str | None]:
