@@ -47,12 +47,6 @@ class PathList(Sequence[str]):
             return self._letters == other._letters and self._ends == other._ends
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
 
-    def __hash__(self) -> int:
-        return hash(self._letters)
-
-    def __repr__(self) -> str:
-        return f"PathList of {len(self)}"
-
 
 def readable(path: str | os.PathLike) -> str:
     """A name for one line of a message: as it is, or quoted and escaped if it holds line ends or odd bytes."""

@@ -170,9 +170,9 @@ def index_of(shard: Path) -> Index:
     """
     try:
         status = os.stat(shard)
+        return _index(str(shard), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise DataError(f"{readable(shard)}: cannot be read: {(error.strerror or '').lower()}") from None
-    return _index(str(shard), status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
@@ -227,7 +227,7 @@ def _make(shard: Path) -> Index:
     wanted = Choice({*choice.extensions, *_LABELS}, left_out=choice.left_out)
     photos: dict[str, tuple[int, int]] = {}
     labels: dict[tuple[str, str], str] = {}
-    with _opened(shard) as file:
+    with open(shard, "rb") as file:
         for entry in members(shard.parent, os.fsencode(shard.name), wanted):
             name = os.fsdecode(entry.path).removeprefix(f"{shard.name}/")
             if entry.place.startswith(b"!"):
@@ -249,13 +249,6 @@ def _make(shard: Path) -> Index:
         np.array([photos[name] for name in names], np.int64).reshape(-1, 2),
         dict(choice.left_out),
     )
-
-
-def _opened(shard: Path):
-    try:
-        return open(shard, "rb")
-    except OSError as error:
-        raise DataError(f"{readable(shard)}: cannot be read: {(error.strerror or '').lower()}") from None
 
 
 def _key(name: str) -> str:

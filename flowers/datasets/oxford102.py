@@ -138,19 +138,17 @@ def check_originals(folder: Path) -> None:
         DataError: one is missing, cannot be read, or is another file.
     """
     for name, expected in ORIGINALS.items():
-        digest = hashlib.md5(usedforsecurity=False)
         try:
             with open(folder / name, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         except FileNotFoundError:
             raise DataError(f"no {name} in {folder}; expected {', '.join(ORIGINALS)}, from {URL}") from None
         except OSError as error:
             raise DataError(f"cannot read {folder / name}: {error.strerror}") from error
-        if digest.hexdigest() != expected:
+        if digest != expected:
             size = (folder / name).stat().st_size
             raise DataError(
-                f"{folder / name} is not the original: md5 {digest.hexdigest()} of {size} bytes, expected {expected}; "
+                f"{folder / name} is not the original: md5 {digest} of {size} bytes, expected {expected}; "
                 f"download it again from {URL}{name}"
             )
 

@@ -22,7 +22,7 @@ from flowers.data import pixels
 from flowers.data.formats import icc, library_words
 from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg_header import CUT, has_all_scans, read_header
-from flowers.data.formats.limits import allowed_pixels, broken, check_pixels, room_for, too_many_pixels
+from flowers.data.formats.limits import broken, check_pixels, room_for
 from flowers.errors import ImageError
 
 _RGB = 3  # torchvision.io.ImageReadMode
@@ -123,12 +123,8 @@ class JpegDecoder:
     def _decode(self, scale: int) -> tuple[np.ndarray, str | None]:
         """The picture as it is stored, and what is wrong with it."""
         header = self.header
-        size = (header.width, header.height)
-        if not header.single_scan:
-            # All coefficients of a file of several scans are kept in memory, whatever the scale that it is decoded at.
-            check_pixels(*size)
-        if -(-size[0] // scale) * -(-size[1] // scale) > allowed_pixels():
-            raise too_many_pixels(*size)
+        # All coefficients of a file of several scans are kept in memory, whatever the scale that it is decoded at.
+        check_pixels(header.width, header.height, scale=scale if header.single_scan else 1)
         if self._end < 0:
             return self._decode_without_end(scale)
         decoded = self._decode_with_torchvision() if scale == 1 else None

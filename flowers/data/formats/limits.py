@@ -64,24 +64,20 @@ def check_size(size_bytes: int) -> None:
         raise ImageError(f"too large a file ({size_bytes / (1 << 30):.1f} GiB)")
 
 
-def check_pixels(width: int, height: int, kind: str = "") -> None:
+def check_pixels(width: int, height: int, kind: str = "", scale: int = 1) -> None:
     """Refuse a picture before it is decoded.
 
     Args:
-        width: pixels after decoding.
-        height: pixels after decoding.
+        width: pixels.
+        height: pixels.
         kind: of ``SHARE_OF_PIXELS``, or any other.
+        scale: only one pixel in so many is decoded, in each direction.
 
     Raises:
         ImageError: it has too many pixels.
     """
-    if width * height > _allowed_pixels * SHARE_OF_PIXELS.get(kind, 1):
-        raise too_many_pixels(width, height, kind if kind in SHARE_OF_PIXELS else "")
-
-
-def too_many_pixels(width: int, height: int, kind: str = "") -> ImageError:
-    """The error of a picture that is too large."""
-    return ImageError(f"too many pixels ({width} x {height}{' in ' + kind if kind else ''})")
+    if -(-width // scale) * -(-height // scale) > _allowed_pixels * SHARE_OF_PIXELS.get(kind, 1):
+        raise ImageError(f"too many pixels ({width} x {height}{f' in {kind}' if kind in SHARE_OF_PIXELS else ''})")
 
 
 def room_for(width: int, height: int) -> contextlib.AbstractContextManager:
