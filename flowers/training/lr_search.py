@@ -9,6 +9,7 @@ Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXi
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -146,10 +147,11 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], images: Sequence
         images: [N] that each loss is the mean of.
     """
     smoothed = smooth(rates, losses, images)
+    curve = functools.partial(LrCurve, list(rates), list(losses), smoothed)
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
-        return LrCurve(list(rates), list(losses), smoothed, None, rates[0], "not one loss was finite")
-    lowest = int(np.nanargmin([loss if math.isfinite(loss) else np.nan for loss in smoothed]))
+        return curve(None, rates[0], "not one loss was finite")
+    lowest = int(np.argmin(smoothed))
     # Batches differ: the jumps from one step to the next say how much, and the smoothing averages over some steps.
     noise = float(np.median(np.abs(np.diff(finite)))) / 0.954 if len(finite) > 1 else 0.0
     per_decade = len(rates) / max(1e-9, math.log10(rates[-1] / rates[0])) if len(rates) > 1 else 1.0
@@ -157,10 +159,9 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], images: Sequence
     fall = smoothed[0] - smoothed[lowest]
     if not fall > max(LEAST_FALL * smoothed[0], NOISES * noise / math.sqrt(averaged)):
         why = f"the loss did not fall: {smoothed[0]:.4g} at first, {smoothed[lowest]:.4g} at best"
-        return LrCurve(list(rates), list(losses), smoothed, None, rates[lowest], why)
+        return curve(None, rates[lowest], why)
     why = RULE if lowest < len(rates) - 1 else f"{RULE}; it still fell at the end, so a larger one may do better"
-    suggestion = float(f"{rates[lowest] / 10:.3g}")
-    return LrCurve(list(rates), list(losses), smoothed, suggestion, rates[lowest], why)
+    return curve(float(f"{rates[lowest] / 10:.3g}"), rates[lowest], why)
 
 
 def smooth(rates: Sequence[float], losses: Sequence[float], images: Sequence[int]) -> list[float]:

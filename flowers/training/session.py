@@ -62,24 +62,7 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             for folder in folders(run_dir):
                 remove_leftovers(folder)
             console.log_to(run_dir / "log.txt")
-        corrections = read_all_corrections(config.corrections or ())
-        tables = [read_added(table, Choice(exclude=config.exclude), corrections) for table in config.add or ()]
-        # A start that failed before its first checkpoint, on a broken image say, may have left a split.
-        anew = not _has_checkpoints(run_dir)
-        draw = ValidationDraw(config.val_fraction, config.seed, run_dir / "split.json", anew, config.group)
-        with listing_all_faults(config):
-            data = load_image_folders(
-                config.data_dir,
-                class_names=config.class_names,
-                draw=draw,
-                choice=Choice(exclude=config.exclude),
-                corrections=corrections,
-            )
-        if tables:
-            data = add_to_train(data, tables)
-            if config.group:
-                warn_of_leaks({name: samples.paths for name, samples in data.splits.items()}, config.group)
-        data = data.at_most(config.max_images, config.max_train_images, config.seed)
+        data = _list_images(config)
         stop = stack.enter_context(StopRequest(run_dir / "stop", config.max_hours))
         if config.deterministic:
             stack.enter_context(distributed.deterministic_kernels())
@@ -98,6 +81,32 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             accelerator.end_training()
             raise
         accelerator.end_training()
+
+
+def _list_images(config: TrainConfig) -> ImageFolders:
+    """The data set as it is on disk, with corrected labels, added photos and the validation split of the run.
+
+    Raises:
+        FlowersError: it cannot be trained on, or a table does not fit it.
+    """
+    corrections = read_all_corrections(config.corrections or ())
+    tables = [read_added(table, Choice(exclude=config.exclude), corrections) for table in config.add or ()]
+    # A start that failed before its first checkpoint, on a broken image say, may have left a split.
+    anew = not _has_checkpoints(config.output_dir)
+    draw = ValidationDraw(config.val_fraction, config.seed, config.output_dir / "split.json", anew, config.group)
+    with listing_all_faults(config):
+        data = load_image_folders(
+            config.data_dir,
+            class_names=config.class_names,
+            draw=draw,
+            choice=Choice(exclude=config.exclude),
+            corrections=corrections,
+        )
+    if tables:
+        data = add_to_train(data, tables)
+        if config.group:
+            warn_of_leaks({name: samples.paths for name, samples in data.splits.items()}, config.group)
+    return data.at_most(config.max_images, config.max_train_images, config.seed)
 
 
 @contextlib.contextmanager
