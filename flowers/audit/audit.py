@@ -27,7 +27,7 @@ from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
-from flowers.training.session import open_run
+from flowers.training.session import check_images, open_run
 from flowers.training.stage import Stage
 from flowers.training.train import prepare_stage
 
@@ -56,7 +56,7 @@ def audit(config: AuditConfig) -> int:
                 choice=Choice(exclude=config.exclude),
                 corrections=corrections,
             )
-        stage = prepare_stage(features_config, session, None)
+        stage = prepare_stage(features_config, check_images(features_config, session), None)
         with listing_bad_images(stage.data.splits, stage.config.workers):
             features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)

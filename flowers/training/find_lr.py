@@ -11,7 +11,7 @@ from flowers.training.continued import continued
 from flowers.training.flags import check_flags, with_default_model
 from flowers.training.lr_search import SPAN, search_lr
 from flowers.training.resume import agree_on_checkpoint
-from flowers.training.session import open_run
+from flowers.training.session import check_images, open_run
 from flowers.training.train import build_batches, prepare_stage, save_config, train_head_stage
 from flowers.training.trainer import Trainer
 
@@ -45,6 +45,7 @@ def find_lr(config: FindLrConfig) -> int:
                 f"{readable(train_config.output_dir)} holds a run, begun with a learning rate of its own; give another "
                 "--output-dir"
             )
+        session = check_images(train_config, session)
         if config.finetune == "staged":
             train_head_stage(train_config, session)
         stage = prepare_stage(train_config, session, resumed=None)

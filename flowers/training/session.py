@@ -16,10 +16,11 @@ from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
 from flowers.data.grouping import warn_of_leaks
 from flowers.data.splits import ValidationDraw
+from flowers.engines.torch_engine import check_compiler
 from flowers.errors import CheckpointError, DataError, StoppedError
 from flowers.files import make_folder, remove
 from flowers.stopping import StopRequest
-from flowers.training.bad_images import listing_all_faults
+from flowers.training.bad_images import handle_bad_images, listing_all_faults
 from flowers.training.checkpoint import list_checkpoints, lock_run, remove_leftovers
 from flowers.training.staged import folders
 
@@ -71,6 +72,8 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             timeout_s=WAIT_S,
             default_precision="no" if config.finetune == "head" else None,
         )
+        if config.compile and accelerator.device.type == "cpu":
+            check_compiler("--compile", "leave it out")
         if needs_valid and not data.valid:
             raise DataError("there are no validation images: add valid/, or let --val-fraction draw some of train/")
         try:
@@ -81,6 +84,19 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
             accelerator.end_training()
             raise
         accelerator.end_training()
+
+
+def check_images(config: TrainConfig, session: Session) -> Session:
+    """The session without images that cannot be read, for all stages of a run; see ``handle_bad_images``.
+
+    A single stage with an image cache finds them as it decodes that.
+
+    Raises:
+        DataError: there are such images, and ``--on-bad-image`` is fail.
+    """
+    if config.cache != "none" and config.finetune != "staged" and not config.refit_head:
+        return session
+    return dataclasses.replace(session, data=handle_bad_images(config, session.accelerator, session.data, None))
 
 
 def _list_images(config: TrainConfig) -> ImageFolders:

@@ -10,7 +10,6 @@ from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.data.paths import readable
-from flowers.engines.torch_engine import check_compiler
 from flowers.errors import CheckpointError
 from flowers.files import remove, write_atomically, write_json
 from flowers.models.bundle import Bundle, load_bundle
@@ -28,7 +27,7 @@ from flowers.training.head_search import choose_features, tune_head
 from flowers.training.lr_search import search_lr
 from flowers.training.model import build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
-from flowers.training.session import Session, open_run
+from flowers.training.session import Session, check_images, open_run
 from flowers.training.stage import Stage
 from flowers.training.staged import NETWORK_STAGE, of_first_head, of_network, of_refit_head, write_average
 from flowers.training.trackers import check_trackers, start_trackers
@@ -51,6 +50,8 @@ def train(config: TrainConfig) -> int:
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
+        begun = of_refit_head(config) if config.refit_head and resumed is not None else config
+        session = check_images(begun, session)
         if config.refit_head:
             config = train_network(config, session, resumed)
         asked, config = config, with_default_model(config, resumed)
@@ -95,12 +96,8 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
 
 
 def train_head_stage(config: TrainConfig, session: Session) -> None:
-    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own.
-
-    All images are checked before it: the head itself would not find a broken one of test/.
-    """
-    data = handle_bad_images(config, session.accelerator, session.data, None)
-    session = dataclasses.replace(session, data=dataclasses.replace(data, test=None))
+    """Train the head of a staged run, with its defaults, on cached features, in a run folder of its own."""
+    session = dataclasses.replace(session, data=dataclasses.replace(session.data, test=None))
     config = of_first_head(config)
     train_stage(config, session, agree_on_checkpoint(config, session.accelerator))
     session.accelerator.free_memory()
@@ -108,8 +105,7 @@ def train_head_stage(config: TrainConfig, session: Session) -> None:
 
 def trial_features(config: TrainConfig, session: Session) -> tuple[Stage, FeatureBatches]:
     """The features of the training images alone, under flags that may become those of the run."""
-    data = handle_bad_images(config, session.accelerator, session.data, None)
-    session = dataclasses.replace(session, data=dataclasses.replace(data, valid=None, test=None))
+    session = dataclasses.replace(session, data=dataclasses.replace(session.data, valid=None, test=None))
     stage = prepare_stage(config, session, None)
     return stage, build_batches(stage)
 
@@ -150,16 +146,15 @@ def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | Non
 
 
 def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> Stage:
-    """Build or load the model, resolve the flags, decode the cache, check the images.
+    """Build or load the model, resolve the flags, decode the cache.
+
+    Args:
+        session: its images are checked, see ``check_images``; with an image cache that happens here.
 
     Raises:
         FlowersError: flags, model, images or checkpoint do not fit.
     """
     accelerator, data = session.accelerator, session.data
-    if config.compile and accelerator.device.type == "cpu":
-        check_compiler("--compile", "leave it out")
-    if config.cache == "none":  # else its decoding finds them
-        data = handle_bad_images(config, accelerator, data, None)
     model = build_model(config, data.classes, resumed)
     config = resolve(config, model, accelerator.num_processes, resumed)
     augmentation = build_augmentation(config, model.preprocessing)
