@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from flowers import console
-from flowers.datasets.drawn_petals import GREENS, Canvas, Petal, turn
+from flowers.datasets.drawn_petals import GREENS, Canvas, Petal, pick, turn
 from flowers.datasets.drawn_species import COLOURS, SPECIES, UPRIGHT
 from flowers.datasets.set_folder import SPLITS, new_set, read_marker
 from flowers.errors import UsageError
@@ -114,7 +114,7 @@ def draw_photo(name: str, rng: np.random.Generator, image_size: int = 256) -> by
         image_size: side in pixels.
     """
     side = image_size * SUPERSAMPLING
-    colours = np.asarray(COLOURS[rng.integers(len(COLOURS))], dtype=float)
+    colours = pick(rng, COLOURS)
     colours = (colours + rng.normal(0, 9, 3)).clip(0, 255)
     canvas = Canvas(_ground(rng, side), rng)
     _leaves(canvas, int(rng.integers(2, 6)), side)
@@ -134,7 +134,7 @@ def draw_photo(name: str, rng: np.random.Generator, image_size: int = 256) -> by
 
 def _ground(rng: np.random.Generator, side: int) -> Image.Image:
     """Draw the background, out of focus: soft patches, and in half of the pictures discs of light."""
-    base = np.asarray(GROUNDS[rng.integers(len(GROUNDS))], dtype=float)
+    base = pick(rng, GROUNDS)
     cells = int(rng.integers(3, 9))
     patches = base + rng.normal(0, 26, (cells, cells, 1)) + rng.normal(0, 10, (cells, cells, 3))
     small = Image.fromarray(patches.clip(0, 255).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
@@ -150,7 +150,7 @@ def _ground(rng: np.random.Generator, side: int) -> Image.Image:
 def _leaves(canvas: Canvas, count: int, side: int) -> None:
     rng = canvas.rng
     for _ in range(count):
-        green = np.asarray(GREENS[rng.integers(len(GREENS))], dtype=float) * rng.uniform(0.6, 1.1)
+        green = pick(rng, GREENS) * rng.uniform(0.6, 1.1)
         canvas.place(tuple(rng.uniform(0.1, 0.9, 2) * side), side * rng.uniform(0.35, 0.65), rng.uniform(0, 2 * np.pi))
         leaf = Petal(rng.uniform(0.12, 0.5), base=0.7, tip=rng.uniform(0.6, 1.0), bend=rng.normal(0, 0.2))
         rim = leaf.outline(rng)
@@ -163,7 +163,7 @@ def _leaves(canvas: Canvas, count: int, side: int) -> None:
 def _blade(canvas: Canvas, side: int) -> None:
     """A blade of grass before the flower."""
     rng = canvas.rng
-    green = np.asarray(GREENS[rng.integers(len(GREENS))], dtype=float) * rng.uniform(0.7, 1.2)
+    green = pick(rng, GREENS) * rng.uniform(0.7, 1.2)
     canvas.place(
         (rng.uniform(0.2, 0.8) * side, side * 1.02), side * rng.uniform(0.7, 1.2), -np.pi / 2 + rng.normal(0, 0.35)
     )

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 Colour = tuple[float, float, float]
 GREENS: tuple[Colour, ...] = ((74, 128, 58), (104, 150, 72), (52, 104, 66), (128, 150, 78))
 
+GOLDEN = 2.4
+"""Radians from one to the next in a sunflower's spiral."""
 _SHARES = {steps: np.linspace(0, 1, steps) for steps in (3, 5)}
 
 
@@ -28,7 +30,7 @@ class Canvas:
         """Put the flower at ``centre`` (pixels), turned by ``turn`` (radians), foreshortened by ``squash``."""
         cos, sin = np.cos(turn), np.sin(turn)
         axis = self.rng.uniform(0, np.pi) if squash < 1 else 0.0
-        along = np.array([np.cos(axis), np.sin(axis)])
+        along = circle(axis)
         view = np.eye(2) - (1 - squash) * np.outer(along, along)
         self._matrix = radius * view @ np.array([[cos, -sin], [sin, cos]])
         self._centre, self.radius = np.asarray(centre), radius
@@ -152,12 +154,12 @@ def whorl(
 def disc(canvas: Canvas, radius: float, colour: Colour, grain: int = 40) -> None:
     """A seeded centre: a dark rim, then grains in the sunflower's spiral."""
     colour = np.asarray(colour, dtype=float)
-    ring = turn(np.array([[1.0, 0.0]]), np.linspace(0, 2 * np.pi, 24, endpoint=False))[:, 0]
+    ring = circle(np.linspace(0, 2 * np.pi, 24, endpoint=False))
     canvas.polygon(ring * radius * 1.06, colour * 0.5)
     canvas.polygon(ring * radius, colour * 0.8)
     order = np.arange(grain)
     reach = radius * 0.95 * np.sqrt((order + 0.5) / grain)
-    points = np.stack([np.cos(order * 2.4), np.sin(order * 2.4)], axis=1) * reach[:, None]
+    points = circle(order * GOLDEN) * reach[:, None]
     shades = colour * (0.75 + 0.5 * canvas.rng.random((grain, 1)))
     canvas.dots(points, shades.clip(0, 255), radius * 0.8 / np.sqrt(grain))
 
@@ -165,10 +167,20 @@ def disc(canvas: Canvas, radius: float, colour: Colour, grain: int = 40) -> None
 def stamens(canvas: Canvas, count: int, length: float, colour: Colour, head: Colour, size: float = 0.035) -> None:
     """Threads from the centre, each with a head."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False) + canvas.rng.uniform(0, 6)
-    ends = np.stack([np.cos(angles), np.sin(angles)], axis=1) * canvas.rng.uniform(0.75, 1, (count, 1)) * length
+    ends = circle(angles) * canvas.rng.uniform(0.75, 1, (count, 1)) * length
     for end in ends:
         canvas.line(np.stack([end * 0, end]), colour, 0.018)
     canvas.dots(ends, np.tile(np.asarray(head, dtype=float), (count, 1)), size)
+
+
+def pick(rng: np.random.Generator, colours: Sequence) -> np.ndarray:
+    """One of some colours, or pairs of them, as floats."""
+    return np.asarray(colours[rng.integers(len(colours))], dtype=float)
+
+
+def circle(angles: float | np.ndarray) -> np.ndarray:
+    """Points [..., 2] at distance 1 from 0."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
 def turn(points: np.ndarray, angle: float | np.ndarray) -> np.ndarray:

@@ -8,7 +8,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flowers.datasets.drawn_petals import GREENS, Canvas, Colour, Petal, disc, draw_petal, stamens, turn, whorl
+from flowers.datasets.drawn_petals import (
+    GOLDEN,
+    GREENS,
+    Canvas,
+    Colour,
+    Petal,
+    circle,
+    disc,
+    draw_petal,
+    pick,
+    stamens,
+    turn,
+    whorl,
+)  # fmt: skip
 
 COLOURS: tuple[tuple[Colour, Colour], ...] = (  # rim and base of a petal, 0 to 255
     ((250, 248, 240), (226, 222, 206)),
@@ -23,12 +36,8 @@ COLOURS: tuple[tuple[Colour, Colour], ...] = (  # rim and base of a petal, 0 to 
 HEARTS: tuple[Colour, ...] = ((246, 204, 60), (206, 132, 36), (108, 66, 34), (150, 176, 74), (58, 40, 48))
 
 
-def _heart(canvas: Canvas) -> Colour:
-    return HEARTS[canvas.rng.integers(len(HEARTS))]
-
-
 def _stem(canvas: Canvas, start: Sequence[float], end: Sequence[float], width: float = 0.09) -> None:
-    green = np.asarray(GREENS[canvas.rng.integers(len(GREENS))], dtype=float)
+    green = pick(canvas.rng, GREENS)
     sway = np.linspace(0, 1, 8)[:, None]
     path = (1 - sway) * np.asarray(start) + sway * np.asarray(end)
     path[:, 0] += canvas.rng.normal(0, 0.12) * np.sin(np.pi * sway[:, 0])
@@ -36,11 +45,17 @@ def _stem(canvas: Canvas, start: Sequence[float], end: Sequence[float], width: f
     canvas.line(path, green, width * 0.8)
 
 
+def _star(points: int, outer: float, inner: float, start: float = 0.0) -> np.ndarray:
+    """The outline [2 * points, 2] of a star, its first tip at the angle ``start``."""
+    angles = start + np.arange(2 * points) * np.pi / points
+    return circle(angles) * np.tile([outer, inner], points)[:, None]
+
+
 def daisy(canvas: Canvas, colours: np.ndarray) -> None:
     """Many narrow petals around a seeded disc."""
     count = int(canvas.rng.integers(15, 22))
     whorl(canvas, colours, count, 1.0, Petal(width=0.26, base=0.5, tip=0.3), jitter=0.04)
-    disc(canvas, canvas.rng.uniform(0.28, 0.36), _heart(canvas))
+    disc(canvas, canvas.rng.uniform(0.28, 0.36), pick(canvas.rng, HEARTS))
 
 
 def poppy(canvas: Canvas, colours: np.ndarray) -> None:
@@ -49,7 +64,7 @@ def poppy(canvas: Canvas, colours: np.ndarray) -> None:
     shape = Petal(width=1.5, base=0.55, tip=0.3, wave=0.035)
     whorl(canvas, colours, 2, 1.0, shape, start=start)
     whorl(canvas, colours, 2, 0.92, shape, start=start + np.pi / 2)
-    stamens(canvas, 26, 0.34, (60, 40, 50), _heart(canvas))
+    stamens(canvas, 26, 0.34, (60, 40, 50), pick(canvas.rng, HEARTS))
     disc(canvas, 0.15, (120, 150, 90), 12)
 
 
@@ -87,7 +102,7 @@ def dahlia(canvas: Canvas, colours: np.ndarray) -> None:
 
 def pansy(canvas: Canvas, colours: np.ndarray) -> None:
     """Five round petals with a dark face; the upper two have a colour of their own."""
-    second = np.asarray(COLOURS[canvas.rng.integers(len(COLOURS))], dtype=float)
+    second = pick(canvas.rng, COLOURS)
     round_petal = {"base": 0.45, "tip": 0.32, "wave": 0.015}
     down, face = np.pi / 2, np.array([50.0, 24.0, 62.0])
     for side in (-1, 1):
@@ -105,14 +120,15 @@ def pansy(canvas: Canvas, colours: np.ndarray) -> None:
 
 def phlox(canvas: Canvas, colours: np.ndarray) -> None:
     """A cluster of thirteen small five-petalled flowers."""
-    heart, rng = _heart(canvas), canvas.rng
+    rng = canvas.rng
+    heart = pick(rng, HEARTS)
     order = rng.permutation(13)
     for step in order:
-        at = np.array([np.cos(step * 2.4), np.sin(step * 2.4)]) * 0.72 * np.sqrt(step / 12) + rng.normal(0, 0.04, 2)
+        at = circle(step * GOLDEN) * 0.72 * np.sqrt(step / 12) + rng.normal(0, 0.04, 2)
         shade = colours * rng.uniform(0.85, 1.05)
         start = rng.uniform(0, 6)
         whorl(canvas, shade, 5, 0.34, Petal(width=0.85, base=0.8, tip=0.3, steps=8), at=at, start=start)
-        canvas.dots(at[None], np.asarray(heart, dtype=float)[None], 0.05)
+        canvas.dots(at[None], heart[None], 0.05)
 
 
 def bluebell(canvas: Canvas, colours: np.ndarray) -> None:
@@ -130,13 +146,13 @@ def bluebell(canvas: Canvas, colours: np.ndarray) -> None:
 
 def daffodil(canvas: Canvas, colours: np.ndarray) -> None:
     """Six petals behind a frilled trumpet of another colour."""
-    cup = np.asarray(COLOURS[canvas.rng.integers(len(COLOURS))], dtype=float)
+    cup = pick(canvas.rng, COLOURS)
     start = canvas.rng.uniform(0, 6)
     for shift in (0.0, np.pi / 3):
         whorl(canvas, colours, 3, 1.0, Petal(width=0.62, base=0.6, tip=0.55), start=start + shift)
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     frill = 1 + 0.07 * np.sin(12 * angles)
-    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1) * frill[:, None]
+    ring = circle(angles) * frill[:, None]
     canvas.polygon(ring * 0.50, cup[1] * 0.5, 0.5)
     for scale, tone in ((0.46, 1.0), (0.40, 0.9), (0.33, 0.78), (0.26, 0.62), (0.18, 0.46)):
         canvas.polygon(ring * scale, cup[0] * tone)
@@ -150,12 +166,10 @@ def allium(canvas: Canvas, colours: np.ndarray) -> None:
     depth = np.arange(46)
     reach = 0.95 * np.sqrt(1 - ((depth + 0.5) / 46) ** 2)
     for step, far in zip(depth, reach, strict=True):
-        at = np.array([np.cos(step * 2.4), np.sin(step * 2.4)]) * far
+        at = circle(step * GOLDEN) * far
         canvas.line(np.stack([at * 0, at]), (120, 150, 90), 0.012, 0.6)
         shade = colours * (0.62 + 0.42 * step / 46)
-        star = turn(np.array([[0.19, 0.0], [0.05, 0.0]]), rng.uniform(0, 6) + np.arange(6) * np.pi / 3)
-        star[:, 1] = turn(star[:, 1], np.pi / 6)
-        canvas.polygon(star.reshape(-1, 2) + at, shade[0])
+        canvas.polygon(_star(6, 0.19, 0.05, rng.uniform(0, 6)) + at, shade[0])
         canvas.dots(at[None], shade[1][None], 0.03)
 
 
@@ -171,15 +185,13 @@ def rose(canvas: Canvas, colours: np.ndarray) -> None:
 def cherry(canvas: Canvas, colours: np.ndarray) -> None:
     """Five notched petals, apart from each other, and loose stamens."""
     whorl(canvas, colours, 5, 1.0, Petal(width=0.78, base=1.15, tip=0.36, notch=0.14))
-    stamens(canvas, 14, 0.44, colours[1], _heart(canvas))
+    stamens(canvas, 14, 0.44, colours[1], pick(canvas.rng, HEARTS))
 
 
 def periwinkle(canvas: Canvas, colours: np.ndarray) -> None:
     """Five skewed petals, as of a propeller, around a pale star."""
     whorl(canvas, colours, 5, 0.98, Petal(width=0.62, base=1.3, tip=0.25, bend=0.42), jitter=0.03)
-    star = turn(np.array([[0.24, 0.0], [0.11, 0.0]]), np.arange(5) * 2 * np.pi / 5)
-    star[:, 1] = turn(star[:, 1], np.pi / 5)
-    canvas.polygon(star.reshape(-1, 2), (250, 248, 236))
+    canvas.polygon(_star(5, 0.24, 0.11), (250, 248, 236))
     canvas.dots(np.zeros((1, 2)), np.array([[226.0, 186.0, 60.0]]), 0.06)
 
 
@@ -194,7 +206,7 @@ def carnation(canvas: Canvas, colours: np.ndarray) -> None:
 def bindweed(canvas: Canvas, colours: np.ndarray) -> None:
     """One round funnel with five pale rays."""
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False) + canvas.rng.uniform(0, 6)
-    rim = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (1 + 0.035 * np.cos(5 * angles))[:, None]
+    rim = circle(angles) * (1 + 0.035 * np.cos(5 * angles))[:, None]
     canvas.polygon(rim * 1.03, colours[1] * 0.45, 0.4)
     for scale, share in ((1.0, 0.0), (0.88, 0.25), (0.74, 0.5), (0.6, 0.75), (0.46, 1.0)):
         canvas.polygon(rim * scale, colours[0] + (colours[1] - colours[0]) * share)
@@ -210,7 +222,7 @@ def sunflower(canvas: Canvas, colours: np.ndarray) -> None:
     """Two rows of pointed petals around a disc that fills half of the flower."""
     for row, length in enumerate((1.0, 0.92)):
         whorl(canvas, colours * (0.85 + 0.15 * row), 17, length, Petal(width=0.24, base=0.8, tip=0.9), start=row * 0.19)
-    disc(canvas, canvas.rng.uniform(0.5, 0.58), _heart(canvas), 150)
+    disc(canvas, canvas.rng.uniform(0.5, 0.58), pick(canvas.rng, HEARTS), 150)
 
 
 # The order is the class folders' order, 1 to 16: it only grows, so that a class keeps its pictures.
