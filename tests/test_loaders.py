@@ -100,7 +100,6 @@ def test_epochs_go_on_in_any_order_with_living_workers(samples):
     order = Order(37, seed=1, batch_size=4, grad_accum_steps=2)
     alone = TrainLoader(samples, EVERYTHING, order, rank=0, workers=0)
     loader = TrainLoader(samples, EVERYTHING, order, rank=0, workers=2)
-    assert len(loader) == 10
     fifth, second = loader.epoch(5, start_step=2), loader.epoch(2)
     pids = None
     for batches, epoch, start in ((fifth, 5, 2), (second, 2, 0)):
@@ -148,7 +147,7 @@ def test_eval_loader_shows_each_image_once(samples):
     for rank in (0, 1):
         loader = EvalLoader(samples, preprocessing, 5, rank=rank, world_size=2, workers=rank)
         batches = list(loader)
-        assert len(batches) == len(loader) == 4
+        assert len(batches) == 4
         for batch in batches:
             assert batch.images.shape == (5, 24, 24, 3)
             assert not batch.images[batch.weights == 0].any()

@@ -176,7 +176,6 @@ class TrainLoader:
         sizes: Sequence[int] = (),
         pin_memory: bool = False,
     ):
-        self.order = order
         self._epoch = self._start_step = 0
         views = TrainViews(samples, augmentation, order.seed, cache, sizes)
         self._loader = make_loader(
@@ -205,10 +204,6 @@ class TrainLoader:
             if self._running is not token:
                 raise RuntimeError(f"epoch {epoch} goes on after another one was started on the same loader")
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return self.order.steps_per_epoch * self.order.grad_accum_steps
-
 
 class EvalLoader:
     """The evaluation views of one rank's share of a sample list, each sample once over all ranks.
@@ -234,7 +229,6 @@ class EvalLoader:
         workers: int = 0,
         pin_memory: bool = False,
     ):
-        self._length = -(-len(samples) // (batch_size * world_size))
         self._views = EvalViews(samples, preprocessing)
         self._loader = make_loader(
             self._views,
@@ -252,10 +246,6 @@ class EvalLoader:
             ProcessError: a loader process died.
         """
         return _checked(run_loader(self._loader))
-
-    def __len__(self) -> int:
-        """Batches that each rank gets."""
-        return self._length
 
     @property
     def damaged(self) -> list[int]:
