@@ -107,7 +107,7 @@ def _run(files: int, folder: Path) -> dict:
     from flowers.config.predict import PredictConfig
     from flowers.data.augment import Preprocessing
     from flowers.data.folders import ClassIndex
-    from flowers.prediction import kept, pipeline, predict, shard_loop
+    from flowers.prediction import job, kept, pipeline, predict, shard_loop
 
     view = np.zeros((SIDE, SIDE, 3), np.uint8)
 
@@ -119,7 +119,7 @@ def _run(files: int, folder: Path) -> dict:
     bundle = types.SimpleNamespace(
         hash="none", classes=ClassIndex(names, names), preprocessing=NullView(256, SIDE), head=None, made={}
     )
-    predict.open_model = lambda path: bundle
+    job.open_model = lambda path: bundle
     shard_loop.open_engine = lambda *args, **options: _pretended_engine()
     kept.read_input = lambda root, entry: b"x"
     pipeline.decode_image = lambda data, **options: (view, None)
