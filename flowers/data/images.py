@@ -30,10 +30,10 @@ from PIL import Image
 from flowers.data import pixels
 from flowers.data.file_bytes import read_bytes
 from flowers.data.formats import animations, bitmap, boxes, icc, jpeg2000, library_words, png, tiff
-from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg import JpegDecoder
 from flowers.data.formats.limits import Prepared, broken, check_pixels, check_size, room_for
 from flowers.data.formats.names import identify, refusal
+from flowers.data.formats.tiff import orientation
 from flowers.errors import ImageError
 
 _EXPECTED = "[H, W], [H, W, 3] or [H, W, 4] of uint8, uint16 or float from 0 to 1"

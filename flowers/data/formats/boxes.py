@@ -8,8 +8,8 @@ names are those of ISO/IEC 18181-1 and, for the container, 18181-2.
 import re
 from collections.abc import Iterator
 
-from flowers.data.formats.exif import read_directory
 from flowers.data.formats.limits import check_pixels
+from flowers.data.formats.tiff import read_directory
 from flowers.errors import ImageError
 
 _MAX_BOXES = 1000
@@ -43,7 +43,7 @@ def check_heif(data: bytearray) -> None:
     for count, match in enumerate(_TIFF_HEADER.finditer(data)):
         block = memoryview(data)[match.start() :]
         found = read_directory(block)
-        if count > _MAX_BLOCKS or (found is not None and found.is_bomb(len(block))):
+        if count > _MAX_BLOCKS or (found is not None and found.is_bomb):
             raise ImageError("broken AVIF or HEIC: EXIF of more bytes than the file")
     for match in _SIZE_PROPERTY.finditer(data):
         check_pixels(int.from_bytes(match[1][:4]), int.from_bytes(match[1][4:]))

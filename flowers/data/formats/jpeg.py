@@ -20,9 +20,9 @@ from PIL import JpegImagePlugin
 
 from flowers.data import pixels
 from flowers.data.formats import icc, library_words
-from flowers.data.formats.exif import orientation
 from flowers.data.formats.jpeg_header import CUT, has_all_scans, read_header
 from flowers.data.formats.limits import broken, check_pixels, room_for
+from flowers.data.formats.tiff import orientation
 from flowers.errors import ImageError
 
 _RGB = 3  # torchvision.io.ImageReadMode
@@ -50,7 +50,7 @@ decode_jpeg = _find_decoder()
 
 class _Image(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Leave the resolution alone: Pillow reads all of EXIF for it, see ``flowers.data.formats.exif``."""
+        """Leave the resolution alone: Pillow reads all of EXIF for it, see ``flowers.data.formats.tiff``."""
 
 
 class _Source(io.RawIOBase):
