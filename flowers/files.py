@@ -51,7 +51,7 @@ def write_atomically(path: Path, mode: str = "w", **open_kwargs) -> Iterator[IO]
     if "b" not in mode:
         open_kwargs = {"encoding": "utf-8", "newline": "", **open_kwargs}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(path.parent)
         with file_beside(path) as temporary:
             with open(temporary, mode, **open_kwargs) as file:
                 yield file
@@ -187,7 +187,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     path = _behind_link(Path(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(path.parent)
         restore_folder(path)
         if path.exists() and not path.is_dir():  # it would step aside and be removed like an earlier folder
             raise FileExistsError(errno.EEXIST, "a file", path)
@@ -236,6 +236,18 @@ def _behind_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def make_parents(folder: Path) -> None:
+    """Make a folder and those above it; one that is there already is fine.
+
+    Raises:
+        OSError: it cannot be made; also where a thousand are missing, at which ``mkdir`` ends in a RecursionError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), folder) from None
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it; one that is there already is fine, if it can be written.
 
@@ -243,7 +255,7 @@ def make_folder(path: Path) -> None:
         FlowersError: it cannot be made or written.
     """
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        make_parents(Path(path))
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:

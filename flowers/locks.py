@@ -14,7 +14,7 @@ from typing import IO
 
 from flowers.console import warn
 from flowers.errors import InUseError
-from flowers.files import explain_os_error, lies_at, lock
+from flowers.files import explain_os_error, lies_at, lock, make_parents
 
 _held: set[IO] = set()
 
@@ -84,7 +84,7 @@ def _open_locked(path: Path, wait: bool, shared: bool = False) -> tuple[IO, bool
         BlockingIOError: another process holds it, and ``wait`` is False.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(path.parent)
         if path.is_dir():
             raise explain_os_error(IsADirectoryError(errno.EISDIR, "a folder", path), path)
         try:

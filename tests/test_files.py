@@ -11,7 +11,7 @@ from jobs_in_processes import die
 from flowers import files
 from flowers.config.predict import PredictConfig
 from flowers.errors import FlowersError, UsageError
-from flowers.files import file_beside, lock, make_folder, replace_folder, restore_folder, write_atomically
+from flowers.files import file_beside, lock, make_folder, replace_folder, restore_folder, write_atomically, write_json
 
 
 def current_umask() -> int:
@@ -198,6 +198,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowersError, match=r"cannot write .*file/run"):
         make_folder(tmp_path / "file" / "run")
+
+
+def test_a_place_below_thousands_of_folders_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FlowersError, match="cannot write .*/a/x.json: File name too long"):
+        write_json(tmp_path.joinpath(*["a"] * 1500, "x.json"), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_longest_names_are_written(tmp_path: Path) -> None:

@@ -627,9 +627,9 @@ def test_two_that_join_at_once_with_one_process_number_do_not_meet(
         """Once, when the first rows are written."""
         joined.append(len(joined))
         if len(joined) == 2:
-            table.join_parts(work[0], tmp_path / "out.csv", ".csv", lambda: None)
+            table.join_parts(work[0], tmp_path / "out.csv", lambda: None)
 
-    table.join_parts(work[0], tmp_path / "out.csv", ".csv", other_joins)
+    table.join_parts(work[0], tmp_path / "out.csv", other_joins)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

@@ -23,7 +23,7 @@ from flowers.data.paths import decode_path, readable
 from flowers.data.remote import address_of
 from flowers.data.tables import sidecar_path
 from flowers.errors import DataError, ImageError, UsageError
-from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside
+from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside, make_parents
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.table import page_path
@@ -156,7 +156,7 @@ def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str],
             name = folder_name(f"{row['label']} ({row['class']})")
     if key not in folders:
         try:
-            (target / name).mkdir(parents=True, exist_ok=True)
+            make_parents(target / name)
         except OSError as error:
             raise explain_os_error(error, target) from error
         folders[key] = target / name

@@ -23,7 +23,7 @@ from flowers.data import workbook
 from flowers.data.paths import readable
 from flowers.data.tables import read_sidecar, sidecar_path, typed_rows
 from flowers.errors import DataError, OutputError
-from flowers.files import file_beside, file_digest, sync_file, sync_folder, write_atomically
+from flowers.files import file_beside, file_digest, make_parents, sync_file, sync_folder, write_atomically
 from flowers.parsing import parse_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
@@ -99,13 +99,12 @@ def check_free(output: Path, embeddings: Path | None) -> None:
 
 
 def join_parts(
-    work: "Work", output: Path, suffix: str, check_stop: Callable[[], None], thumbnails: Thumbnails | None = None
+    work: "Work", output: Path, check_stop: Callable[[], None], thumbnails: Thumbnails | None = None
 ) -> dict:
     """Write the final file from all parts, with the columns that the work's settings choose.
 
     Args:
         output: its name.
-        suffix: what it is, of ``OUTPUT_KINDS``.
         check_stop: raises when the process was asked to stop.
         thumbnails: of an .xlsx with pictures, see ``write_rows``.
 
@@ -117,7 +116,7 @@ def join_parts(
         OutputError: a part is damaged.
         FlowersError: the disk is full or the place cannot be written.
     """
-    names = work.settings.get("columns") or columns(work.settings["topk"])
+    suffix, names = suffix_of(output), work.settings.get("columns") or columns(work.settings["topk"])
     totals = _totals(work)
     with parts.explained(output), new_file(output) as table, new_file(stamps_path(output)) as stamps:
         with open(stamps, "wb") as file:
@@ -240,7 +239,7 @@ def _not_ours(path: Path, advice: str) -> OutputError:
 @contextlib.contextmanager
 def new_file(final: Path) -> Iterator[Path]:
     """A file beside ``final`` for ``put_in_place``; without that it goes at the end of the block."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(final.parent)
     with file_beside(final) as temporary:
         yield temporary
 
