@@ -24,7 +24,6 @@ from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle
 from flowers.parsing import read_json
 from flowers.reports.label_errors import Suspicion, judge
-from flowers.training.bad_images import listing_bad_images
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
 from flowers.training.session import check_images, open_run
@@ -57,8 +56,7 @@ def audit(config: AuditConfig) -> int:
                 corrections=corrections,
             )
         stage = prepare_stage(features_config, check_images(features_config, session), None)
-        with listing_bad_images(stage.data.splits, stage.config.workers):
-            features = features_of_splits(stage, config.checkpoint)
+        features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)
         together = group_images(audited.paths, config.group) if config.group else np.arange(len(audited.targets))
         key = _key(config, stage, audited, together)

@@ -29,7 +29,7 @@ from flowers.training.bad_images import find_bad, leave_out, listing_bad_images,
 from flowers.training.batches import AUTOCAST, ENGINE_PRECISION, eval_loader, through_engine
 from flowers.training.evaluation import Kept, calibrate, evaluate, learn_unfamiliar
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
-from flowers.training.staged import HEAD_STAGE, NETWORK_STAGE
+from flowers.training.run_stages import HEAD_STAGE, NETWORK_STAGE
 
 
 def evaluate_bundle(config: EvaluateConfig) -> int:

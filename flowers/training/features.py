@@ -30,7 +30,7 @@ from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically, write_json
 from flowers.parsing import read_json
 from flowers.stopping import agree_to_stop
-from flowers.training.bad_images import warn_of_damaged
+from flowers.training.bad_images import listing_bad_images, warn_of_damaged
 from flowers.training.batches import ENGINE_PRECISION, through_engine
 from flowers.training.flags import images_digest
 from flowers.training.linear_head import HeadProblem
@@ -102,7 +102,7 @@ def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str,
         By split, float32 [N, views, D], memory-mapped.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: images cannot be read; all of them are named.
         StoppedError: a rank was asked to stop; finished pieces are kept.
     """
     config, model, folder = stage.config, stage.model, stage.run_dir / "features"
@@ -121,21 +121,22 @@ def features_of_splits(stage: Stage, other_run: Path | None = None) -> dict[str,
     key["preprocessing"] = model.preprocessing.to_dict()
 
     found, num_damaged = {}, 0.0
-    for name, samples in stage.data.splits.items():
-        views = config.views if name == "train" else 1
-        drawn = "plain" if views == 1 else f"{views} of {stage.augmentation}, seed {config.seed}"
-        own = {**key, "views": drawn, "images": images_digest(samples)}
-        if stage.accelerator.is_main_process:  # only its key is compared and written
-            sizes = file_stamps(samples.full_path, len(samples))[:, 0]
-            own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
-        if other_run is not None and _are_there(other := other_run / "features" / f"{name}.npy", own):
-            console.say(f"features of {name}: those of {console.plain(readable(other_run))}")
-            found[name] = np.load(other, mmap_mode="r")
-            continue
-        workers = default_workers(config.workers)
-        images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
-        found[name] = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
-        num_damaged += sums_of_ranks(stage.accelerator, [float(images.num_damaged)])[0]
+    with listing_bad_images(stage.data.splits, config.workers):
+        for name, samples in stage.data.splits.items():
+            views = config.views if name == "train" else 1
+            drawn = "plain" if views == 1 else f"{views} of {stage.augmentation}, seed {config.seed}"
+            own = {**key, "views": drawn, "images": images_digest(samples)}
+            if stage.accelerator.is_main_process:  # only its key is compared and written
+                sizes = file_stamps(samples.full_path, len(samples))[:, 0]
+                own["bytes"] = hashlib.sha256(sizes.tobytes()).hexdigest()
+            if other_run is not None and _are_there(other := other_run / "features" / f"{name}.npy", own):
+                console.say(f"features of {name}: those of {console.plain(readable(other_run))}")
+                found[name] = np.load(other, mmap_mode="r")
+                continue
+            workers = default_workers(config.workers)
+            images = ViewLoader(samples, model.preprocessing, stage.augmentation, config.seed, workers)
+            found[name] = extract_features(stage, engine, images, views, folder / f"{name}.npy", own)
+            num_damaged += sums_of_ranks(stage.accelerator, [float(images.num_damaged)])[0]
     if config.on_bad_image == "fail":  # else they have been counted already
         warn_of_damaged(int(num_damaged))
     return found

@@ -26,8 +26,8 @@ from flowers.models.depthwise import fast_depthwise
 from flowers.models.heads import BATCH_NORM, Classifier, HeadSpec, build_head, freeze_backbone, freeze_batch_norm
 from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continue_model
+from flowers.training.run_stages import HEAD_STAGE
 from flowers.training.schedule import view_sizes
-from flowers.training.staged import HEAD_STAGE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from flowers.files import make_folder, remove
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_all_faults
 from flowers.training.checkpoint import list_checkpoints, lock_run, remove_leftovers
-from flowers.training.staged import folders
+from flowers.training.run_stages import folders
 
 WAIT_S = 2 * 3600.0
 """How long ranks wait for one: it may join the features of millions of images, or read more slowly than the others.

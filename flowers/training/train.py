@@ -15,7 +15,7 @@ from flowers.files import remove, write_atomically, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
 from flowers.reports.answers import Answers
-from flowers.training.bad_images import handle_bad_images, listing_bad_images
+from flowers.training.bad_images import handle_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
@@ -27,9 +27,9 @@ from flowers.training.head_search import choose_features, tune_head
 from flowers.training.lr_search import search_lr
 from flowers.training.model import build_model
 from flowers.training.resume import agree_on_checkpoint, is_whole, restore
+from flowers.training.run_stages import NETWORK_STAGE, of_first_head, of_network, of_refit_head, write_average
 from flowers.training.session import Session, check_images, open_run
 from flowers.training.stage import Stage
-from flowers.training.staged import NETWORK_STAGE, of_first_head, of_network, of_refit_head, write_average
 from flowers.training.trackers import check_trackers, start_trackers
 from flowers.training.trainer import Trainer
 
@@ -170,10 +170,7 @@ def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | N
 
 def build_batches(stage: Stage) -> Batches:
     """Loaders of images; or features, computed now if an earlier start did not."""
-    if not stage.config.uses_features:
-        return ImageBatches(stage)
-    with listing_bad_images(stage.data.splits, stage.config.workers):
-        return FeatureBatches(stage, features_of_splits(stage))
+    return FeatureBatches(stage, features_of_splits(stage)) if stage.config.uses_features else ImageBatches(stage)
 
 
 def is_finished(stage: Stage, resumed: Checkpoint | None) -> bool:
