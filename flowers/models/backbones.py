@@ -32,17 +32,17 @@ from flowers.models.weights import fill
 
 
 class Backbone(NamedTuple):
-    """A network without its classifier, the width of its features, and the view of an image that it expects."""
+    """A network without its classifier.
+
+    Attributes:
+        num_features: width of its features.
+        preprocessing: the view of an image that it expects.
+        head_names: how the names begin of the tensors that belong to the classifier it had.
+    """
 
     network: nn.Module
     num_features: int
     preprocessing: Preprocessing
-
-
-class _Cut(NamedTuple):
-    """A backbone and how the names begin of the tensors that belong to the classifier it had."""
-
-    backbone: Backbone
     head_names: tuple[str, ...]
 
 
@@ -62,13 +62,12 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
     check_name(name)
     base, _ = split_name(name)
     if weights == "none":
-        backbone = _build(base, weights, image_size).backbone
+        backbone = _build(base, weights, image_size)
     else:
         with skip_random_init():
-            backbone, head_names = _build(base, weights, image_size)
+            backbone = _build(base, weights, image_size)
         path, where = pretrained.find(base, weights, backbone.network)
-        droppable = (*head_names, "pre_logits.")
-        match = find_match(backbone.network, read_states(path), where, droppable)
+        match = find_match(backbone.network, read_states(path), where, (*backbone.head_names, "pre_logits."))
         fill(backbone.network, match.tensors)
     return _with_stages(backbone, name)
 
@@ -86,12 +85,12 @@ def build_from_file(name: str, file: Path, image_size: int | None = None) -> tup
     check_name(name)
     states = read_states(file)
     with skip_random_init():
-        backbone, _ = _build(split_name(name)[0], "none", image_size)
+        backbone = _build(split_name(name)[0], "none", image_size)
         if name.startswith("timm/") and "+" not in name:
             variant = _variant(backbone.network, set().union(*states.values()))
             if variant:
                 name += variant
-                backbone, _ = _build(name, "none", image_size)
+                backbone = _build(name, "none", image_size)
     match = find_match(backbone.network, states, readable(file), None)
     fill(backbone.network, match.tensors)
     return name, _with_stages(backbone, name), match
@@ -176,7 +175,7 @@ def split_variant(name: str) -> tuple[str, str]:
     return timm_name, variant
 
 
-def _build(name: str, weights: str, image_size: int | None) -> _Cut:
+def _build(name: str, weights: str, image_size: int | None) -> Backbone:
     if name in pretrained.LITE_MODELS:
         return _build_lite(name, image_size)
     if name.startswith("timm/"):
@@ -184,17 +183,17 @@ def _build(name: str, weights: str, image_size: int | None) -> _Cut:
     return _build_torchvision(name, weights, image_size)
 
 
-def _build_lite(name: str, image_size: int | None) -> _Cut:
+def _build_lite(name: str, image_size: int | None) -> Backbone:
     from timm import create_model
 
     lite = pretrained.LITE_MODELS[name]
     network = create_model(lite.timm_name, pretrained=False, num_classes=0)
     # its inputs are (x - 127) / 128 for x in 0..255
     preprocessing = _preprocessing(lite.crop, lite.resize, (127 / 255,) * 3, (128 / 255,) * 3, "bicubic", image_size)
-    return _Cut(Backbone(network, network.num_features, preprocessing), ("classifier.", "_fc."))
+    return Backbone(network, network.num_features, preprocessing, ("classifier.", "_fc."))
 
 
-def _build_timm(name: str, image_size: int | None) -> _Cut:
+def _build_timm(name: str, image_size: int | None) -> Backbone:
     timm_name, variant = split_variant(name)
     try:
         network, _ = timm_network(timm_name, variant, 0, image_size)
@@ -219,10 +218,10 @@ def _build_timm(name: str, image_size: int | None) -> _Cut:
         # the network gives the mean of its two heads: of features and zeros, and of zeros and features
         network.head, network.head_dist = nn.ConstantPad1d((0, num_features), 0), nn.ConstantPad1d((num_features, 0), 0)
         num_features *= 2
-    return _Cut(Backbone(network, num_features, preprocessing), tuple(f"{head}." for head in heads))
+    return Backbone(network, num_features, preprocessing, tuple(f"{head}." for head in heads))
 
 
-def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
+def _build_torchvision(name: str, weights: str, image_size: int | None) -> Backbone:
     from torchvision import models
 
     transforms = pretrained.torchvision_entry(name, weights).transforms()
@@ -241,7 +240,7 @@ def _build_torchvision(name: str, weights: str, image_size: int | None) -> _Cut:
         raise ModelError(f"{name} at {preprocessing.crop} pixels: {' '.join(str(error).split())}") from None
     head = list(network.named_children())[-1][0]
     aux = ("AuxLogits.", "aux1.", "aux2.") if "aux_logits" in options else ()
-    return _Cut(Backbone(network, cut_head(network), preprocessing), (f"{head}.", *aux))
+    return Backbone(network, cut_head(network), preprocessing, (f"{head}.", *aux))
 
 
 def timm_network(

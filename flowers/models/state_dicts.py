@@ -89,7 +89,8 @@ def bundle_from_state_dict(
     index = read_class_list(classes)
     where = readable(file)
     view = (view or TrainedView()).over(read_view(file))
-    model, (network, num_features, preprocessing), match = build_from_file(model, file, view.image_size)
+    model, backbone, match = build_from_file(model, file, view.image_size)
+    network, num_features, preprocessing, _ = backbone
     if match.resampled:
         raise ModelError(f"{where}: {_why_resampled(network, match, preprocessing.crop)}")
     layers, rest = _layers(match, num_features)

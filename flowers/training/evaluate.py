@@ -27,7 +27,7 @@ from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
 from flowers.training.batches import AUTOCAST, ENGINE_PRECISION, eval_loader, through_engine
-from flowers.training.evaluation import Kept, calibrate, evaluate, learn_unfamiliar
+from flowers.training.evaluation import Kept, calibrate, evaluate, learn_unfamiliar, show_figures
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
 from flowers.training.run_stages import HEAD_STAGE, NETWORK_STAGE
 
@@ -70,18 +70,23 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         metrics = answers.metrics
     if answers is not None:
         answers = dataclasses.replace(answers, classes=classes)
-    figures = {"split": config.split, "data_dir": str(config.data_dir), "model_hash": bundle.hash}
-    figures |= dataclasses.asdict(metrics) | (answers.details() if answers is not None else {})
-    figures |= {"computed_by": computed_by, "left_out": [path for found in bad.values() for path, _ in found]}
-    figures["damaged"] = damaged
+    figures = {
+        "split": config.split,
+        "data_dir": str(config.data_dir),
+        "model_hash": bundle.hash,
+        **metrics.to_dict(),
+        **(answers.details() if answers is not None else {}),
+        "computed_by": computed_by,
+        "left_out": [path for found in bad.values() for path, _ in found],
+        "damaged": damaged,
+    }
     if corrections is not None:
         figures["corrections"] = corrections.digest
     if config.max_images is not None:
         figures["max_images"] = config.max_images
-
     distributed.from_main(lambda: write_json(output, figures))
-    row = (config.split, metrics.images, f"{metrics.loss:.4f}", f"{metrics.top1:.4f}", f"{metrics.top5:.4f}")
-    console.table(f"{bundle.model} on {config.data_dir}", ("split", "images", "loss", "top1", "top5"), [row])
+    results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
+    show_figures(f"{bundle.model} on {config.data_dir}", results)
     written = [("figures", output)]
     if reports and accelerator.is_main_process:
         page = output.with_name(f"report-{_result_name(config, bundle)}.html")
@@ -89,17 +94,10 @@ def evaluate_bundle(config: EvaluateConfig) -> int:
         facts.append(("evaluation", f"{images_per_s:,.1f} images/s"))
         is_valid = config.split in ("valid", "val")
         with or_warn():
-            results, splits = {config.split: metrics.to_dict()}, {config.split: samples}
-            found = data_findings(bundle.classes, splits)
+            run, found = next(iter(_runs_of(bundle)), None), data_findings(bundle.classes, splits)
             background = Background(
-                results,
-                next(iter(_runs_of(bundle)), None),
-                splits,
-                found,
-                facts=facts,
-                data_dir=config.data_dir,
-                left_out=bad,
-            )
+                results, run, splits, found, facts=facts, data_dir=config.data_dir, left_out=bad
+            )  # fmt: skip
             write_model_report(page, bundle, answers, background, answers if is_valid else None)
             written.append(("report", page))
     photos = ("--input", "PHOTOS", "--output", "predictions.csv")

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -106,6 +106,15 @@ def evaluate(
             if meter is not None:
                 meter.advance(len(batch.targets) * accelerator.num_processes)
     return tally.result(accelerator.reduce)
+
+
+def show_figures(title: str, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Print what was measured, a row a split."""
+    columns = ("loss", "top1", "top5")
+    rows = [
+        (split, values["images"], *(f"{values[name]:.4f}" for name in columns)) for split, values in results.items()
+    ]
+    console.table(title, ("split", "images", *columns), rows)
 
 
 def calibrate(bundle: Bundle, answers: Answers) -> tuple[Bundle, Answers]:

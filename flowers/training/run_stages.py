@@ -74,11 +74,12 @@ def write_average(network: TrainConfig) -> None:
 
     Source: Wortsman et al. 2021, "Robust fine-tuning of zero-shot models", arXiv:2109.01903.
     """
-    trained = load_bundle(network.output_dir).state_dict
-    state = {name.removeprefix("backbone."): value for name, value in trained.items() if name.startswith("backbone.")}
+    trained, prefix = load_bundle(network.output_dir), "backbone."
+    tensors = trained.state_dict.items()
+    state = {name.removeprefix(prefix): value for name, value in tensors if name.startswith(prefix)}
     if network.weights != "none":
         console.say("a new head is fitted to the mean of the weights before and after training")
-        start = build_backbone(network.model, network.weights, network.image_size).network
+        start = build_backbone(trained.model, network.weights, network.image_size).network
         state = mean_of([start.state_dict(), state])
     with write_atomically(network.output_dir / AVERAGED, "wb") as file:
         file.write(save(state))

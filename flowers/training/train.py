@@ -19,7 +19,7 @@ from flowers.training.bad_images import handle_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import Checkpoint, check_fingerprint
 from flowers.training.continued import continued
-from flowers.training.evaluation import Kept, calibrate_trained, learn_unfamiliar
+from flowers.training.evaluation import Kept, calibrate_trained, learn_unfamiliar, show_figures
 from flowers.training.features import FeatureBatches, features_of_splits
 from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
 from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
@@ -54,12 +54,7 @@ def train(config: TrainConfig) -> int:
         session = check_images(begun, session)
         if config.refit_head:
             config = train_network(config, session, resumed)
-        asked, config = config, with_default_model(config, resumed)
-        if config.tune_head == "wide" and resumed is None:
-            config = choose_features(asked, config, lambda config: trial_features(config, session))
-        if config.finetune == "staged" and resumed is None:
-            train_head_stage(config, session)
-        if train_stage(config, session, resumed):
+        if train_stages(config, session, resumed):
             if session.accelerator.is_main_process:
                 warn_of_better_network(config)
             say_done(config, session.data.test is not None)
@@ -80,11 +75,7 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
     """
     if resumed is None:
         network = of_network(config)
-        begun = agree_on_checkpoint(network, session.accelerator)
-        network = with_default_model(network, begun)
-        if network.finetune == "staged" and begun is None:
-            train_head_stage(network, session)
-        train_stage(network, session, begun)
+        train_stages(network, session, agree_on_checkpoint(network, session.accelerator))
         session.accelerator.free_memory()
         distributed.from_main(lambda: write_average(network))
     elif resumed.fingerprint["--finetune"] != "head":
@@ -93,6 +84,20 @@ def train_network(config: TrainConfig, session: Session, resumed: Checkpoint | N
         )
     distributed.compute_in_float32(session.accelerator)
     return of_refit_head(config)
+
+
+def train_stages(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> bool:
+    """Train in one run folder: a head or a network, and with ``--finetune staged`` a head before the network.
+
+    Returns:
+        False if an earlier start finished it.
+    """
+    asked, config = config, with_default_model(config, resumed)
+    if config.tune_head == "wide" and resumed is None:
+        config = choose_features(asked, config, lambda config: trial_features(config, session))
+    if config.finetune == "staged" and resumed is None:
+        train_head_stage(config, session)
+    return train_stage(config, session, resumed)
 
 
 def train_head_stage(config: TrainConfig, session: Session) -> None:
@@ -223,12 +228,8 @@ def finish(trainer: Trainer) -> None:
     if stage.accelerator.is_main_process:
         found = {"best_step": trainer.progress.best_step, "best_epoch": int(epoch) if epoch == int(epoch) else epoch}
         write_json(run_dir / "metrics.json", {**found, **results})
-    rows = [
-        (split, values["images"], f"{values['loss']:.4f}", f"{values['top1']:.4f}", f"{values['top5']:.4f}")
-        for split, values in results.items()
-    ]
     when = "" if stage.config.fits_at_once else f", after epoch {epoch:.4g} of {stage.config.epochs}"
-    console.table(f"best model{when}", ("split", "images", "loss", "top1", "top5"), rows)
+    show_figures(f"best model{when}", results)
     if wants_report(stage) and stage.accelerator.is_main_process:
         with or_warn():
             labels = check_labels(stage, trainer.batches)
