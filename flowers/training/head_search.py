@@ -1,8 +1,9 @@
-"""``--tune-head``: the weight decay of a head, and with ``wide`` the features it sees, by cross-validation.
+"""The head of a stage on cached features: fitted at once; with ``--tune-head`` searched for by cross-validation.
 
-Each value is judged on images that its heads were not fitted to, all of the training split; so the validation split
-stays unseen and remains a fair judge. Of the values that are as good as the best within its standard error, the
-largest is taken: the simplest model that the data does not speak against.
+The search is for the weight decay, and with ``wide`` for the features that the head sees. Each value is judged on
+images that its heads were not fitted to, all of the training split; so the validation split stays unseen and remains a
+fair judge. Of the values that are as good as the best within its standard error, the largest is taken: the simplest
+model that the data does not speak against.
 
 Source: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3 (the one-standard-error rule).
 """
@@ -45,6 +46,57 @@ Compute = Callable[[TrainConfig], tuple[Stage, FeatureBatches]]
 """Gives the stage of some flags, and the features of its training images."""
 
 
+def fit_head(stage: Stage, batches: FeatureBatches) -> LinearHead:
+    """Fit the linear head of a stage to all features and put it into the stage's model.
+
+    Rank 0 computes it, the others take it over, so that any number of processes has the same head.
+
+    Raises:
+        StoppedError: on request; the same command fits again.
+    """
+
+    def find() -> LinearHead:
+        problem, fit = batches.problem(), fitter(stage, "fitting", stage.config.weight_decay)
+        return fit_sharpened(problem, folds_of(stage), fit) if stage.config.label_smoothing else fit(problem)
+
+    found = from_main(find)
+    output = stage.model.classifier.head.output
+    with torch.no_grad():
+        output.weight.copy_(found.weight)
+        output.bias.copy_(found.bias)
+    return found
+
+
+def fitter(stage: Stage, doing: str, weight_decay: float) -> Callable[[HeadProblem], LinearHead]:
+    """``fit_linear_head`` as a stage has it fitted.
+
+    Args:
+        doing: for the message of the StoppedError in which a request to stop ends the fit.
+    """
+
+    def check_stop() -> None:
+        if reason := stage.stop.reason():
+            raise StoppedError(f"stopped while {doing} the head ({reason}); run the same command to begin that again")
+
+    return functools.partial(
+        fit_linear_head,
+        weight_decay=weight_decay,
+        label_smoothing=stage.config.label_smoothing,
+        device=stage.accelerator.device,
+        check_stop=check_stop,
+    )
+
+
+def folds_of(stage: Stage) -> np.ndarray:
+    """The fold of each training image: int64 [N]; a class of few images is in fewer folds, a group in one alone.
+
+    All are 0 if no class has two images.
+    """
+    train, config = stage.data.train, stage.config
+    leaders = group_images(train.paths, config.group) if config.group else None
+    return folds(train.targets, min(FOLDS, int(np.bincount(train.targets).max())), config.seed, leaders)
+
+
 @dataclass(frozen=True)
 class Trial:
     """A weight decay, and its figures over all training images, each by a head that did not see it.
@@ -77,57 +129,6 @@ def tune_head(stage: Stage, batches: FeatureBatches) -> Stage:
     if stage.accelerator.is_main_process:
         write_json(stage.run_dir / "tuning.json", [asdict(trial) for trial in trials])
     return stage.with_settings(weight_decay=chosen.weight_decay)
-
-
-def folds_of(stage: Stage) -> np.ndarray:
-    """The fold of each training image: int64 [N]; a class of few images is in fewer folds, a group in one alone.
-
-    All are 0 if no class has two images.
-    """
-    train, config = stage.data.train, stage.config
-    leaders = group_images(train.paths, config.group) if config.group else None
-    return folds(train.targets, min(FOLDS, int(np.bincount(train.targets).max())), config.seed, leaders)
-
-
-def fitter(stage: Stage, doing: str, weight_decay: float) -> Callable[[HeadProblem], LinearHead]:
-    """``fit_linear_head`` as a stage has it fitted.
-
-    Args:
-        doing: for the message of the StoppedError in which a request to stop ends the fit.
-    """
-
-    def check_stop() -> None:
-        if reason := stage.stop.reason():
-            raise StoppedError(f"stopped while {doing} the head ({reason}); run the same command to begin that again")
-
-    return functools.partial(
-        fit_linear_head,
-        weight_decay=weight_decay,
-        label_smoothing=stage.config.label_smoothing,
-        device=stage.accelerator.device,
-        check_stop=check_stop,
-    )
-
-
-def fit_head(stage: Stage, batches: FeatureBatches) -> LinearHead:
-    """Fit the linear head of a stage to all features and put it into the stage's model.
-
-    Rank 0 computes it, the others take it over, so that any number of processes has the same head.
-
-    Raises:
-        StoppedError: on request; the same command fits again.
-    """
-
-    def find() -> LinearHead:
-        problem, fit = batches.problem(), fitter(stage, "fitting", stage.config.weight_decay)
-        return fit_sharpened(problem, folds_of(stage), fit) if stage.config.label_smoothing else fit(problem)
-
-    found = from_main(find)
-    output = stage.model.classifier.head.output
-    with torch.no_grad():
-        output.weight.copy_(found.weight)
-        output.bias.copy_(found.bias)
-    return found
 
 
 def choose(trials: list[Trial]) -> Trial:
