@@ -49,6 +49,15 @@ def read_json(path: Path) -> object:
     return parse_json(Path(path).read_bytes(), unique=True)
 
 
+def read_mapping(path: Path) -> dict[str, object]:
+    """The mapping in a JSON file that an earlier start may have left; empty if it is gone, damaged or another value."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -15,7 +15,7 @@ from flowers.data.tables import read_rows
 from flowers.errors import CheckpointError, DataError, ModelError, UsageError
 from flowers.models.state_dicts import read_class_list
 from flowers.models.weight_files import read_states
-from flowers.parsing import MOST_DEPTH, parse_json, read_yaml
+from flowers.parsing import MOST_DEPTH, parse_json, read_mapping, read_yaml
 from flowers.prediction.status import describe
 from flowers.training.checkpoint import load_checkpoint
 
@@ -64,6 +64,13 @@ def test_names_that_are_not_utf8_and_plain_values_are_kept() -> None:
     assert parse_json(json.dumps(values)) == values
     assert parse_json(b"\xef\xbb\xbf[1]") == [1]
     assert parse_json("[" * MOST_DEPTH + "]" * MOST_DEPTH)
+
+
+@pytest.mark.parametrize(("text", "found"), [('{"a": 1}', {"a": 1}), ("[1]", {}), ('{"a": ', {}), (None, {})])
+def test_what_an_earlier_start_left_counts_if_it_is_a_mapping(text: str | None, found: dict, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "left.json").write_text(text)
+    assert read_mapping(tmp_path / "left.json") == found
 
 
 def test_yaml_of_few_letters_that_stand_for_billions_of_values(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from flowers.data.paths import PathList, encode_path
 from flowers.errors import DataError
 from flowers.files import make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.features import features_of_splits
 from flowers.training.flags import check_flags, images_digest
@@ -167,11 +167,8 @@ def _key(config: AuditConfig, stage: Stage, audited: Audited, together: np.ndarr
 
 
 def _is_finished(folder: Path, key: str) -> bool:
-    try:
-        found = read_json(folder / "audit.json")
-        return found["key"] == key and all((folder / name).exists() for name in ("labels.csv", "audit.html"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    is_same = read_mapping(folder / "audit.json").get("key") == key
+    return is_same and all((folder / name).exists() for name in ("labels.csv", "audit.html"))
 
 
 def _judge_fold(path: Path, key: str, audited: Audited, held_out: np.ndarray, stage: Stage) -> None:

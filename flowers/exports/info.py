@@ -26,7 +26,7 @@ from flowers.flags import spelled
 from flowers.models.bundle import DESCRIPTION_FILE, Bundle, load_bundle
 from flowers.models.familiarity import Familiarity
 from flowers.models.weights import WEIGHTS_FILE
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 
 STATE_FILE = "state.json"
 _STATE = ("step", "epoch", "finished")
@@ -64,12 +64,12 @@ def describe(path: Path) -> dict:
     bundle = load_bundle(checkpoints[-1] if checkpoints and not has_model else path)
     kind = "run" if is_run else "checkpoint" if (bundle.folder / STATE_FILE).exists() else "bundle"
     facts = {"path": str(path), "kind": kind, **describe_bundle(bundle)}
-    state = _read(checkpoints[-1] if checkpoints else bundle.folder, STATE_FILE).get("progress")
+    state = read_mapping((checkpoints[-1] if checkpoints else bundle.folder) / STATE_FILE).get("progress")
     if isinstance(state, dict):
         facts["state"] = {name: state[name] for name in _STATE if name in state}
     if is_run:
         facts["checkpoints"] = [folder.name for folder in checkpoints]
-        measured = {split: of for split, of in _read(path, "metrics.json").items() if isinstance(of, dict)}
+        measured = {split: of for split, of in read_mapping(path / "metrics.json").items() if isinstance(of, dict)}
         facts["final_metrics"] = {
             split: {name: value for name, value in of.items() if isinstance(value, int | float)}
             for split, of in measured.items()
@@ -95,7 +95,7 @@ def describe_bundle(bundle: Bundle) -> dict:
         "unfamiliar": _unfamiliar(bundle.familiarity),
         "bytes": sum((bundle.folder / name).stat().st_size for name in (DESCRIPTION_FILE, WEIGHTS_FILE)),
         "hash": bundle.hash,
-        "verified": "hash" in _read(bundle.folder, DESCRIPTION_FILE).get("made", {}),
+        "verified": "hash" in read_mapping(bundle.folder / DESCRIPTION_FILE).get("made", {}),
     }
 
 
@@ -206,12 +206,3 @@ def _versions(made: dict) -> str:
     versions = made.get("versions")
     said = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
     return ", ".join([*said, f"commit {made['git_commit']}"] if made.get("git_commit") else said)
-
-
-def _read(folder: Path, name: str) -> dict:
-    """A JSON file that a run leaves beside its models; nothing where it is not there or broken."""
-    try:
-        found = read_json(folder / name)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

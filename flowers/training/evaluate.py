@@ -21,7 +21,7 @@ from flowers.engines.engine import KeyedNetwork, build_engine
 from flowers.errors import DataError, NoSplitError, OutputError
 from flowers.files import claim, write_json
 from flowers.models.bundle import Bundle, load_bundle
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 from flowers.reports.answers import Answers
 from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
@@ -227,14 +227,13 @@ def _claim(output: Path, config: EvaluateConfig) -> None:
     claim(output)
     if config.overwrite or not output.exists():
         return
-    try:
-        found = read_json(output)
-        split, data_dir, most = found["split"], Path(found["data_dir"]), found.get("max_images")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+    found = read_mapping(output)
+    split, data_dir, most = (found.get(name) for name in ("split", "data_dir", "max_images"))
+    if not (isinstance(split, str) and isinstance(data_dir, str)):
         what = "is no file of figures"
+    elif (split, most) == (config.split, config.max_images) and _is_same_data(Path(data_dir), config.data_dir):
+        return
     else:
-        if (split, most) == (config.split, config.max_images) and _is_same_data(data_dir, config.data_dir):
-            return
         what = f"holds the figures of {console.plain(data_dir)}, {split}" + (f", {most} images" if most else "")
     raise OutputError(f"{console.plain(output)} {what}; choose another --output, or pass --overwrite to replace it")
 

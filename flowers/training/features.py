@@ -28,7 +28,7 @@ from flowers.distributed import from_main, sums_of_ranks
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically, write_json
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import listing_bad_images, warn_of_damaged
 from flowers.training.batches import ENGINE_PRECISION, through_engine
@@ -213,9 +213,7 @@ def _are_there(path: Path, key: dict) -> bool:
     """
 
     def look() -> bool:
-        found = _read_key(path.with_suffix(".json"))
-        if found is None:
-            return False
+        found = read_mapping(path.with_suffix(".json"))
         written = found.pop("file", None)
         if found != key:
             return False
@@ -232,7 +230,7 @@ def _are_there(path: Path, key: dict) -> bool:
 
 def _settle(folder: Path, key: dict) -> None:
     """Keep the pieces of an earlier start if they are of the same features."""
-    if _read_key(folder / "key.json") != key:
+    if read_mapping(folder / "key.json") != key:
         remove(folder)
         make_folder(folder)
         write_json(folder / "key.json", key)
@@ -317,12 +315,3 @@ def _read(path: Path) -> np.ndarray:
         ) from None
     except NPZ_DAMAGE as error:
         raise ProcessError(f"{path}: damaged since it was written ({error}); start the same command again") from None
-
-
-def _read_key(path: Path) -> dict | None:
-    """The key of features; None for one that is not there or damaged, whose features do not count either."""
-    try:
-        key = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return key if isinstance(key, dict) else None

@@ -12,7 +12,7 @@ from flowers.distributed import from_main
 from flowers.errors import CheckpointError, ModelError
 from flowers.files import explain_os_error, remove
 from flowers.models.bundle import Bundle, load_bundle, save_bundle
-from flowers.parsing import parse_json, read_json
+from flowers.parsing import parse_json, read_mapping
 from flowers.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from flowers.training.history import History
 from flowers.training.trainer import Trainer
@@ -162,11 +162,8 @@ def is_whole(run_dir: Path, resumed: Checkpoint, has_report: bool) -> bool:
                 f"model of the last step, --checkpoint {run_dir / 'last'}, or train again with another --output-dir"
             )
         best = load_bundle(run_dir / "best")
-    try:
-        figures = read_json(run_dir / "metrics.json")["valid"]
-        if not isinstance(figures, dict):
-            return False
-    except (OSError, ValueError, TypeError, LookupError):
+    figures = read_mapping(run_dir / "metrics.json").get("valid")
+    if not isinstance(figures, dict):
         return False
     own = {name.removeprefix("valid_"): value for name, value in best.metrics.items()}
     if {name: figures.get(name) for name in own} != own:
