@@ -25,8 +25,8 @@ import numpy as np
 
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
-from flowers.data.augment import Preprocessing
 from flowers.data.images import as_rgb, is_one
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines.engine import Engine, Outputs
 from flowers.engines.exported import ExportedModel, open_model
 from flowers.engines.exported_engine import open_engine

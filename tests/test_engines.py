@@ -17,9 +17,9 @@ from pretend_gpu import PretendGpu
 from torch import nn
 
 from flowers import machine
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.images import read_image
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines import engine as engine_module
 from flowers.engines import openvino_engine
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine

@@ -20,12 +20,12 @@ from color_profiles import (
 from pictures import differences
 from PIL import Image
 
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import Samples
 from flowers.data.formats import icc
 from flowers.data.formats.limits import MAX_PROFILE_BYTES
 from flowers.data.image_cache import open_cache
 from flowers.data.images import as_rgb, read_image
+from flowers.data.preprocessing import Preprocessing
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 PATCHES = np.kron(COLOURS, np.ones((16, 16, 1), np.uint8))

@@ -17,9 +17,9 @@ from odd_files import FINE, HEIF_MISSING, OddFile, encode, exif, odd_files, png,
 from PIL import Image
 
 from flowers.data import pixels
-from flowers.data.augment import Preprocessing
 from flowers.data.formats import jpeg, limits
 from flowers.data.images import decode_image, read_image
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest drops the filter of images.py

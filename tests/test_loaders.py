@@ -19,11 +19,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from flowers.data.augment import Augmentation, Preprocessing
+from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
 from flowers.data.loader_processes import default_workers, fit_shared_memory, make_loader, run_loader
 from flowers.data.loaders import EvalLoader, TrainLoader, ViewLoader, find_bad_images
 from flowers.data.order import Draw, Order
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import DataError, ProcessError
 
 EVERYTHING = Augmentation(32, color_jitter=0.3, random_erasing=0.5, auto_augment="trivial")

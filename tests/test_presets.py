@@ -13,7 +13,7 @@ from test_resume import die_in_step, result, save_first_weights
 from flowers import cli
 from flowers.config.presets import RECIPES
 from flowers.config.train import TrainConfig
-from flowers.data.augment import Preprocessing
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import UsageError
 from flowers.models.bundle import load_bundle
 from flowers.training.flags import check_flags

@@ -9,7 +9,7 @@ from tiny_job import CLASSES, draw_photo
 
 from flowers.cli import parse
 from flowers.config.train import TrainConfig
-from flowers.data.augment import Preprocessing
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines.engine import build_engine
 from flowers.errors import ModelError
 from flowers.models.backbones import build_backbone

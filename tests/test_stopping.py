@@ -86,7 +86,7 @@ def test_a_signal_after_openvino_was_used_and_let_go(tmp_path: Path) -> None:
     import numpy as np
     import torch
 
-    from flowers.data.augment import Preprocessing
+    from flowers.data.preprocessing import Preprocessing
     from flowers.engines.engine import build_engine
 
     engine = build_engine(torch.nn.Flatten(), Preprocessing(8, 8), engine="openvino", batch_size=2)

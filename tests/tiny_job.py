@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from odd_files import encode
 
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
+from flowers.data.preprocessing import Preprocessing
 from flowers.models.backbones import build_backbone
 from flowers.models.bundle import Bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head

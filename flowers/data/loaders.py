@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from flowers import console
-from flowers.data.augment import Augmentation, Preprocessing
+from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
 from flowers.data.image_cache import ImageCache
 from flowers.data.images import decode_image
 from flowers.data.loader_processes import make_loader, run_loader
 from flowers.data.order import Draw, Order, eval_batches, sample_rng
 from flowers.data.paths import readable
+from flowers.data.preprocessing import Preprocessing
 from flowers.data.threads import in_order
 from flowers.errors import DataError, ImageError
 

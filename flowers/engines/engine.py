@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flowers.data.augment import Preprocessing
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines import openvino_engine
 from flowers.engines.pool import Pool, cut, joined, run_all
 from flowers.engines.torch_engine import DTYPES, PixelNetwork, drawn_pictures, torch_worker

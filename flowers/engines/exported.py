@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ModelError, UsageError
 from flowers.files import file_digest
 from flowers.models.bundle import Bundle, check_made, load_bundle, read_classes

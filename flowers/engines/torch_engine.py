@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
-from flowers.data.augment import Preprocessing
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import UsageError
 from flowers.machine import keep_freed_memory
 from flowers.models.heads import Classifier, pooled

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flowers.data.augment import Preprocessing
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex, load_split
 from flowers.data.images import read_image
 from flowers.data.paths import readable
+from flowers.data.preprocessing import Preprocessing
 from flowers.data.scan import scan_images
 from flowers.data.threads import in_order
 from flowers.errors import DataError, FlowersError, ImageError, UsageError

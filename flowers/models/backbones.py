@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from flowers.data.augment import Preprocessing
 from flowers.data.paths import readable
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ModelError
 from flowers.models import pretrained
 from flowers.models.stages import split_name, with_stages

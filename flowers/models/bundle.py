@@ -6,7 +6,7 @@
      "head": {"num_classes": 102, "in_features": 1280, "hidden": null, "dropout": 0.0},
      "classes": ["1", "10", ...],               class folders in index order
      "labels": ["pink primrose", ...],          their display names
-     "preprocessing": {...},                    see flowers.data.augment.Preprocessing
+     "preprocessing": {...},                    see flowers.data.preprocessing.Preprocessing
      "metrics": {"valid_top1": 0.93, ...}, "made": {"date": ..., "versions": {...}, "hash": ..., ...}}
 
 Version 2 has one more entry, "unfamiliar", see ``flowers.models.familiarity``; a model without it is written as version
@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowers
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ModelError, OutputError
 from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init

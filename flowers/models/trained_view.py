@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from flowers.data.augment import MAX_SIDE, Preprocessing
 from flowers.data.paths import readable
+from flowers.data.preprocessing import MAX_SIDE, Preprocessing
 from flowers.errors import ModelError
 from flowers.parsing import read_json
 

@@ -18,10 +18,10 @@ import torch
 from flowers import console
 from flowers.config.benchmark import BenchmarkConfig
 from flowers.data.archives import Entry
-from flowers.data.augment import Preprocessing
 from flowers.data.choice import Choice
 from flowers.data.images import read_image
 from flowers.data.paths import readable
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines.engine import ENGINES, PRECISIONS, Engine, Outputs, build_engine
 from flowers.environment import are_several
 from flowers.errors import DataError, ImageError, ModelError, UsageError

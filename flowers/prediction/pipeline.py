@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flowers.data.archives import Entry
-from flowers.data.augment import Preprocessing
 from flowers.data.images import decode_image
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ImageError
 from flowers.models.familiarity import Familiarity
 from flowers.prediction.parts import STAGES

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.train import TrainConfig
-from flowers.data.augment import Augmentation, Preprocessing
+from flowers.data.augment import Augmentation
 from flowers.data.folders import ImageFolders, Samples
 from flowers.data.image_cache import ImageCache, open_cache
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import Batch, EvalLoader, TrainLoader
 from flowers.data.order import Order, class_balance
+from flowers.data.preprocessing import Preprocessing
 from flowers.engines.engine import Engine
 from flowers.training.schedule import view_sizes
 from flowers.training.stage import Stage

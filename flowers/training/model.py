@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from flowers import console
 from flowers.config.train import TrainConfig
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ModelError, UsageError
 from flowers.models.backbones import Backbone, build_backbone
 from flowers.models.bundle import load_bundle

@@ -13,11 +13,12 @@ from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, t
 from PIL import Image
 from torchvision import transforms as tv
 
-from flowers.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing
+from flowers.data.augment import Augmentation
 from flowers.data.folders import Samples
 from flowers.data.image_cache import open_cache
 from flowers.data.images import read_image
 from flowers.data.order import sample_rng
+from flowers.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

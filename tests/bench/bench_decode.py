@@ -25,9 +25,9 @@ from measuring import FLOWERS102, Row, photos_in, rate, run_alone, take_turns, t
 from PIL import Image
 from torchvision import transforms
 
-from flowers.data.augment import Preprocessing
 from flowers.data.formats import jpeg
 from flowers.data.images import read_image
+from flowers.data.preprocessing import Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

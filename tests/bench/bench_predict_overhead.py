@@ -105,8 +105,8 @@ def _measure(files: int, processes: int) -> dict:
 def _run(files: int, folder: Path) -> dict:
     """This process's share of the job with nothing in it."""
     from flowers.config.predict import PredictConfig
-    from flowers.data.augment import Preprocessing
     from flowers.data.folders import ClassIndex
+    from flowers.data.preprocessing import Preprocessing
     from flowers.prediction import job, kept, pipeline, predict, shard_loop
 
     view = np.zeros((SIDE, SIDE, 3), np.uint8)

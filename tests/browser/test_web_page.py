@@ -23,8 +23,8 @@ from test_pages import contrast, luminance
 
 from flowers.config.export import ExportConfig
 from flowers.config.predict import PredictConfig
-from flowers.data.augment import Preprocessing
 from flowers.data.folders import ClassIndex
+from flowers.data.preprocessing import Preprocessing
 from flowers.errors import UsageError
 from flowers.exports.export import export
 from flowers.exports.web import site as web_site

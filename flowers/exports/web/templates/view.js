@@ -1,4 +1,4 @@
-// From a decoded photo to the square that the network sees: the arithmetic of flowers/data/augment.py, Preprocessing.view.
+// From a decoded photo to the square that the network sees: the arithmetic of Preprocessing.view, preprocessing.py.
 //
 // A canvas smooths by rules of its own, different in each browser; so the antialiased filter is computed here, on whole
 // pixels: across first, then down, with weights in 16 bits and a rounded 8-bit picture between the two passes, as
