@@ -17,6 +17,8 @@ _OF_TABLE = {
     "report", "copy_to", "link_to", "thumbnails",
 }  # fmt: skip
 """Fields that need no network, and so go with --from."""
+_KEEPS_ROWS = ("update", "retry_errors", "watch")
+"""Fields with which rows of the finished table are kept."""
 
 
 def suffix_of(table: Path) -> str:
@@ -207,27 +209,17 @@ class PredictConfig:
     def columns_needed(self) -> dict[str, tuple[str, ...]]:
         """The columns of a finished table that each of the given flags reads."""
         sorts = ("status", "label", "class")
-        needed = {"--report": (*sorts, "prob", "error")} if self.report else {}
-        needed |= {"--copy-to": sorts} if self.copy_to else {}
-        needed |= {"--link-to": sorts} if self.link_to else {}
-        return needed | dict.fromkeys(self._keeps_rows(), ("status",))
-
-    def _keeps_rows(self) -> list[str]:
-        """Those of the given flags that keep rows of the finished table."""
-        flags = {"--update": self.update, "--retry-errors": self.retry_errors, "--watch": self.watch is not None}
-        return [flag for flag, is_given in flags.items() if is_given]
+        needed = {("report",): (*sorts, "prob", "error"), ("copy_to", "link_to"): sorts, _KEEPS_ROWS: ("status",)}
+        return {flags: columns for names, columns in needed.items() if (flags := given(self, names))}
 
     def _check_update(self) -> None:
         if self.watch is not None and (len(self.watch) > 1 or not all(seconds > 0 for seconds in self.watch)):
             raise UsageError(f"--watch: got {' '.join(map(str, self.watch))}, expected one number of seconds, or none")
         if self.watch is not None and Path("-") in self.input:
             raise UsageError("--watch lists the input in each round, and the standard input comes once: give a file")
-        alone = {"--overwrite": self.overwrite, "--merge": self.merge, "--list-only": self.list_only}
-        if self.watch is not None:
-            alone["--shard"] = self.shard
-        for flag, is_given in alone.items():
-            if is_given and self.updates:
-                raise UsageError(f"{self._keeps_rows()[-1]} keeps rows of the finished table: leave {flag} out")
+        alone = given(self, ("overwrite", "merge", "list_only", *(("shard",) if self.watch is not None else ())))
+        if alone and self.updates:
+            raise UsageError(f"{given(self, _KEEPS_ROWS)} keeps rows of the finished table: leave {alone} out")
 
     @property
     def watch_s(self) -> float | None:

@@ -266,19 +266,16 @@ def remove_left_over(parent: Path) -> None:
     if not parent.is_dir():
         return
     with contextlib.suppress(OSError), take_turns(parent / "turn.lock"):
-        for entry in list(os.scandir(parent)):
-            path = Path(entry.path)
-            if entry.name.startswith(("new-", "gone-")) and path.suffix != ".lock":
+        for path in list(parent.iterdir()):
+            if path.name.startswith(("new-", "gone-")) and path.suffix != ".lock":
                 with contextlib.suppress(FlowersError), refuse_others(path.with_suffix(".lock"), path, ""):
                     shutil.rmtree(path, ignore_errors=True)
                     unlink(path.with_suffix(".lock"))
-        jobs = {folder.name for folder in job_folders(parent)}
-        for entry in list(os.scandir(parent)):
-            stem = entry.name.removesuffix(".lock")
-            if entry.name.endswith(".lock") and stem not in jobs and not (parent / stem).exists() and stem != "turn":
-                with contextlib.suppress(FlowersError), refuse_others(Path(entry.path), parent, ""):
-                    unlink(Path(entry.path))
-        if [entry.name for entry in os.scandir(parent)] == ["turn.lock"]:
+        for lock in list(parent.glob("*.lock")):
+            if not lock.with_suffix("").exists() and lock.name != "turn.lock":
+                with contextlib.suppress(FlowersError), refuse_others(lock, parent, ""):
+                    unlink(lock)
+        if os.listdir(parent) == ["turn.lock"]:
             unlink(parent / "turn.lock")
             with contextlib.suppress(OSError):
                 parent.rmdir()
