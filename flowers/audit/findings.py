@@ -58,63 +58,86 @@ def all_suspicions(audited: Audited, verdicts: Verdicts, pairs: np.ndarray) -> l
 def facts_of(audited: Audited, verdicts: Verdicts, neighbours: Neighbours, suspicions: list[Suspicion]) -> dict:
     """All findings as plain values, for audit.json."""
     folders = [encode_path(folder) for folder in audited.classes.folders]
-    joint, targets = verdicts.joint, audited.targets
-    off = verdicts.estimated_wrong
-    mixed = joint + joint.T
-    overlaps = [(mixed[i, j], i, j) for i, j in np.argwhere(np.tril(mixed, -1) >= LEAST_OVERLAP).tolist()]
-    to_check = np.bincount([item.given for item in suspicions], minlength=len(folders)).tolist()
-    photos = np.bincount(targets, minlength=len(folders)).tolist()
-    probable = np.maximum(verdicts.own, verdicts.other)
-    middle = np.median(neighbours.closeness)
-    spread = 1.4826 * np.median(np.abs(neighbours.closeness - middle)) + 1e-6
-    outliers = np.flatnonzero((neighbours.closeness < middle - FAR * spread) & (probable < 0.5))
-    outliers = outliers[np.argsort(neighbours.closeness[outliers], kind="stable")]
     right = np.flatnonzero(~verdicts.wrong)
     by_own = right[np.argsort(verdicts.own[right], kind="stable")]
 
-    def photo(index: int) -> dict:
-        name = encode_path(audited.paths[index])
-        return {"path": name, "class": folders[targets[index]], "prob": round(float(verdicts.own[index]), 4)}
-
-    same = []
-    for group in groups(len(targets), neighbours.pairs):
-        splits = {audited.split_names[audited.splits[index]] for index in group}
-        same.append(
+    def photos(indices: np.ndarray) -> list[dict]:
+        return [
             {
-                "paths": [encode_path(audited.paths[index]) for index in group],
-                "classes": sorted({folders[targets[index]] for index in group}),
-                "splits": sorted(splits),
+                "path": encode_path(audited.paths[index]),
+                "class": folders[audited.targets[index]],
+                "prob": round(float(verdicts.own[index]), 4),
             }
-        )
+            for index in indices[:LISTED].tolist()
+        ]
+
+    return {
+        "photos": len(audited.targets),
+        "labels_to_check": len(suspicions),
+        "estimated_wrong": round(float(verdicts.estimated_wrong.sum()), 1),
+        "classes": _class_rows(audited, verdicts, suspicions),
+        "overlapping_classes": _overlaps(folders, verdicts),
+        "near_duplicates": _near_duplicates(audited, neighbours),
+        "outliers": photos(_outliers(verdicts, neighbours)),
+        "hard": photos(by_own),
+        "easy": photos(by_own[::-1]),
+    }
+
+
+def _class_rows(audited: Audited, verdicts: Verdicts, suspicions: list[Suspicion]) -> list[dict]:
+    names = zip(audited.classes.folders, audited.classes.labels, strict=True)
+    photos = np.bincount(audited.targets, minlength=len(audited.classes)).tolist()
+    to_check = np.bincount([item.given for item in suspicions], minlength=len(audited.classes)).tolist()
+    estimated_wrong = verdicts.estimated_wrong
+    return [
+        {
+            "class": encode_path(folder),
+            "label": encode_path(label),
+            "photos": photos[index],
+            "estimated_wrong": round(float(estimated_wrong[index]), 1),
+            "to_check": to_check[index],
+        }
+        for index, (folder, label) in enumerate(names)
+    ]
+
+
+def _overlaps(folders: list[str], verdicts: Verdicts) -> list[dict]:
+    """Pairs of classes whose photos are taken for one another, those with the most first."""
+    mixed = verdicts.joint + verdicts.joint.T
+    pairs = [(mixed[i, j], i, j) for i, j in np.argwhere(np.tril(mixed, -1) >= LEAST_OVERLAP).tolist()]
+    return [
+        {"classes": [folders[j], folders[i]], "estimated_mixed": round(float(amount), 1)}
+        for amount, i, j in sorted(pairs, reverse=True)[:LISTED]
+    ]
+
+
+def _near_duplicates(audited: Audited, neighbours: Neighbours) -> dict:
+    """Groups of photos that show the same, those of several classes first, then those of several splits."""
+    folders = audited.classes.folders
+    same = [
+        {
+            "paths": [encode_path(audited.paths[index]) for index in group],
+            "classes": sorted({encode_path(folders[audited.targets[index]]) for index in group}),
+            "splits": sorted({audited.split_names[audited.splits[index]] for index in group}),
+        }
+        for group in groups(len(audited.targets), neighbours.pairs)
+    ]
     same.sort(key=lambda group: (-len(group["classes"]), -len(group["splits"])))
     return {
-        "photos": len(targets),
-        "labels_to_check": len(suspicions),
-        "estimated_wrong": round(float(off.sum()), 1),
-        "classes": [
-            {
-                "class": folder,
-                "label": encode_path(audited.classes.labels[index]),
-                "photos": photos[index],
-                "estimated_wrong": round(float(off[index]), 1),
-                "to_check": to_check[index],
-            }
-            for index, folder in enumerate(folders)
-        ],
-        "overlapping_classes": [
-            {"classes": [folders[j], folders[i]], "estimated_mixed": round(float(amount), 1)}
-            for amount, i, j in sorted(overlaps, reverse=True)[:LISTED]
-        ],
-        "near_duplicates": {
-            "groups": len(same),
-            "across_classes": sum(len(group["classes"]) > 1 for group in same),
-            "across_splits": sum(len(group["splits"]) > 1 for group in same),
-            "listed": same[:LISTED],
-        },
-        "outliers": [photo(index) for index in outliers[:LISTED].tolist()],
-        "hard": [photo(index) for index in by_own[:LISTED].tolist()],
-        "easy": [photo(index) for index in by_own[::-1][:LISTED].tolist()],
+        "groups": len(same),
+        "across_classes": sum(len(group["classes"]) > 1 for group in same),
+        "across_splits": sum(len(group["splits"]) > 1 for group in same),
+        "listed": same[:LISTED],
     }
+
+
+def _outliers(verdicts: Verdicts, neighbours: Neighbours) -> np.ndarray:
+    """Indices of photos that are like no other and that no class is probable for, the furthest first."""
+    closeness, probable = neighbours.closeness, np.maximum(verdicts.own, verdicts.other)
+    middle = np.median(closeness)
+    spread = 1.4826 * np.median(np.abs(closeness - middle)) + 1e-6
+    found = np.flatnonzero((closeness < middle - FAR * spread) & (probable < 0.5))
+    return found[np.argsort(closeness[found], kind="stable")]
 
 
 def summary_rows(audited: Audited, facts: dict, suspicions: list[Suspicion]) -> list[list[object]]:
