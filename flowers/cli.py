@@ -185,12 +185,12 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None, job: str
         config_type, argv = commands[argv[0]], argv[1:]
     if hasattr(config_type, "COMMAND"):
         program = f"{program} {config_type.COMMAND}"
-    known = {option.name: option for option in flags.options(config_type)}
+    known = {option.name: option for option in (*flags.options(config_type), flags.CONFIG)}
     with _naming_help(program):
         words = flags.given(list(known.values()), argv)
         values = {name: known[name].read(value, known[name].spelled) for name, value in words.items()}
-    if values.get("config") is not None:
-        values = _of_file(known, values["config"]) | values
+    if (file := values.pop("config", None)) is not None:
+        values = _of_file(known, file) | values
     if values.get("recipe") is not None and hasattr(config_type, "preset"):
         preset = config_type.preset(values["recipe"])
         values = {name: known[name].read(value, known[name].spelled) for name, value in preset.items()} | values
@@ -275,5 +275,4 @@ def to_plain(config: object) -> dict:
             return [convert(item) for item in value]
         return str(value) if isinstance(value, os.PathLike) else value
 
-    fields = dataclasses.fields(config)
-    return {field.name: convert(getattr(config, field.name)) for field in fields if field.name != "config"}
+    return {field.name: convert(getattr(config, field.name)) for field in dataclasses.fields(config)}

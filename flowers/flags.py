@@ -4,8 +4,9 @@ A config is a frozen dataclass; a field's type says what its flag takes, ``Annot
 for it, and ``GROUPS``, a class variable of first field to title, cuts the flags into the groups of ``--help``.
 """
 
-import argparse
+import collections
 import dataclasses
+import itertools
 import re
 import types
 import typing
@@ -160,6 +161,10 @@ class Option(NamedTuple):
         raise UsageError(f"{where}: got {value!r}, expected {one.expected}")
 
 
+CONFIG = Option("config", (Path,), 1, True, None, Flag())
+"""The flag of every job that names a YAML file with defaults for the others."""
+
+
 def options(config_type: type) -> list[Option]:
     """The flags of a config class, in the order of its fields."""
     hints = typing.get_type_hints(config_type, include_extras=True)
@@ -190,95 +195,89 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
     Raises:
         UsageError: a flag that there is not, one given twice, one without its value, a word too many.
     """
-    argv = _with_hyphens(argv)
     names = {name: option for option in known for name in option.names if not option.flag.positional}
-    if wrong := _unknown(argv, names):
-        raise UsageError("; ".join(usage.unknown_flag(word, names) for word in wrong))
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in known:
-        settings: dict = {"dest": option.name, "default": argparse.SUPPRESS, "action": _Once}
-        settings |= {"action": _LastNumber} if option.is_number else {}
-        settings |= {"action": "extend"} if option.count is None else {}
-        if option.flag.positional:
-            parser.add_argument(option.name, nargs="*" if option.count is None else "?", default=argparse.SUPPRESS)
-        elif option.is_switch:
-            parser.add_argument(*option.names, nargs="?" if option.words else 0, **settings)
-        else:
-            several = "+" if option.count is None and not option.flag.bare else "*"
-            parser.add_argument(*option.names, nargs=None if option.count == 1 else several, **settings)
-    try:
-        found, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(_wrong_count(names[error.argument_name.split("/")[0]], error.message)) from None
-    values = vars(found)
-    several = [option.name for option in known if option.flag.positional and option.count is None]
-    if several and not any(word.startswith("-") for word in rest):  # argparse takes one stretch of them
-        values[several[0]] = [*values.get(several[0], []), *rest]
-        rest = []
-    if rest:
-        raise UsageError(_too_many(argv, rest, names))
-    return {name: value for name, value in values.items() if name not in several or value}
+    positional = [option for option in known if option.flag.positional]
+    words = collections.deque(argv)
+    found: dict[str, object] = {}
+    loose: list[str] = []
+    _refuse_unknown(argv, names)
+    while words:
+        word = words.popleft()
+        if not _is_flag(word):
+            loose.append(word)
+            continue
+        if word == "--":
+            loose += words
+            break
+        name, equals, value = _split(word)
+        if name not in names:  # -b8
+            name, equals, value = word[:2], "=", word[2:]
+        option = names[name]
+        values = [value] if equals else []
+        while words and not _is_flag(words[0]):
+            values.append(words.popleft())
+        most = len(values) if option.count != 1 else int(bool(option.words)) if option.is_switch else 1
+        if len(values) > most and (not positional or (equals and most == 0)):
+            raise UsageError(_too_many(option, values, values[most]))
+        loose += values[most:]
+        found[option.name] = _stored(option, name, values[:most], found)
+    for option in positional:
+        if loose:
+            found[option.name], loose = (loose, []) if option.count is None else (loose[0], loose[1:])
+    if loose:
+        raise UsageError(f"got {loose[0]!r}, which belongs to no flag")
+    return found
 
 
-def _wrong_count(option: Option, message: str) -> str:
-    """The message for a flag that argparse refuses."""
-    if option.is_switch and message.startswith("ignored"):
-        return f"{option.spelled} takes no value; on is {option.spelled}, off is {option.names[-1]}"
-    if message.startswith("expected"):
+def _stored(option: Option, name: str, values: list[str], found: dict[str, object]) -> object:
+    """What a flag's words are stored as, beside what the same flag has stored before.
+
+    Of two numbers the last one counts, as scripts expect that add to a common command; which of two other values is
+    meant is not known.
+    """
+    is_off = option.is_switch and name.startswith("--no-")
+    if is_off and values:
+        raise UsageError(f"{name} takes no value, got {values[0]!r}")
+    if not (values or option.is_switch or option.flag.bare):
         hint = f"a value that starts with - is written {option.spelled}=-..."
-        return f"{option.spelled}: got no value, expected {option.expected}; {hint}"
-    return message
+        raise UsageError(f"{option.spelled}: got no value, expected {option.expected}; {hint}")
+    if option.count is None:
+        return [*found.get(option.name, ()), *values]
+    value = not is_off if not values else values[0] if option.count == 1 else values
+    before = found.get(option.name, value)
+    if option.name in found and not option.is_number:
+        raise UsageError(f"{option.spelled} is given twice; give it once")
+    if before != value:
+        console.warn(f"{option.spelled} is given twice ({before}, then {value}): {value} counts")
+    return value
 
 
-class _Once(argparse.Action):
-    """Stores what a flag takes, and refuses the flag a second time: which of two values is meant is not known."""
-
-    def __call__(self, _parser, namespace, values, option_string=None):
-        if hasattr(namespace, self.dest):
-            raise argparse.ArgumentError(self, f"{spelled(self.dest)} is given twice; give it once")
-        is_off = option_string.startswith("--no-")
-        if self.nargs == "?" and values is not None and is_off:
-            raise argparse.ArgumentError(self, f"{option_string} takes no value, got {values!r}")
-        is_switched = self.nargs == 0 or (self.nargs == "?" and values is None)
-        setattr(namespace, self.dest, not is_off if is_switched else values)
+def _split(word: str) -> tuple[str, str, str]:
+    """A flag's name, = if there is one, and its value; --data_dir is --data-dir."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-"), equals, value
 
 
-class _LastNumber(argparse.Action):
-    """Stores a number. Of two the last one counts, as scripts expect that add to a common command; a line says so."""
-
-    def __call__(self, _parser, namespace, values, option_string=None):
-        before = getattr(namespace, self.dest, values)
-        if before != values:
-            console.warn(f"{spelled(self.dest)} is given twice ({before}, then {values}): {values} counts")
-        setattr(namespace, self.dest, values)
+def _is_flag(word: str) -> bool:
+    """Tell a flag, and the end of flags, from a value, which may be a negative number."""
+    name, _, _ = _split(word)
+    return re.match(r"--|-[A-Za-z]", name) is not None and " " not in name
 
 
-def _with_hyphens(argv: Sequence[str]) -> list[str]:
-    """--data_dir is --data-dir; values stay as they are."""
-
-    def hyphened(word: str) -> str:
-        name, equals, value = word.partition("=")
-        return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
-
-    end = argv.index("--") if "--" in argv else len(argv)
-    return [*map(hyphened, argv[:end]), *argv[end:]]
-
-
-def _unknown(argv: Sequence[str], names: dict[str, Option]) -> list[str]:
-    """Words that look like flags, -lr too, and are none."""
-    flags = [word.partition("=")[0] for word in argv if re.match(r"--[A-Za-z]|-[A-Za-z]{2}", word) and " " not in word]
-    return [flag for flag in dict.fromkeys(flags) if flag not in names]
+def _refuse_unknown(argv: Sequence[str], names: dict[str, Option]) -> None:
+    """Refuse words that look like flags, -lr too, and are none; all in one message."""
+    flags = [_split(word)[0] for word in itertools.takewhile(lambda word: word != "--", argv) if _is_flag(word)]
+    wrong = [
+        flag for flag in dict.fromkeys(flags)
+        if flag not in names and (flag[:2] not in names or flag[2].isalpha())  # -b8 is -b 8
+    ]  # fmt: skip
+    if wrong:
+        raise UsageError("; ".join(usage.unknown_flag(flag, names) for flag in wrong))
 
 
-def _too_many(argv: Sequence[str], rest: Sequence[str], names: dict[str, Option]) -> str:
-    """The message about words that no flag takes."""
-    index = max(at for at in range(len(argv)) if list(argv[at : at + 1]) == list(rest[:1]))
-    before = [at for at in range(index) if argv[at].partition("=")[0] in names]
-    option = names[argv[before[-1]].partition("=")[0]] if before else None
-    if option is None or option.count != 1:
-        return f"got {rest[0]!r}, which belongs to no flag"
+def _too_many(option: Option, values: list[str], first: str) -> str:
+    """The message about words that a flag does not take, from the first of them on."""
     if option.is_switch:
-        return f"{option.spelled} takes no value, got {rest[0]!r}; on is {option.spelled}, off is {option.names[-1]}"
-    words = [word for word in argv[before[-1] + 1 : index + len(rest)] if not word.startswith("-")]
-    shown = ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
-    return f"{option.spelled}: got {len(words)} values ({shown}), expected one: {option.expected}"
+        return f"{option.spelled} takes no value, got {first!r}; on is {option.spelled}, off is {option.names[-1]}"
+    shown = ", ".join(map(repr, values[:3])) + (", ..." if len(values) > 3 else "")
+    return f"{option.spelled}: got {len(values)} values ({shown}), expected one: {option.expected}"

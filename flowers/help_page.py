@@ -13,6 +13,7 @@ Section = tuple[str, str]
 
 _LEFT = 26  # columns of the flags' names
 _EVERY_JOB = {
+    "--config PATH": "YAML file with defaults for the flags, such as the config.yaml of a run. Given flags win.",
     "--log MODE": (
         "What the screen shows: rich (colours and progress bars), plain (lines without control characters), json (one "
         "JSON object per line on stdout), quiet (warnings and errors only). Default: auto, which is rich on a terminal "

@@ -28,7 +28,7 @@ from flowers import console
 from flowers.cli import choose_log
 from flowers.cli import parse as parse_flags
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
-from flowers.flags import options
+from flowers.flags import CONFIG, options
 from flowers.machine import available_cpus, most_processes
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
@@ -264,7 +264,9 @@ def parse(argv: Sequence[str]) -> tuple[LaunchConfig, list[str]]:
     Raises:
         UsageError: a wrong flag, or no such job.
     """
-    with_value = {name for option in options(LaunchConfig) if not option.is_switch for name in option.names} | {"--log"}
+    with_value = {"--log"}
+    for option in (*options(LaunchConfig), CONFIG):
+        with_value |= set() if option.is_switch else set(option.names)
     end = 0
     while end < len(argv) and argv[end].startswith("-"):
         end += 2 if argv[end].replace("_", "-") in with_value else 1

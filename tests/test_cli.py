@@ -12,9 +12,11 @@ import torch
 
 from flowers import cli
 from flowers.config.benchmark import BenchmarkConfig
+from flowers.config.compare import CompareConfig
 from flowers.config.demo import DemoConfig
 from flowers.config.evaluate import EvaluateConfig
 from flowers.config.export import ExportConfig
+from flowers.config.info import InfoConfig
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
 from flowers.errors import DataError, StoppedError, UsageError, explain
@@ -30,8 +32,6 @@ class Small:
 
     folder: Path
     """A folder."""
-    config: Path | None = None
-    """YAML file."""
     epochs: int = 3
     """Epochs."""
     precision: Literal["no", "bf16"] | None = None
@@ -103,16 +103,14 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("epochs: 7\nfast: false\nscale: [0.1, 0.2]\nprecision: null\nfolder: -odd name\n")
     assert cli.parse(Small, ["--config", str(file), "--epochs", "9"]) == Small(
-        Path("-odd name"), file, 9, None, (0.1, 0.2), False
+        Path("-odd name"), 9, None, (0.1, 0.2), False
     )
 
 
 def test_a_bare_no_in_a_file_is_a_word_where_one_is_expected(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text("precision: no\nfast: no\n")
-    assert cli.parse(Small, ["--config", str(file), "--folder", "x"]) == Small(
-        Path("x"), file, precision="no", fast=False
-    )
+    assert cli.parse(Small, ["--config", str(file), "--folder", "x"]) == Small(Path("x"), precision="no", fast=False)
     file.write_text("epochs: no\n")
     with pytest.raises(UsageError, match="--epochs"):
         cli.parse(Small, ["--config", str(file), "--folder", "x"])
@@ -153,6 +151,31 @@ def test_a_flag_of_several_values_needs_one(words: list[str]) -> None:
     with pytest.raises(UsageError, match="--exclude: got no value, expected one or more values"):
         cli.parse(PredictConfig, ["--checkpoint", "m", "--input", "p", *words])
     assert cli.parse(PredictConfig, ["--checkpoint", "m", "--input", "p", "--watch", "--topk", "3"]).watch == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        ("-b8", "batch_size", 8),
+        ("-b=8", "batch_size", 8),
+        ("--batch_size=8", "batch_size", 8),
+        ("--lr -1e-3", "lr", -0.001),
+        ("--mean -1 2 3", "mean", (-1.0, 2.0, 3.0)),
+        ("--exclude=a_b --exclude c d", "exclude", ("a_b", "c", "d")),
+        ("--run-name=--a", "run_name", "--a"),
+    ],
+)
+def test_ways_to_give_a_value(words: str, field: str, value: object) -> None:
+    assert getattr(cli.parse(TrainConfig, ["--data", "x", *words.split()]), field) == value
+
+
+def test_values_without_a_flag_may_stand_anywhere() -> None:
+    words = ["a", "--output", "o.html", "b", "--", "--c_d"]
+    assert cli.parse(CompareConfig, words) == CompareConfig((Path("a"), Path("b"), Path("--c_d")), Path("o.html"))
+    with pytest.raises(UsageError, match="--json takes no value, got 'yes'"):
+        cli.parse(InfoConfig, ["--json=yes"])
+    with pytest.raises(UsageError, match="-x: no such flag"):
+        cli.parse(InfoConfig, ["a", "-x"])
 
 
 def test_a_switch_may_take_a_word(tmp_path: Path) -> None:

@@ -41,8 +41,6 @@ class AuditConfig:
     """Unreadable images: fail lists all of them and stops; skip leaves them out."""
     photos: int = 300
     """Largest number of photos on the page; labels.csv has all that are suspicious."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
 
     model: Annotated[str, Flag("--arch")] = "efficientnet_lite0+2"
     """Frozen network whose features are used, as in jobs/train.py."""
@@ -86,8 +84,6 @@ class ApplyConfig:
     """Folder of class folders, with or without train/, valid/ and test/."""
     corrections: Annotated[Path | None, Flag(takes="a CSV of path,class")] = None
     """Corrected labels: CSV of path,class; the class - leaves an image out."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
 
     move: bool = False
     """Move the photos; those left out go to .removed in the data folder, which no job reads."""

@@ -32,8 +32,6 @@ class BenchmarkConfig:
     """Photos to take from the input, the first ones; they are used repeatedly."""
     output: Path | None = None
     """JSON file of all figures. Default: none."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
 
     engines: tuple[str, ...] = ()
     """Engines to try, as in jobs/predict.py. Default: all but compile, which takes a minute to start."""

@@ -24,8 +24,6 @@ class DemoConfig:
 
     checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
     """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
     class_names: Path | None = None
     """JSON file that maps class folders to display names. Default: the names in the model."""
     engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"

@@ -36,7 +36,7 @@ class EvaluateConfig:
         "checkpoint": "a model on images",
         "predictions": "a predictions file",
         "output": "results",
-        "config": "machine",
+        "batch_size": "machine",
     }
     """First field of each group of flags in --help, and its title."""
 
@@ -84,8 +84,6 @@ class EvaluateConfig:
     report: bool = True
     """Write an HTML page, report-SPLIT.html, beside the metrics."""
 
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per process and batch."""
     max_pixels: int = 100_000_000

@@ -52,8 +52,6 @@ class ExportConfig:
     that the library has, with a linear head."""
     model_card: bool = False
     """timm: write README.md, a model card for the Hugging Face hub."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
     precision: Literal["float32", "fp16", "int8"] = "float32"
     """fp16 halves the file; int8 quarters it and is calibrated on photos (not for torch-export)."""
     input_type: Literal["uint8", "float32"] = "uint8"
@@ -145,7 +143,7 @@ class ExportConfig:
     def _check_average(self) -> None:
         if len(self.average) < 2:
             raise UsageError("--average: got one model, expected at least two")
-        used = ("output", "average", "config", "check_images", "check_count", "calibration_images")
+        used = ("output", "average", "check_images", "check_count", "calibration_images")
         if others := given(self, [field.name for field in fields(self) if field.name not in used]):
             raise UsageError(f"{others}: not with --average")
 

@@ -28,6 +28,7 @@ class FindLrConfig(TrainConfig):
     """PNG file of the curve; a .json beside it holds the figures. Default: lr_finder.png in the run folder."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, {"steps": 10})
         for flag, rate in (("--min-lr", self.min_lr), ("--max-lr", self.max_lr)):
             if rate is not None and not 0 < rate < float("inf"):

@@ -13,7 +13,7 @@ from flowers.flags import Flag
 OUTPUT_KINDS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".parquet": "jsonl", ".xlsx": "jsonl"}
 """What --output may end in, and the kind of lines that parts of it are kept as."""
 _OF_TABLE = {
-    "from_table", "input", "config", "output", "excel", "columns", "class_names", "min_prob", "strict", "overwrite",
+    "from_table", "input", "output", "excel", "columns", "class_names", "min_prob", "strict", "overwrite",
     "report", "copy_to", "link_to", "thumbnails",
 }  # fmt: skip
 """Fields that need no network, and so go with --from."""
@@ -65,8 +65,6 @@ class PredictConfig:
     max_pixels: int = 100_000_000
     """Photos of more pixels get status error; some formats get half or a quarter of this. Each takes up to 20 bytes of
     memory per pixel."""
-    config: Path | None = None
-    """YAML file with defaults for these flags. Flags on the command line win."""
 
     output: Path | None = None
     """File of results: .csv, .csv.gz, .jsonl, .parquet or .xlsx (Excel; needs the extra excel). A .json beside it says

@@ -40,9 +40,6 @@ class TrainConfig:
     directly in class folders; or tar shards of either, such as WebDataset's; or a list (.csv or .txt)."""
     output_dir: Path | None = None
     """Run folder for config, history, checkpoints, the best and the last model. Default: runs/DATA-MODEL."""
-    config: Path | None = None
-    """YAML file with defaults for these flags, such as the config.yaml of an earlier run. Flags on the command line
-    win."""
     recipe: Literal[*RECIPES] | None = None
     """Named set of defaults for these flags; flags and --config win. fast: a head on the frozen network, as without a
     recipe. best: staged, 40 epochs, --refit-head. original2018: the settings of the blog post of 2018."""
@@ -261,8 +258,7 @@ class TrainConfig:
     @property
     def trackers(self) -> tuple[str, ...]:
         """Names in ``--log-with``, each once; commas separate them as spaces do."""
-        words = [self.log_with] if isinstance(self.log_with, str) else self.log_with or ()
-        names = (name.strip() for word in words for name in word.split(","))
+        names = (name.strip() for word in self.log_with or () for name in word.split(","))
         return tuple(dict.fromkeys(name for name in names if name))
 
     @property

@@ -24,7 +24,7 @@ FOUND_WIDE = ("model", "image_size", "views")
 """Settings that ``--tune-head wide`` finds, too."""
 # A resume may change these: they do not alter what is computed, or their effect is checked instead.
 FREE_FLAGS = {
-    "data_dir", "output_dir", "config", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
+    "data_dir", "output_dir", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
     "class_names", "exclude", "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep",
     "resume", "max_hours", "log_interval", "log_with", "project", "run_name", "report", "corrections",
     "add", "group", "max_pixels", "calibrate", "grad_checkpointing", "deterministic",
