@@ -25,7 +25,7 @@ import numpy as np
 
 from flowers.config.predict import PredictConfig
 from flowers.config.train import TrainConfig
-from flowers.data.images import as_rgb, is_one
+from flowers.data.images import as_rgb, is_one_picture
 from flowers.data.preprocessing import Preprocessing
 from flowers.engines.engine import Engine, Outputs
 from flowers.engines.exported import ExportedModel, open_model
@@ -137,7 +137,7 @@ class Model:
             UsageError: ``topk`` is below 1, or the model is closed.
         """
         topk = min(_count("topk", topk), len(self.classes))
-        if is_one(x):
+        if is_one_picture(x):
             return self._predictions(*self._of_one(x), topk)[0]
         answers = (answer for outputs, flaws in self._batches(x) for answer in self._predictions(outputs, flaws, topk))
         return answers if isinstance(x, Iterator) else list(answers)
@@ -157,7 +157,7 @@ class Model:
         """
         if self._width is None:
             raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
-        if is_one(x):
+        if is_one_picture(x):
             outputs, _ = self._of_one(x)
             return outputs.features[0]
         rows = []

@@ -103,7 +103,7 @@ def decode_image(
         raise ImageError("not enough memory") from None
 
 
-def is_one(source: object) -> bool:
+def is_one_picture(source: object) -> bool:
     """Tell one picture from a collection of them.
 
     Paths, bytes, open files, Pillow images and arrays of up to three dimensions are one picture each.
@@ -190,9 +190,9 @@ def _open(data: bytes | bytearray, kind: str) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise ImageError(f"truncated or broken {kind}") from None
     except Exception as error:
-        cut = kind == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8
         if kind == "JXL":
             raise ImageError("truncated or broken JXL") from None  # its reader only says how to build it in debug mode
+        cut = kind == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8
         raise broken(kind, "truncated" if cut else error) from None
 
 

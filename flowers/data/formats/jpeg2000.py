@@ -75,22 +75,20 @@ def _read_size(data: bytearray, at: int) -> _Size:
 
 def _segments(data: bytearray, at: int) -> Iterator[tuple[bytes, bytes]]:
     """Marker and contents of every segment of the main header and of the tile parts' headers."""
-    part = part_end = 0
+    part_end = 0
     for _ in range(_MAX_TILE_PARTS):
         marker = bytes(data[at : at + 2])
-        if marker == _SOD:
-            if not part_end or part_end <= at:
+        if marker == _SOD:  # its data; the next part begins where this one ends
+            if part_end <= at or part_end + 12 > len(data) or data[part_end : part_end + 2] != _SOT:
                 return
             at = part_end
-            if at + 12 > len(data) or data[at : at + 2] != _SOT:
-                return
             continue
         if marker[:1] != b"\xff" or at + 4 > len(data):
             return
         length = struct.unpack_from(">H", data, at + 2)[0]
         if marker == _SOT:
-            part, parts_bytes = at, struct.unpack_from(">I", data, at + 6)[0]
-            part_end = part + parts_bytes if parts_bytes else 0
+            part_bytes = struct.unpack_from(">I", data, at + 6)[0]
+            part_end = at + part_bytes if part_bytes else 0
         yield marker, bytes(data[at + 4 : at + 2 + length])
         at += 2 + length
     raise ImageError("broken JPEG2000: too many segments")

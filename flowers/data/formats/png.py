@@ -26,7 +26,8 @@ def prepare(data: bytearray) -> Prepared:
     """
     kept: list[tuple[int, int]] = []
     info: dict[str, Any] = {}
-    damage: str | None = "the end mark of the file is missing"
+    damage: str | None = None
+    has_end = False
     at, depth, colour = 8, 8, _RGB
     view = memoryview(data)
     for _ in range(10_000 + len(data) // 512):
@@ -52,11 +53,13 @@ def prepare(data: bytearray) -> Prepared:
             info |= _profile(bytes(view[start:end]))
         at = end + 4
         if kind == b"IEND":
-            damage = None if damage and damage.startswith("the end") else damage
+            has_end = True
             break
     else:
         raise ImageError("broken PNG: too many chunks")
-    if kept == [(8, at)] or (kept and kept[0][0] == 8 and sum(end - start for start, end in kept) == len(data) - 8):
+    if not has_end and damage is None:
+        damage = "the end mark of the file is missing"
+    if sum(end - start for start, end in kept) == len(data) - 8:
         return Prepared(data, info, damage)
     return Prepared(b"".join([view[:8], *(view[start:end] for start, end in kept)]), info, damage)
 
