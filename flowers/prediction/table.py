@@ -24,7 +24,6 @@ from flowers.data.paths import readable
 from flowers.data.tables import read_sidecar, sidecar_path, typed_rows
 from flowers.errors import DataError, OutputError
 from flowers.files import file_beside, file_digest, make_parents, sync_file, sync_folder, write_atomically
-from flowers.parsing import parse_json
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
 
@@ -202,14 +201,8 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
     every = columns(settings.get("topk", 1))
     empty = dict.fromkeys(every)
     try:
-        if suffix in (".parquet", ".xlsx"):
+        if OUTPUT_KINDS[suffix] != "csv":
             yield from ((row["path"], row.get("status", ""), json_line(empty | row)) for _, row in typed_rows(path))
-        elif suffix == ".jsonl":
-            with open(path, "rb") as file:
-                for line in file:
-                    row = parse_json(line)
-                    whole = json_line(empty | row) if "columns" in settings else line
-                    yield row["path"], row.get("status", ""), whole
         else:
             with (gzip.open if suffix == ".csv.gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file)
