@@ -1,6 +1,7 @@
 """List files: images named one by one."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -49,6 +50,20 @@ class TestLists:
         rows = [["path", "status", "label", "class", "prob", "error"], ["a.jpg", "ok", "pink primrose", "1", "0.9", ""]]
         assert read_labelled(self.write(tmp_path / "p.csv", rows)) == [("a.jpg", "1", None)]
         assert list(read_paths(tmp_path / "p.csv")) == ["a.jpg"]
+
+    def test_tables_of_any_kind_are_lists(self, tmp_path: Path):
+        pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+        rows = [{"path": "b\\\\1.jpg", "class": "1", "prob": 1.0}, {"path": "a.jpg", "class": "rose", "prob": 0.5}]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+        (tmp_path / "p.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+        for name in ("p.parquet", "p.jsonl"):
+            assert list(read_paths(tmp_path / name)) == ["b\\1.jpg", "a.jpg"]
+            assert read_labelled(tmp_path / name) == [("a.jpg", "rose", None), ("b\\1.jpg", "1", None)]
+        parquet.write_table(pyarrow.table({"file": ["a.jpg"]}), tmp_path / "p.parquet")
+        (tmp_path / "p.jsonl").write_text('{"file": "a.jpg"}')
+        for name in ("p.parquet", "p.jsonl"):
+            with pytest.raises(DataError, match=f"{name}: the header lacks a column named path: got file, expected"):
+                list(read_paths(tmp_path / name))
 
     def test_odd_names_survive(self, tmp_path: Path):
         names = [os.fsdecode(name) for name in ODD_NAMES]

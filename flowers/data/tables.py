@@ -223,6 +223,8 @@ def typed_rows(table: Path, columns: Sequence[str] | None = None) -> Iterator[tu
         except ImportError:
             raise DataError(f"{readable(table)}: parquet needs pyarrow: pip install 'flowers[parquet]'") from None
         with pyarrow.parquet.ParquetFile(table) as file:
+            if columns is not None and not set(columns) <= set(file.schema_arrow.names):
+                columns = None  # for a message that names those that are there
             batches = (batch.to_pylist() for batch in file.iter_batches(columns=columns))
             yield from enumerate(itertools.chain.from_iterable(batches), start=1)
 
