@@ -6,7 +6,7 @@ import yaml
 
 from flowers.exports.compare import Agreement
 from flowers.models.bundle import Bundle
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 from flowers.reports.calibration import wilson_interval
 
 MOST_CLASSES = 200
@@ -86,13 +86,10 @@ def _figures(bundle: Bundle) -> str:
 
 def _measured(bundle: Bundle) -> dict:
     """The splits in metrics.json of the run that the model lies in, if it is about this model."""
-    try:
-        found = read_json(bundle.folder.parent / "metrics.json")
-        splits = {split: of for split, of in found.items() if isinstance(of, dict)}
-        same = splits["valid"]["top1"] == bundle.metrics["valid_top1"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-    return splits if same else {}
+    found = read_mapping(bundle.folder.parent / "metrics.json")
+    splits = {split: of for split, of in found.items() if isinstance(of, dict)}
+    top1 = splits.get("valid", {}).get("top1")
+    return splits if top1 is not None and top1 == bundle.metrics.get("valid_top1") else {}
 
 
 def _classes(bundle: Bundle) -> str:

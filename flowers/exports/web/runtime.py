@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowers.data.paths import readable
 from flowers.errors import UsageError
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 _NPM_TIMEOUT_S = 20
@@ -120,10 +120,7 @@ def _module_folders() -> Iterator[Path]:
 
 
 def _version_at(source: Path) -> str:
-    try:
-        return str(read_json(source.parent / "package.json")["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "an unknown version"
+    return str(read_mapping(source.parent / "package.json").get("version", "an unknown version"))
 
 
 def _reinstall() -> str:

@@ -31,7 +31,7 @@ from flowers.exports.photos import photos_in
 from flowers.exports.web.runtime import VERSION, copy_runtime, find_runtime
 from flowers.files import replace_folder
 from flowers.models.bundle import Bundle, refuse_other_files
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 from flowers.reports.photos import thumbnail
 
 FORMAT = "flowers web"
@@ -84,13 +84,11 @@ def _refuse_foreign(output: Path) -> None:
     """
     if not output.exists() or (output.is_dir() and not os.listdir(output)):
         return
-    try:
-        if read_json(output / "facts.json")["format"] == FORMAT:
-            refuse_other_files(output, (*SHELL, "model.onnx", "service_worker.js", "runtime", "examples"), "a site's")
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UsageError(f"--output {readable(output)}: not empty and no earlier site; expected a new name for a folder")
+    if read_mapping(output / "facts.json").get("format") != FORMAT:
+        raise UsageError(
+            f"--output {readable(output)}: not empty and no earlier site; expected a new name for a folder"
+        )
+    refuse_other_files(output, (*SHELL, "model.onnx", "service_worker.js", "runtime", "examples"), "a site's")
 
 
 def _facts(config: ExportConfig, bundle: Bundle, model: Path, agreement: Agreement) -> dict:
