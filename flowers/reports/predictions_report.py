@@ -118,32 +118,14 @@ def write_predictions_report(
     pictures = _pictures(shown, read)
     data = {
         "key": f"flowers-predictions-{key[:16]}",
+        "base": photo_base,
         "classes": [{"folder": written_class(decode_path(own.folder)), "label": own.label} for own in of_model],
-        "paths": [photo.path for photo in shown],
-        "answers": [index[photo.folder] for photo in shown],
-        "probs": [round(photo.prob, 4) for photo in shown],
-        "seconds": [index.get(photo.second, -1) for photo in shown],
-        "second_probs": [round(photo.second_prob, 4) for photo in shown],
-        **{
-            status: [place for place, photo in enumerate(shown) if photo.status == status]
-            for status in ("unsure", "unfamiliar", "damaged")
-        },
         "pictures": pictures,
-        "photos": [
-            {
-                "path": shown[place].path,
-                "given": index[shown[place].folder],
-                "suggested": index.get(shown[place].second),
-                "why": _why(shown[place], found.classes),
-                "picture": place,
-            }
-            for place in to_check_first(shown)
-            if pictures.get(place) is not None
-        ],
+        **_gallery(shown, index),
+        "photos": _to_judge(shown, pictures, found.classes, index),
         "examples": _examples(shown, pictures, index),
         "earlier": [],
         "confirms": True,
-        "base": photo_base,
     }
     write_page(
         path,
@@ -163,6 +145,36 @@ def write_predictions_report(
         facts=facts,
         data=data,
     )
+
+
+def _gallery(shown: Sequence[_Photo], index: Mapping[str, int]) -> dict[str, list]:
+    """All photos for gallery.js, column by column, and the places of those that are not simply ok."""
+    marked = ("unsure", "unfamiliar", "damaged")
+    return {
+        "paths": [photo.path for photo in shown],
+        "answers": [index[photo.folder] for photo in shown],
+        "probs": [round(photo.prob, 4) for photo in shown],
+        "seconds": [index.get(photo.second, -1) for photo in shown],
+        "second_probs": [round(photo.second_prob, 4) for photo in shown],
+        **{status: [place for place, photo in enumerate(shown) if photo.status == status] for status in marked},
+    }
+
+
+def _to_judge(
+    shown: Sequence[_Photo], pictures: Mapping[int, str | None], classes: Mapping[str, _Class], index: Mapping[str, int]
+) -> list[dict]:
+    """The photos with a picture for review.js, those to check first."""
+    return [
+        {
+            "path": shown[place].path,
+            "given": index[shown[place].folder],
+            "suggested": index.get(shown[place].second),
+            "why": _why(shown[place], classes),
+            "picture": place,
+        }
+        for place in to_check_first(shown)
+        if pictures.get(place) is not None
+    ]
 
 
 def choose(shown: Sequence[_Photo], most: int) -> list[int]:
