@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +25,10 @@ from flowers.data.layout import find_splits
 from flowers.data.paths import readable
 from flowers.data.threads import in_order
 from flowers.datasets.near_duplicates import MAX_BITS, Fingerprint, fingerprint, near_pairs
+from flowers.datasets.set_folder import SPLITS
 from flowers.errors import DataError, ImageError, UsageError
 from flowers.machine import cpus_per_process
 
-SPLITS = ("train", "valid", "test")
 PLAIN_MODES = ("RGB", "L")
 NEAR, TINY, HUGE = 6, 64, 50_000_000
 _SHORT_SIDE = 256  # as much as training needs; larger JPEGs decode faster at a reduced scale
@@ -188,14 +187,8 @@ def check_splits(classes: ClassIndex, splits: Mapping[str, Samples]) -> Report:
 
     Class folders' names are those of ``classes``, so nothing can be refused any more.
     """
-    found = [
-        CheckedImage(path, split, classes.folders[target])
-        for split, samples in splits.items()
-        for path, target in zip(samples.paths, samples.targets, strict=True)
-    ]
-    root = next(iter(splits.values())).root
-    names = dict(zip(classes.folders, classes.labels, strict=True))
-    return _check(root, _Found(root, names, sorted(found, key=_path_bytes)))
+    found = _of_samples(classes, splits)
+    return _check(found.root, found)
 
 
 def _check(
@@ -228,33 +221,39 @@ def _check(
 
 def _find(data_dir: Path, choice: Choice, corrections: Corrections | None) -> _Found:
     """List all images, also where training would refuse them."""
-    found, refusal = [], None
     try:
         # Without a drawn split: what has no valid/ is all train here.
         data = load_image_folders(data_dir, choice=choice, corrections=corrections)
-        root, folders = data.train.root, data.classes.folders
-        names = dict(zip(folders, data.classes.labels, strict=True))
-        if data.valid is None and max(Counter(data.train.targets.tolist()).values()) == 1:
-            refusal = f"{readable(data_dir)}: {NONE_TO_HOLD_OUT}"
-        for split in SPLITS:
-            samples = getattr(data, split)
-            for path, target in zip(samples.paths, samples.targets, strict=True) if samples else ():
-                found.append(CheckedImage(path, split, folders[target]))
     except DataError as error:
-        refusal = str(error)
-        choice.left_out.clear()
-        root, splits = find_splits(data_dir, choice, corrections)
-        folders = sorted({name for split in splits.values() for name in split.folders})
-        names = dict(zip(folders, folders, strict=True))
-        for split in SPLITS:
-            for path, name in splits[split].images if split in splits else ():
-                found.append(CheckedImage(path, split, name))
-        if not found:
-            raise
-        if corrections is not None:  # what is listed would not be what was meant
-            corrections.check_classes(folders, readable(data_dir))
-            corrections.check_paths(readable(data_dir))
-    return _Found(root, names, sorted(found, key=_path_bytes), refusal, choice.left_out)
+        return _find_refused(data_dir, choice, corrections, error)
+    has_lone_images = data.valid is None and np.bincount(data.train.targets).max() == 1
+    refusal = f"{readable(data_dir)}: {NONE_TO_HOLD_OUT}" if has_lone_images else None
+    return _of_samples(data.classes, data.splits)._replace(refusal=refusal, left_out=choice.left_out)
+
+
+def _of_samples(classes: ClassIndex, splits: Mapping[str, Samples]) -> _Found:
+    images = [
+        CheckedImage(path, split, classes.folders[target])
+        for split, samples in splits.items()
+        for path, target in zip(samples.paths, samples.targets, strict=True)
+    ]
+    names = dict(zip(classes.folders, classes.labels, strict=True))
+    return _Found(next(iter(splits.values())).root, names, sorted(images, key=_path_bytes))
+
+
+def _find_refused(data_dir: Path, choice: Choice, corrections: Corrections | None, refusal: DataError) -> _Found:
+    """List the images of a data set that training refuses; if it has none, the refusal is raised."""
+    choice.left_out.clear()
+    root, splits = find_splits(data_dir, choice, corrections)
+    folders = sorted({name for split in splits.values() for name in split.folders})
+    images = [CheckedImage(path, split, name) for split in splits for path, name in splits[split].images]
+    if not images:
+        raise refusal
+    if corrections is not None:  # what is listed would not be what was meant
+        corrections.check_classes(folders, readable(data_dir))
+        corrections.check_paths(readable(data_dir))
+    names = dict(zip(folders, folders, strict=True))
+    return _Found(root, names, sorted(images, key=_path_bytes), str(refusal), choice.left_out)
 
 
 def _look(root: Path, image: CheckedImage) -> CheckedImage:
