@@ -200,7 +200,6 @@ def _join(job: Job, work: Work) -> dict | None:
         )
         return None
     start_s = time.monotonic()
-    work.check_engines()
     totals = join_parts(work, config.output, job.stop.check, thumbnails_of(config))
     embeddings = job.embeddings(work)
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more

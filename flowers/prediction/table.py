@@ -265,8 +265,7 @@ def _totals(work: "Work") -> dict:
     counts: collections.Counter = collections.Counter()
     seconds: collections.Counter = collections.Counter()
     recovered = 0
-    for index in range(work.files.num_shards):
-        facts = parts.read_facts(work.parts, index)
+    for facts in work.part_facts():
         counts.update(facts["counts"])
         seconds.update(facts["seconds"])
         recovered += facts.get("recovered", 0)

@@ -161,8 +161,8 @@ class Work:
                 unlink(proposal)
         return self.engine() or chosen
 
-    def check_engines(self) -> None:
-        """See that all parts were made by the same job with the same engine.
+    def part_facts(self) -> Iterator[dict]:
+        """The facts of all parts, in order, which were all made by the same job with the same engine.
 
         Raises:
             FileNotFoundError: a part is gone: another process has finished the whole job.
@@ -177,6 +177,7 @@ class Work:
                         f"{readable(self.parts / parts.part_name(index))} was made with {name} {facts[name]}, the job "
                         f"has {value}: remove this file, then start the same command again to do its shard anew"
                     )
+            yield facts
 
     def check_sees(self, root: bytes) -> None:
         """See that this process finds the same files as the one that made the list.

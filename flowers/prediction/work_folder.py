@@ -118,9 +118,9 @@ class WorkFolder:
             )
         if facts := self._fitting_facts():
             return facts
-        for folder in job_folders(self.path):
-            if (work := _open(folder)) is None:
-                raise OutputError(f"{readable(folder)} is damaged; start without --merge to list the files anew")
+        if jobs := job_folders(self.path):
+            if (work := _open(jobs[0])) is None:
+                raise OutputError(f"{readable(jobs[0])} is damaged; start without --merge to list the files anew")
             raise OutputError(refusal(self.path, work.settings, self._settings))
         raise OutputError(f"{readable(self.path)}: nothing to join; start without --merge, or with --shard, first")
 
