@@ -20,7 +20,7 @@ from flowers.data import workbook
 from flowers.data.archives import Archive
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
-from flowers.parsing import parse_json, read_json
+from flowers.parsing import parse_json, read_mapping
 
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
 TABLES = (".csv", ".csv.gz", ".jsonl", ".parquet", ".xlsx")
@@ -44,12 +44,12 @@ def sidecar_path(output: Path) -> Path:
 def read_sidecar(output: Path) -> dict | None:
     """Read the sidecar of an output, which it may not fit any more; None if there is none, or it is something else."""
     sidecar = sidecar_path(output)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         if sidecar.stat().st_size <= _SIDECAR_BYTES:
-            facts = read_json(sidecar)
+            facts = read_mapping(sidecar)
             kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}
             kinds |= {"left_out": dict | None, "contents": list | None, "input_root": str | None}
-            if isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+            if all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
                 return facts if isinstance(facts["settings"].get("topk", 1), int) else None
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from flowers.data.classes import DEFAULT_CLASS_NAMES
 from flowers.errors import DataError
 from flowers.files import replace_folder, restore_folder
-from flowers.parsing import read_json
+from flowers.parsing import read_mapping
 
 SPLITS = ("train", "valid", "test")
 
@@ -25,14 +25,12 @@ def read_marker(folder: Path, marker: str, settings: Mapping[str, object]) -> di
         DataError: the folder holds something else, such as a part of the set.
     """
     restore_folder(folder)
-    try:
+    with contextlib.suppress(OSError):
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return None
-        found = read_json(folder / marker)
-        counts = found.get("counts", found)
-    except (OSError, ValueError, AttributeError):
-        counts = None
-    if not isinstance(counts, dict):
+    found = read_mapping(folder / marker)
+    counts = found.get("counts", found)
+    if not counts or not isinstance(counts, dict):
         held = "other files"
     elif other := [f"{name} {found.get(name)}" for name, value in settings.items() if found.get(name) != value]:
         held = f"a set made with other settings ({', '.join(other)})"
