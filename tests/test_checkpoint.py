@@ -20,6 +20,7 @@ from flowers.models.bundle import Bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Progress, lock_run, save_checkpoint
+from flowers.training.fingerprint import check_fingerprint
 from flowers.training.history import History, read_history
 from flowers.training.resume import take_history
 
@@ -231,21 +232,21 @@ def test_a_full_disk_leaves_no_half_line_in_the_history(tmp_path: Path, monkeypa
 def test_another_run_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:
     save(tmp_path, bundle, 1)
     found = checkpoints.newest_checkpoint(tmp_path)
-    checkpoints.check_fingerprint(found, {"global_batch_size": 8}, "")
+    check_fingerprint(found, {"global_batch_size": 8}, "")
     arithmetic = "4 x 2 processes x 2 micro-steps"
     with pytest.raises(CheckpointError, match=rf"global_batch_size was 8, is now 16 \({arithmetic}\); choose -b"):
-        checkpoints.check_fingerprint(found, {"global_batch_size": 16}, arithmetic)
+        check_fingerprint(found, {"global_batch_size": 16}, arithmetic)
     other = dataclasses.replace(found, fingerprint={"--lr": 0.1})
     with pytest.raises(CheckpointError, match="--lr was 0.1, is now 0.2"):
-        checkpoints.check_fingerprint(other, {"--lr": 0.2}, "")
+        check_fingerprint(other, {"--lr": 0.2}, "")
 
 
 def test_a_run_of_a_version_without_a_flag_resumes_with_its_default(tmp_path: Path, bundle: Bundle) -> None:
     save(tmp_path, bundle, 1)
     old = checkpoints.newest_checkpoint(tmp_path)
-    checkpoints.check_fingerprint(old, {"--vflip": 0.0, "--mean": None, "--min-lr": 0.0}, "")
+    check_fingerprint(old, {"--vflip": 0.0, "--mean": None, "--min-lr": 0.0}, "")
     with pytest.raises(CheckpointError, match="--vflip was 0.0, is now 0.5; resume with the old value"):
-        checkpoints.check_fingerprint(old, {"--vflip": 0.5}, "")
+        check_fingerprint(old, {"--vflip": 0.5}, "")
 
 
 def test_a_second_job_is_refused_while_the_first_lives(tmp_path: Path) -> None:

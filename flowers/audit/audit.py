@@ -25,7 +25,8 @@ from flowers.models.bundle import load_bundle
 from flowers.parsing import read_mapping
 from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.features import features_of_splits
-from flowers.training.flags import check_flags, images_digest
+from flowers.training.fingerprint import images_digest
+from flowers.training.flags import check_flags
 from flowers.training.session import check_images, open_run
 from flowers.training.stage import Stage
 from flowers.training.train import prepare_stage

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all; the newest sound one is loaded, one that does not fit is refused by name.
+"""Checkpoints: written whole or not at all; the newest sound one is loaded, damaged ones are passed over.
 
 A checkpoint is a folder ``checkpoints/step-00000123`` in the run folder: a model bundle, ``optimizer.pt`` (tensors
 only, read with ``weights_only=True``), a copy of ``history.jsonl`` and ``state.json``, which also holds size and
@@ -16,17 +16,14 @@ import pickle
 import shutil
 import typing
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from flowers.config.train import TrainConfig
 from flowers.console import warn
-from flowers.data.corrections import CORRECTIONS_FILE
 from flowers.errors import CheckpointError, FlowersError, ModelError
 from flowers.files import file_digest, remove, replace_folder
-from flowers.flags import spelled
 from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
 from flowers.parsing import read_json
@@ -35,9 +32,6 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
-DEFAULTS = {spelled(flag.name): flag.default for flag in fields(TrainConfig)}
-SIZES_OF = "sizes in bytes of"
-"""Begins the names of what earlier versions did not keep in a fingerprint; a run of theirs resumes without."""
 
 
 @dataclass
@@ -196,42 +190,6 @@ def _is_of(value: object, kind: object) -> bool:
 def _digest(values: dict) -> str:
     """SHA-256 (hex) of the content of ``state.json``, whatever its layout."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def check_fingerprint(checkpoint: Checkpoint, fingerprint: dict, batch_arithmetic: str) -> None:
-    """Refuse to resume a run with other settings or data.
-
-    A flag that the run's version did not have yet had the effect of its present default.
-
-    Args:
-        batch_arithmetic: the factors of the present global batch.
-
-    Raises:
-        CheckpointError: the first thing that differs, by name, with both values.
-    """
-    for name, now in fingerprint.items():
-        before = checkpoint.fingerprint.get(name, DEFAULTS.get(name))
-        if before == now or (before is None and name.startswith(SIZES_OF)):
-            continue
-        if name == "global_batch_size":
-            now = f"{now} ({batch_arithmetic})"
-            hint = f"choose -b times processes times --grad-accum-steps to give {before}"
-        elif name == "--corrections":
-            own = checkpoint.path.parent.parent / CORRECTIONS_FILE
-            hint = "leave it out" if before is None else f"give --corrections {own}, as this run was begun with"
-        elif name in ("train images", "valid images", "classes"):
-            hint = "the data or --add changed since" if name == "train images" else "the data changed since"
-        elif name.startswith(SIZES_OF):
-            hint = "photos were replaced since, under the same names"
-        elif name == "--epochs":
-            run = checkpoint.path.parent.parent
-            hint = f"resume with the old value, or train its model further with --continue-from {run}"
-        else:
-            hint = "resume with the old value"
-        raise CheckpointError(
-            f"{checkpoint.path} cannot be resumed: {name} was {before}, is now {now}; {hint}, "
-            "or start a new run with another --output-dir"
-        )
 
 
 def lock_run(run_dir: Path) -> AbstractContextManager[None]:

@@ -32,7 +32,7 @@ from flowers.parsing import read_mapping
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import listing_bad_images, warn_of_damaged
 from flowers.training.batches import ENGINE_PRECISION, through_engine
-from flowers.training.flags import images_digest
+from flowers.training.fingerprint import images_digest
 from flowers.training.linear_head import HeadProblem
 from flowers.training.stage import Stage
 

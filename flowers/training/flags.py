@@ -1,34 +1,20 @@
-"""The flags of a run: which values are refused, how the others are resolved, and which ones a resume may change."""
+"""The flags of a run: which values are refused, and how the others are resolved."""
 
 import dataclasses
-import hashlib
-import os
 import re
-
-import numpy as np
 
 from flowers.config.presets import check_model
 from flowers.config.train import DEFAULT_MODEL, DEFAULT_OF_A_HEAD, OF_STEPS, TrainConfig
 from flowers.config.values import check_least, check_sizes, given
-from flowers.data.folders import ImageFolders, Samples
-from flowers.data.scan import file_stamps
-from flowers.distributed import from_main
 from flowers.errors import UsageError
 from flowers.flags import spelled
-from flowers.training.checkpoint import SIZES_OF, Checkpoint
+from flowers.training.checkpoint import Checkpoint
 from flowers.training.model import Model, train_sizes
 
 TUNED = ("lr", "label_smoothing", "weight_decay", "hidden")
 """Settings that ``--tune-head`` finds, or found in earlier versions."""
 FOUND_WIDE = ("model", "image_size", "views")
 """Settings that ``--tune-head wide`` finds, too."""
-# A resume may change these: they do not alter what is computed, or their effect is checked instead.
-FREE_FLAGS = {
-    "data_dir", "output_dir", "recipe", "weights", "continue_from", "batch_size", "grad_accum_steps",
-    "class_names", "exclude", "on_bad_image", "val_fraction", "cache", "workers", "eval_every", "save_every", "keep",
-    "resume", "max_hours", "log_interval", "log_with", "project", "run_name", "report", "corrections",
-    "add", "group", "max_pixels", "calibrate", "grad_checkpointing", "deterministic",
-}  # fmt: skip
 HEAD_DEFAULTS = {
     "epochs": 50, "optimizer": "adamw", "weight_decay": 0.1, "label_smoothing": 0.1, "model_ema_decay": 0.0,
     "scale": (0.5, 1.0), "auto_augment": "none",
@@ -239,57 +225,3 @@ def parse_save_every(text: str, steps_per_epoch: int) -> tuple[int | None, float
     if match and not match[2] and match[1].isdigit() and int(match[1]) > 0:
         return int(match[1]), None
     raise UsageError(f"--save-every: got {text!r}, expected epoch, a number of steps (200) or of minutes (10m)")
-
-
-def fingerprint(config: TrainConfig, data: ImageFolders, global_batch_size: int, precision: str) -> dict:
-    """Everything that must match for a run to be resumed, keyed by the name shown in the error message.
-
-    Args:
-        precision: what is computed in; where no flag says, the machine and its launcher settle it.
-    """
-    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    kept = {spelled(name): value for name, value in flags.items() if name not in FREE_FLAGS}
-    return {
-        "--corrections": data.corrections and data.corrections.digest,
-        **data_digests(data),
-        "global_batch_size": global_batch_size,  # of a head fitted at once it is the number of images
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()},
-        "--mixed-precision": precision,
-    }
-
-
-def data_digests(data: ImageFolders) -> dict[str, str]:
-    """Digests of the data that a run was trained on: classes, and images of train and valid by name, class and size.
-
-    The main process looks at the files. Sizes are left out where one cannot be seen, on a disk that is away for a
-    moment say.
-    """
-
-    def digests() -> dict[str, str]:
-        found = {"classes": _digest(list(data.classes.folders), None)}
-        for name in ("train", "valid"):
-            if (samples := data.splits.get(name)) is not None:
-                found[f"{name} images"] = images_digest(samples)
-                sizes = file_stamps(samples.full_path, len(samples))[:, 0]
-                if (sizes >= 0).all():
-                    found[f"{SIZES_OF} {name} images"] = (
-                        f"{sizes.sum()} ({hashlib.sha256(sizes.tobytes()).hexdigest()[:12]})"
-                    )
-        return found
-
-    return from_main(digests)
-
-
-def images_digest(samples: Samples) -> str:
-    """Number of images, and a short hash of their names and classes."""
-    return _digest(samples.paths, samples)
-
-
-def _digest(names, samples: Samples | None) -> str:
-    """Number and short hash of the names (and classes): equal only for the same images in the same order."""
-    found = hashlib.sha256()
-    for name in names:
-        found.update(os.fsencode(name) + b"\0")
-    if samples is not None:
-        found.update(np.ascontiguousarray(samples.targets, dtype=np.int64).tobytes())
-    return f"{len(names)} ({found.hexdigest()[:12]})"

@@ -17,12 +17,13 @@ from flowers.parsing import read_json
 from flowers.reports.answers import Answers
 from flowers.training.bad_images import handle_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
-from flowers.training.checkpoint import Checkpoint, check_fingerprint
+from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continued
 from flowers.training.evaluation import Kept, calibrate_trained, learn_unfamiliar, show_figures
 from flowers.training.features import FeatureBatches, features_of_splits
 from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
-from flowers.training.flags import check_flags, fingerprint, resolve, with_default_model
+from flowers.training.fingerprint import check_fingerprint, fingerprint
+from flowers.training.flags import check_flags, resolve, with_default_model
 from flowers.training.head_search import choose_features, tune_head
 from flowers.training.lr_search import search_lr
 from flowers.training.model import build_model
