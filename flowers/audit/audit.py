@@ -27,7 +27,7 @@ from flowers.reports.label_errors import Suspicion, judge
 from flowers.training.features import features_of_splits
 from flowers.training.fingerprint import images_digest
 from flowers.training.flags import check_flags
-from flowers.training.session import check_images, open_run
+from flowers.training.session import open_run
 from flowers.training.stage import Stage
 from flowers.training.train import prepare_stage
 
@@ -56,7 +56,7 @@ def audit(config: AuditConfig) -> int:
                 choice=Choice(exclude=config.exclude),
                 corrections=corrections,
             )
-        stage = prepare_stage(features_config, check_images(features_config, session), None)
+        stage = prepare_stage(features_config, session, None)
         features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)
         together = group_images(audited.paths, config.group) if config.group else np.arange(len(audited.targets))

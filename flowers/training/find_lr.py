@@ -45,8 +45,8 @@ def find_lr(config: FindLrConfig) -> int:
                 f"{readable(train_config.output_dir)} holds a run, begun with a learning rate of its own; give another "
                 "--output-dir"
             )
-        session = check_images(train_config, session)
         if config.finetune == "staged":
+            session = check_images(train_config, session)
             train_head_stage(train_config, session)
         stage = prepare_stage(train_config, session, resumed=None)
         default = stage.config.lr

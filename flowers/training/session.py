@@ -33,11 +33,16 @@ On GPUs torch's own limit is ten minutes. The launcher notices a dead rank at on
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """An open run folder: the processes, the data as found on disk, and the request to stop."""
+    """An open run folder: the processes, the data as found on disk, and the request to stop.
+
+    Attributes:
+        checked: all images were looked at, and those that cannot be read are left out.
+    """
 
     accelerator: Accelerator
     data: ImageFolders
     stop: StopRequest
+    checked: bool = False
 
 
 @contextlib.contextmanager
@@ -87,16 +92,15 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
 
 
 def check_images(config: TrainConfig, session: Session) -> Session:
-    """The session without images that cannot be read, for all stages of a run; see ``handle_bad_images``.
-
-    A single stage with an image cache finds them as it decodes that.
+    """The session without images that cannot be read, see ``handle_bad_images``; stages that share it look but once.
 
     Raises:
         DataError: there are such images, and ``--on-bad-image`` is fail.
     """
-    if config.cache != "none" and config.finetune != "staged" and not config.refit_head:
+    if session.checked:
         return session
-    return dataclasses.replace(session, data=handle_bad_images(config, session.accelerator, session.data, None))
+    data = handle_bad_images(config, session.accelerator, session.data, None)
+    return dataclasses.replace(session, data=data, checked=True)
 
 
 def _list_images(config: TrainConfig) -> ImageFolders:

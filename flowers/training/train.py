@@ -51,8 +51,6 @@ def train(config: TrainConfig) -> int:
     config = dataclasses.replace(config, output_dir=config.run_dir)
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
-        begun = of_refit_head(config) if config.refit_head and resumed is not None else config
-        session = check_images(begun, session)
         if config.refit_head:
             config = train_network(config, session, resumed)
         if train_stages(config, session, resumed):
@@ -95,8 +93,10 @@ def train_stages(config: TrainConfig, session: Session, resumed: Checkpoint | No
     """
     asked, config = config, with_default_model(config, resumed)
     if config.tune_head == "wide" and resumed is None:
+        session = check_images(config, session)
         config = choose_features(asked, config, lambda config: trial_features(config, session))
     if config.finetune == "staged" and resumed is None:
+        session = check_images(config, session)  # the head itself would not find a broken one of test/
         train_head_stage(config, session)
     return train_stage(config, session, resumed)
 
@@ -152,14 +152,13 @@ def train_stage(config: TrainConfig, session: Session, resumed: Checkpoint | Non
 
 
 def prepare_stage(config: TrainConfig, session: Session, resumed: Checkpoint | None) -> Stage:
-    """Build or load the model, resolve the flags, decode the cache.
-
-    Args:
-        session: its images are checked, see ``check_images``; with an image cache that happens here.
+    """Build or load the model, resolve the flags, decode the cache, check the images.
 
     Raises:
         FlowersError: flags, model, images or checkpoint do not fit.
     """
+    if config.cache == "none":  # else its decoding finds those that cannot be read
+        session = check_images(config, session)
     accelerator, data = session.accelerator, session.data
     model = build_model(config, data.classes, resumed)
     config = resolve(config, model, accelerator.num_processes, resumed)
