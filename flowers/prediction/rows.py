@@ -122,11 +122,9 @@ class RowFormat:
 
     def failed(self, path: str, reason: str) -> bytes:
         """The line of a file that gave no picture."""
-        reason = _one_line(reason)
-        if self._kind == "csv":
-            return f"{_cell(encode_path(path))},error{',' * (3 * self.topk + 1)}{_cell(reason)}\r\n".encode()
-        empty = dict.fromkeys(self._columns)
-        return json_line(empty | {"path": encode_path(path), "status": "error", "error": reason})
+        row = dict.fromkeys(self._columns, "")
+        row |= {"path": encode_path(path), "status": "error", "error": _one_line(reason)}
+        return line_of(row, self._columns, self._kind)
 
     def guessed(
         self,
