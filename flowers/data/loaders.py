@@ -112,7 +112,9 @@ class TrainViews(_Views):
         return self._sizes[epoch] if self._sizes else self._augmentation.size
 
     def _view(self, draw: Draw) -> np.ndarray:
-        augmentation = dataclasses.replace(self._augmentation, size=self._side(draw.epoch))
+        augmentation = self._augmentation
+        if self._sizes:
+            augmentation = dataclasses.replace(augmentation, size=self._sizes[draw.epoch])
         if self._cache is not None:
             image = self._cache.read(self._rows[draw.index])
         else:
