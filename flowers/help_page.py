@@ -28,14 +28,15 @@ def job_page(config_type: type, start: str, examples: list[str], width: int) -> 
     """The page of one job, or of one command of a job.
 
     Args:
-        config_type: its flags.
+        config_type: its flags; a class variable USAGE stands for "[flags]" where more follows.
         start: what starts it, as in "python jobs/train.py".
         examples: command lines.
         width: columns to fill.
     """
     known = options(config_type)
     needed = [_needed(option) for option in known if option.required]
-    page = [("", " ".join(["usage:", start, *needed, "[flags]"])), ("", _about(config_type, width))]
+    usage = " ".join(["usage:", start, *needed, getattr(config_type, "USAGE", "[flags]")])
+    page = [("", usage), ("", _about(config_type, width))]
     page += [("examples", _indented(examples))] if examples else []
     groups = getattr(config_type, "GROUPS", {known[0].name: "flags"})
     texts = field_texts(config_type)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from flowers import console
 from flowers.cli import choose_log
@@ -43,8 +44,10 @@ GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MAST
 class LaunchConfig:
     """Start one job as several processes, pass signals on to them, and end with their exit code.
 
-    Behind the flags stands the job, such as jobs/train.py or flowers-train, and behind it the job's own flags.
+    JOB is a job's file or its command, such as jobs/train.py or flowers-train.
     """
+
+    USAGE: ClassVar[str] = "[flags] JOB [flags of the job]"
 
     num_processes: int | None = None
     """Processes over all machines. Default: one per GPU; one without GPUs."""

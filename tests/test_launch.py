@@ -526,3 +526,9 @@ def test_a_check_is_a_script_of_the_launcher(words: list[str]) -> None:
         parse(["--num-processes", "3", "--check", str(ROOT / "jobs" / "train.py")])
     _, job = parse(["--num_processes=1", str(ROOT / "jobs" / "train.py"), "--check"])
     assert job[1:] == ["--check"]  # the job's own flag, to be refused by it
+
+
+def test_help_says_where_the_job_stands(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "[flags] JOB [flags of the job]" in capsys.readouterr().out
