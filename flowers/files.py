@@ -142,8 +142,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def lies_at(path: Path, handle: int) -> bool:
-    """Tell if a name still leads to an open file or folder, and not to another one, or none."""
-    with contextlib.suppress(FileNotFoundError):
+    """Tell if a name still leads to an open file or folder, not to another one or none; False if nobody knows."""
+    with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(handle), os.stat(path))
     return False
 

@@ -1,5 +1,6 @@
 """Classes and splits: the same index everywhere, mapped by name; what is no data set is refused in one line."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -276,3 +277,26 @@ def test_excluded_files_and_folders(exclude: tuple[str, ...], left: list[str], a
     _, splits = find_splits(tmp_path / "list.csv" if as_list else tmp_path, choice)
     assert [path for path, _ in splits["train"].images] == left
     assert choice.left_out == {"excluded": 4 - len(left)}
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_split_whose_disk_does_not_answer_is_not_left_out(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without valid/ a share of train/ would be held out, and nobody would notice."""
+    touch(tmp_path, "train/rose/1.jpg", "valid/rose/2.jpg")
+    stat, asked = os.stat, []
+
+    def stale(path: object, **options: object) -> os.stat_result:
+        if path == tmp_path / "valid" and len(asked) < times:
+            asked.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", stale)
+    monkeypatch.setattr("flowers.data.retries.WAITS_S", (0.001, 0.001))
+    if times == 1:
+        assert set(find_splits(tmp_path, Choice())[1]) == {"train", "valid"}
+    else:
+        with pytest.raises(DataError, match="valid: cannot be read: stale file handle"):
+            find_splits(tmp_path, Choice())

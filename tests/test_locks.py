@@ -81,6 +81,22 @@ def test_the_holder_may_remove_the_file(tmp_path: Path) -> None:
         assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
+def test_a_disk_that_does_not_tell_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is locked then: an error that left it so would keep its own process waiting for ever."""
+    stat, asked = os.stat, []
+
+    def stale(path: object, **options: object) -> os.stat_result:
+        if path == tmp_path / "turn":
+            asked.append(path)
+            if len(asked) == 2:  # the first time before there is a lock
+                raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(files.os, "stat", stale)
+    with take_turns(tmp_path / "turn"):
+        assert len(asked) == 4
+
+
 def test_others_wait_their_turn(tmp_path: Path) -> None:
     """Also one that waits at a file that is removed before its turn comes."""
     path, order = tmp_path / "lock", []

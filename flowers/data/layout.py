@@ -11,6 +11,7 @@ Layouts that are understood:
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from flowers.data.corrections import Corrections
 from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import readable, some
+from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.data.shards import is_shard, list_shards, shards_in
 from flowers.errors import DataError
@@ -52,9 +54,10 @@ def find_splits(
     Raises:
         DataError: no such folder or list, a broken list, or a split that is there twice.
     """
-    if os.path.isfile(data_dir):
+    mode = _mode(data_dir)
+    if stat.S_ISREG(mode):
         root, splits = data_dir.parent, _in_file(data_dir, choice)
-    elif os.path.isdir(data_dir):
+    elif stat.S_ISDIR(mode):
         root, splits = data_dir, _in_split_folders(data_dir, choice) or _in_one_tree(data_dir, choice)
     else:
         raise DataError(f"{readable(data_dir)}: no such folder or list file")
@@ -76,7 +79,8 @@ def _in_split_folders(data_dir: Path, choice: Choice) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for name, split in SPLIT_NAMES.items():
         folder, list_file = data_dir / name, data_dir / f"{name}.csv"
-        there = [path for path, is_there in ((folder, os.path.isdir), (list_file, os.path.isfile)) if is_there(path)]
+        kinds = ((folder, stat.S_ISDIR), (list_file, stat.S_ISREG))
+        there = [path for path, is_kind in kinds if is_kind(_mode(path))]
         # In one tree of class folders, a class may have the name "dev".
         if not (name and there) or (name not in SPLITS and "train" not in splits and _has_images(folder)):
             continue
@@ -119,7 +123,7 @@ def _listed(where: Path, images: list[ListedImage]) -> Split:
 
 def warn_of_unused(data_dir: Path, choice: Choice) -> None:
     """Name the folders of class folders beside train/ that are taken for no split."""
-    if not os.path.isdir(data_dir / "train"):
+    if not stat.S_ISDIR(_mode(data_dir / "train")):
         return
     unused = [
         readable(name)
@@ -129,6 +133,20 @@ def warn_of_unused(data_dir: Path, choice: Choice) -> None:
     ]
     if unused:
         console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
+
+
+def _mode(path: Path) -> int:
+    """Type and permissions of a file or folder, 0 if there is none; no answer of a disk is taken for a no.
+
+    Raises:
+        DataError: the disk does not tell, after some tries.
+    """
+    try:
+        return retries.read(lambda: os.stat(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name that cannot be one
+        return 0
+    except OSError as error:
+        raise DataError(f"{readable(path)}: cannot be read: {(error.strerror or '').lower()}") from None
 
 
 def _in_folders(folder: Path, choice: Choice, prefix: str) -> Iterator[tuple[str, str]]:
