@@ -90,11 +90,16 @@ class PeerError(FlowersError):
         self.exit_code = exit_code
 
 
+def system_reason(error: OSError) -> str:
+    """What the system says of an error, in lower case; the error's kind where it says nothing."""
+    return (error.strerror or type(error).__name__).lower()
+
+
 def explain(error: Exception) -> str | None:
     """The line for an error that is not our bug; None for any other."""
     if isinstance(error, OSError):
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        reason = (error.strerror or type(error).__name__).lower()
+        reason = system_reason(error)
         return f"{where}{reason}" if error.errno in _OF_THE_MACHINE else None
     kind, said = type(error).__name__, str(error)
     if kind in _LOST_PEER or "gloo/transport" in said:

@@ -267,9 +267,8 @@ def parse(argv: Sequence[str]) -> tuple[LaunchConfig, list[str]]:
     Raises:
         UsageError: a wrong flag, or no such job.
     """
-    with_value = {"--log"}
-    for option in (*options(LaunchConfig), CONFIG):
-        with_value |= set() if option.is_switch else set(option.names)
+    valued = [option for option in (*options(LaunchConfig), CONFIG) if not option.is_switch]
+    with_value = {"--log", *(name for option in valued for name in option.names)}
     end = 0
     while end < len(argv) and argv[end].startswith("-"):
         end += 2 if argv[end].replace("_", "-") in with_value else 1

@@ -30,7 +30,7 @@ from flowers.data.formats.limits import check_size
 from flowers.data.members import TAR_ERRORS, ZIP_ERRORS, Entry, read_range, tar_members, zip_members
 from flowers.data.paths import readable
 from flowers.data.retries import retries
-from flowers.errors import FlowersError, ImageError
+from flowers.errors import FlowersError, ImageError, system_reason
 
 ARCHIVES = (".tar", ".zip")
 """Endings of archives that are looked into wherever they are found."""
@@ -67,7 +67,7 @@ def members(root: str | os.PathLike, path: bytes, choice: Choice) -> Iterator[En
     except (*TAR_ERRORS, *ZIP_ERRORS) as error:
         yield Entry(path, b"!broken archive: " + os.fsencode(" ".join(str(error).split())))
     except OSError as error:
-        yield Entry(path, b"!archive: " + os.fsencode((error.strerror or type(error).__name__).lower()))
+        yield Entry(path, b"!archive: " + os.fsencode(system_reason(error)))
 
 
 def read_member(root: bytes, entry: Entry) -> bytes:
@@ -90,7 +90,7 @@ def read_member(root: bytes, entry: Entry) -> bytes:
     except FileNotFoundError:
         raise ImageError("archive not found") from None
     except OSError as error:
-        raise ImageError(f"archive: {(error.strerror or type(error).__name__).lower()}") from None
+        raise ImageError(f"archive: {system_reason(error)}") from None
     if kind == b"tar" and len(data) < size:
         raise ImageError("truncated archive")
     return data

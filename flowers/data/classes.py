@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowers import console
 from flowers.data.paths import readable, some
-from flowers.errors import DataError
+from flowers.errors import DataError, system_reason
 from flowers.parsing import read_json
 
 _GAPS = re.compile(r"[\s_-]+")
@@ -108,7 +108,7 @@ def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None
     try:
         names = read_json(file)
     except OSError as error:
-        raise DataError(f"{readable(file)}: cannot be read: {(error.strerror or '').lower()}") from None
+        raise DataError(f"{readable(file)}: cannot be read: {system_reason(error)}") from None
     except ValueError as error:
         raise DataError(f"{readable(file)}: not JSON: {error}") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):

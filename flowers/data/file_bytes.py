@@ -7,7 +7,7 @@ import stat
 from flowers.data import shards
 from flowers.data.formats.limits import check_size
 from flowers.data.retries import retries
-from flowers.errors import ImageError
+from flowers.errors import ImageError, system_reason
 
 
 def read_bytes(path: str | bytes | os.PathLike) -> bytearray:
@@ -61,4 +61,4 @@ def _os_reason(error: OSError) -> str:
         errno.ENXIO: "not a regular file",
         errno.ELOOP: "a link to itself",
     }
-    return reasons.get(error.errno or 0, (error.strerror or type(error).__name__).lower())
+    return reasons.get(error.errno or 0, system_reason(error))

@@ -26,7 +26,7 @@ from flowers.data.paths import readable, some
 from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.data.shards import is_shard, list_shards, shards_in
-from flowers.errors import DataError
+from flowers.errors import DataError, system_reason
 
 
 class Split(NamedTuple):
@@ -146,7 +146,7 @@ def _mode(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a name that cannot be one
         return 0
     except OSError as error:
-        raise DataError(f"{readable(path)}: cannot be read: {(error.strerror or '').lower()}") from None
+        raise DataError(f"{readable(path)}: cannot be read: {system_reason(error)}") from None
 
 
 def _in_folders(folder: Path, choice: Choice, prefix: str) -> Iterator[tuple[str, str]]:
@@ -168,7 +168,7 @@ def _subfolders(folder: Path, choice: Choice, prefix: str = "") -> list[str]:
             names = sorted(entry.name for entry in entries if entry.is_dir())
             return [name for name in names if choice.skips(os.fsencode(prefix + name)) is None]
     except OSError as error:
-        raise DataError(f"{readable(folder)}: cannot be listed: {(error.strerror or '').lower()}") from None
+        raise DataError(f"{readable(folder)}: cannot be listed: {system_reason(error)}") from None
 
 
 def _has_images(folder: Path) -> bool:

@@ -6,6 +6,7 @@ would end at 2,000 views/s however many threads it had, where 16 processes make 
 wait for the same lock.
 """
 
+import abc
 import dataclasses
 import itertools
 import mmap
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
     indices: torch.Tensor
 
 
-class _Views(torch.utils.data.Dataset):
+class _Views(torch.utils.data.Dataset, abc.ABC):
     """A dataset whose ``__getitems__`` makes a whole batch, or the text of what went wrong.
 
     Attributes:
@@ -84,8 +85,9 @@ class _Views(torch.utils.data.Dataset):
             self.damaged[index] = 1
         return image
 
+    @abc.abstractmethod
     def _view(self, draw: Draw) -> np.ndarray:
-        raise NotImplementedError
+        """The view of one draw, uint8 [side, side, 3]."""
 
 
 class TrainViews(_Views):

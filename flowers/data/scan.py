@@ -16,7 +16,7 @@ from flowers.data.choice import Choice
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.data.shards import stamp_of
-from flowers.errors import DataError
+from flowers.errors import DataError, system_reason
 
 _CHUNK = 16384  # names of one folder sorted at a time
 _LOOKS_AT_ONCE = 16  # each is a round trip on a network file system
@@ -188,7 +188,7 @@ def _reason(error: OSError) -> str:
         return "no such folder"
     if error.errno == errno.EACCES:
         return "no permission to list this folder"
-    return (error.strerror or type(error).__name__).lower()
+    return system_reason(error)
 
 
 def file_stamps(path_of: Callable[[int], str], count: int) -> np.ndarray:

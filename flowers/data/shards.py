@@ -27,7 +27,7 @@ from flowers.data.choice import Choice
 from flowers.data.formats.limits import check_size
 from flowers.data.lists import SPLIT_NAMES, ListedImage
 from flowers.data.paths import PathList, readable
-from flowers.errors import DataError, FlowersError, ImageError
+from flowers.errors import DataError, FlowersError, ImageError, system_reason
 from flowers.files import NPZ_DAMAGE, user_cache, write_atomically
 from flowers.locks import take_turns
 from flowers.parsing import parse_json
@@ -74,7 +74,7 @@ def shards_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
     except OSError as error:
-        raise DataError(f"{readable(folder)}: cannot be listed: {(error.strerror or '').lower()}") from None
+        raise DataError(f"{readable(folder)}: cannot be listed: {system_reason(error)}") from None
     shards = [name for name in names if is_shard(name)]
     packed = [name for name in names if name.lower().endswith(COMPRESSED)]
     if packed and not shards:
@@ -172,7 +172,7 @@ def index_of(shard: Path) -> Index:
         status = os.stat(shard)
         return _index(str(shard), status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise DataError(f"{readable(shard)}: cannot be read: {(error.strerror or '').lower()}") from None
+        raise DataError(f"{readable(shard)}: cannot be read: {system_reason(error)}") from None
 
 
 @functools.cache

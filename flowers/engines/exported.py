@@ -26,7 +26,7 @@ import numpy as np
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable
 from flowers.data.preprocessing import Preprocessing
-from flowers.errors import ModelError, UsageError
+from flowers.errors import ModelError, UsageError, system_reason
 from flowers.files import file_digest
 from flowers.models.bundle import Bundle, check_made, load_bundle, read_classes
 from flowers.parsing import parse_json, read_json
@@ -99,7 +99,7 @@ class ExportedModel:
         try:
             return {file: file_digest(file) for file in files_of(self.path)}
         except OSError as error:
-            raise ModelError(f"{readable(error.filename)} cannot be read: {(error.strerror or '').lower()}") from None
+            raise ModelError(f"{readable(error.filename)} cannot be read: {system_reason(error)}") from None
 
     def input_of(self, images: np.ndarray) -> np.ndarray:
         """Pictures as it takes them.

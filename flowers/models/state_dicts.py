@@ -21,7 +21,7 @@ from flowers.cli import to_plain
 from flowers.config.export import ExportConfig
 from flowers.data.classes import ClassIndex
 from flowers.data.paths import readable, some
-from flowers.errors import DataError, ModelError
+from flowers.errors import DataError, ModelError, system_reason
 from flowers.made import how_made
 from flowers.models.backbones import build_from_file
 from flowers.models.bundle import Bundle, refuse_other_files, save_bundle
@@ -236,7 +236,7 @@ def read_class_list(path: Path) -> ClassIndex:
         text = path.read_text(encoding="utf-8-sig")
         values = parse_json(text) if path.suffix.lower() == ".json" else None
     except OSError as error:
-        raise DataError(f"--classes {where}: cannot be read: {(error.strerror or '').lower()}") from None
+        raise DataError(f"--classes {where}: cannot be read: {system_reason(error)}") from None
     except ValueError as error:
         raise DataError(f"--classes {where}: {' '.join(str(error).split())}") from None
     if values is None:

@@ -45,7 +45,7 @@ from flowers.data.paths import readable
 from flowers.data.remote import PLACE, address_of, check_protocol, list_address, read_address
 from flowers.data.retries import retries
 from flowers.data.scan import folders_from, scan_images
-from flowers.errors import DataError, ImageError
+from flowers.errors import DataError, ImageError, system_reason
 
 _LOOK_BYTES = 1 << 16
 _UNKNOWN_ARCHIVES = (".tar.zst", ".tzst", ".7z", ".rar")
@@ -121,7 +121,7 @@ def _folder_of(source: Path) -> Path:
         mode = os.stat(source).st_mode
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        reason = "no such file or folder" if is_missing else (error.strerror or type(error).__name__).lower()
+        reason = "no such file or folder" if is_missing else system_reason(error)
         raise DataError(f"--input {readable(source)}: {reason}") from None
     if stat.S_ISDIR(mode):
         return source

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowers.data.paths import readable
-from flowers.errors import OutputError
+from flowers.errors import OutputError, system_reason
 from flowers.files import explain_os_error, remove
 from flowers.parsing import parse_json
 
@@ -172,7 +172,7 @@ def _damaged(path: Path) -> OutputError:
         path.unlink(missing_ok=True)
     except OSError as error:  # as long as it stands there its shard counts as done
         return OutputError(
-            f"{readable(path)} is damaged and cannot be removed ({(error.strerror or '').lower()}): remove it, then "
+            f"{readable(path)} is damaged and cannot be removed ({system_reason(error)}): remove it, then "
             "start the same command again"
         )
     return DamagedError(f"{readable(path)} was damaged, and is removed: its shard has to be done again")

@@ -264,7 +264,7 @@ class Trainer:
         rows = rows_of_ranks(self.accelerator, [float(wants_stop), float(wants_save), step_s])
         slowest_s = max(row[2] for row in rows)
         # A divisor, so that votes still fall on the steps where the losses are read.
-        fitting = (steps for steps in (AGREE_EVERY, 5, 2, 1) if steps * slowest_s <= HEAR_WITHIN_S)
+        fitting = (steps for steps in (AGREE_EVERY, 5, 2) if steps * slowest_s <= HEAR_WITHIN_S)
         self._agree_every = next(fitting, 1)
         return any(row[0] for row in rows), rows[0][1] > 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowers.data.paths import readable
-from flowers.errors import UsageError
+from flowers.errors import UsageError, system_reason
 from flowers.parsing import read_mapping
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -93,7 +93,7 @@ def copy_runtime(source: Path, backends: tuple[str, ...], target: Path) -> None:
         try:
             data = (source / file.source).read_bytes()
         except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
+            reason = system_reason(error)
             raise UsageError(f"{readable(source / file.source)}: {reason}; {_reinstall()}") from None
         digest = hashlib.sha256(data).hexdigest()
         if digest != file.sha256:
