@@ -40,6 +40,7 @@ HOMES = {
     "xlsxwriter": {"data"},
     "openpyxl": {"data"},
     "pillow_heif": {"data"},
+    "torchcodec": {"data"},
     "fsspec": {"data"},
 }
 LAZY = {
@@ -56,6 +57,7 @@ LAZY = {
     "jinja2",
     "gradio",
     "pillow_heif",
+    "torchcodec",
     "fsspec",
 }
 FILES = sorted((ROOT / "flowers").rglob("*.py"))

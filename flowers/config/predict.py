@@ -134,6 +134,9 @@ class PredictConfig:
     guesses after it may change places and probabilities move by up to about 0.03; give float32 where that matters."""
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per batch."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded. gpu: on the GPU (needs the extra gpu), where few CPUs would keep it waiting. Pixels are
+    not quite those of the CPU, damage inside of a photo's data is not told, and unusual JPEGs stay on the CPU."""
     workers: Annotated[int | None, Flag("-j")] = None
     """Threads per process that read and decode photos. Default: the available CPUs."""
 

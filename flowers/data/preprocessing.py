@@ -100,19 +100,26 @@ class Preprocessing:
         Returns:
             uint8 [crop, crop, 3], contiguous; ``out`` if that is given.
         """
-        short = min(image.shape[:2])
-        top, left = (max(0, (length - 2 * short) // 2) for length in image.shape[:2])
-        image = image[top : image.shape[0] - top, left : image.shape[1] - left]
-        height, width = (self.resize * length // short for length in image.shape[:2])
         pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # channels_last to torch: twice as fast
-        if (height, width) != pixels.shape[2:]:
-            pixels = functional.interpolate(pixels, (height, width), mode=self.interpolation, antialias=True)
-        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
-        view = pixels[0, :, top : top + self.crop, left : left + self.crop].permute(1, 2, 0).numpy()
+        view = self.scaled(pixels)[0].permute(1, 2, 0).numpy()
         if out is None:
             return np.ascontiguousarray(view)
         out[:] = view
         return out
+
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale and cut pictures of one size, as ``view`` does: [B, 3, H, W] to [B, 3, crop, crop].
+
+        Floats are neither rounded nor clipped; on a GPU torch scales nothing else.
+        """
+        short = min(images.shape[2:])
+        top, left = (max(0, (length - 2 * short) // 2) for length in images.shape[2:])
+        images = images[:, :, top : images.shape[2] - top, left : images.shape[3] - left]
+        height, width = (self.resize * length // short for length in images.shape[2:])
+        if (height, width) != images.shape[2:]:
+            images = functional.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
+        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
+        return images[:, :, top : top + self.crop, left : left + self.crop]
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Normalize pixels as the network was trained: (x / 255 - mean) / std, as one multiply-add.

@@ -102,7 +102,8 @@ def torch_worker(network: PixelNetwork, device: torch.device, compiled: bool) ->
 
         def infer(images: np.ndarray) -> list[np.ndarray]:
             with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
-                return [output.cpu().numpy() for output in network(torch.from_numpy(images).to(device))]
+                on_device = torch.from_numpy(images).to(device, non_blocking=stream is not None)
+                return [output.cpu().numpy() for output in network(on_device)]
 
         return infer
 

@@ -79,7 +79,7 @@ class Job:
     def settings(self) -> dict:
         """All that decides the rows but the files; flags that came later count only where they are not the default."""
         config, model = self.config, self.model
-        later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel", "thumbnails")}
+        later = {name: getattr(config, name) for name in ("on_damaged", "max_pixels", "excel", "thumbnails", "decode")}
         names = config.chosen_columns()
         chosen = {"columns": names} if names and names != columns(self.topk) else {}
         return {

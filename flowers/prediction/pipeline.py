@@ -9,6 +9,7 @@ whether it fails or not, and every run gives the same bytes.
 """
 
 import collections
+import contextlib
 import os
 import queue
 import threading
@@ -17,8 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from flowers.data.archives import Entry
+from flowers.data.gpu_decoder import GpuDecoder, PlainJpeg
 from flowers.data.images import decode_image
 from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ImageError
@@ -60,16 +63,28 @@ class _Batch:
         """The reason why a file could not be decoded, by its place."""
         self.damage: dict[int, str] = {}
         """The damage of a file that decoded only in part, by its place."""
+        self.for_gpu: dict[int, tuple[PlainJpeg, bytes | bytearray]] = {}
+        """Files that a GPU decodes once all others are done, and their bytes as they were read, by place."""
         self.decoded = threading.Event()
         self.handles: list = []
         self._left = len(self.entries)
         self._lock = threading.Lock()
 
-    def one_done(self) -> None:
+    def one_done(self) -> bool:
+        """Count a file; true of the last one."""
         with self._lock:
             self._left -= 1
-            if not self._left:
-                self.decoded.set()
+            return not self._left
+
+
+@contextlib.contextmanager
+def _reason_kept(batch: _Batch, slot: int) -> Iterator[None]:
+    """Whatever a file does to a decoder is a row of that file, and not the end of the job."""
+    try:
+        yield
+    except Exception as error:
+        batch.reasons[slot] = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        batch.images[slot] = 0
 
 
 def ceiling_per_s(decode_per_s: float, infer_per_s: float, on_cpu: bool) -> float:
@@ -86,12 +101,14 @@ class PhotoReader:
         preprocessing: the model's view of a picture.
         on_damaged: "mark" files that decode only in part, take them as "ok", or make each an "error".
         ahead: told of each entry some time before it is read.
+        gpu: decodes the JPEGs that it can.
     """
 
     read: Callable[[Entry], bytes | bytearray]
     preprocessing: Preprocessing
     on_damaged: str = "mark"
     ahead: Callable[[Entry], None] = lambda entry: None
+    gpu: GpuDecoder | None = None
 
     def view(self, data: bytes | bytearray, out: np.ndarray) -> str | None:
         """Write the picture in a file's bytes to ``out``, uint8 [S, S, 3].
@@ -219,34 +236,52 @@ class Pipeline:
             if self._features is not None:
                 shard.features = np.full((len(entries), self._features), np.nan, np.float32)
             for start in range(0, len(entries), self._batch_size):
-                images = self._buffers.pop() if self._buffers else None
-                if images is None:
-                    side = self._photos.preprocessing.crop
-                    images = np.empty((self._batch_size, side, side, 3), np.uint8)
+                images = self._buffers.pop() if self._buffers else self._new_images()
                 yield _Batch(shard, start, images)
+
+    def _new_images(self) -> np.ndarray:
+        """Memory for the pictures of a batch; pinned, so that a GPU copies from it while other threads go on."""
+        side = self._photos.preprocessing.crop
+        is_pinned = not self._engine.on_cpu and torch.cuda.is_available()
+        return torch.empty((self._batch_size, side, side, 3), dtype=torch.uint8, pin_memory=is_pinned).numpy()
 
     def _decode_on(self, clock: list[float]) -> None:
         """One thread's work until ``close``."""
         while (task := self._tasks.get()) is not None:
             batch, slot = task
-            try:
+            with _reason_kept(batch, slot):
                 start_s = time.perf_counter()
                 data = self._photos.read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
-                read_s = time.thread_time()
-                if damage := self._photos.view(data, batch.images[slot]):
-                    batch.damage[slot] = damage
-            except ImageError as error:
-                batch.reasons[slot] = str(error)
-            except Exception as error:  # whatever a file does to a decoder, it is this file's row, not the job's end
-                batch.reasons[slot] = f"{type(error).__name__}: {error}"
-            now_s = time.thread_time()  # since the thread began
-            if slot in batch.reasons:
-                batch.images[slot] = 0
+                start_s = time.thread_time()
+                plain = self._photos.gpu.prepare(data) if self._photos.gpu is not None else None
+                if plain is not None:
+                    batch.for_gpu[slot] = plain, data
+                else:
+                    self._view(batch, slot, data)
+                clock[1] += time.thread_time() - start_s
+            if batch.one_done():
+                start_s = time.thread_time()
+                self._decode_on_gpu(batch)
+                clock[1] += time.thread_time() - start_s
+                batch.decoded.set()
+            clock[2] = time.thread_time()  # since the thread began
+
+    def _view(self, batch: _Batch, slot: int, data: bytes | bytearray) -> None:
+        if damage := self._photos.view(data, batch.images[slot]):
+            batch.damage[slot] = damage
+
+    def _decode_on_gpu(self, batch: _Batch) -> None:
+        """Decode together what was left for it; what it cannot decode is for this thread after all."""
+        left = sorted(batch.for_gpu.items())
+        batch.for_gpu.clear()
+        views = self._photos.gpu.views([plain for _, (plain, _) in left]) if left else ()
+        for (slot, (_, data)), view in zip(left, views, strict=True):
+            if view is not None:
+                batch.images[slot] = view
             else:
-                clock[1] += now_s - read_s
-            clock[2] = now_s
-            batch.one_done()
+                with _reason_kept(batch, slot):
+                    self._view(batch, slot, data)
 
     def _submit(self, batch: _Batch) -> None:
         start_s = time.perf_counter()

@@ -9,6 +9,7 @@ import torch
 
 from flowers import console
 from flowers.data.archives import Entry
+from flowers.data.gpu_decoder import GpuDecoder
 from flowers.data.paths import readable
 from flowers.data.retries import retries
 from flowers.distributed import Place
@@ -62,12 +63,13 @@ def classify(job: Job, work: Work) -> None:
 def _classify(job: Job, work: Work, own: range) -> None:
     config = job.config
     missing = set(own) - parts.finished(work.parts)
+    gpu_decoder = _gpu_decoder(job)
     engine = _build_engine(job, work)
     with console.progress("classify", sum(map(work.size, missing))) as meter:
         progress = _Progress(job, work, missing, meter)
         reader = StampingReader(job.root)
         pipeline = Pipeline(
-            PhotoReader(reader, job.model.preprocessing, config.on_damaged, reader.ahead),
+            PhotoReader(reader, job.model.preprocessing, config.on_damaged, reader.ahead, gpu_decoder),
             engine,
             job.rows,
             workers=config.workers or cpus_per_process(),
@@ -127,6 +129,15 @@ def _write(job: Job, work: Work, shard: Shard, kept: Kept, facts: dict) -> None:
             features[list(kept.rows)] = earlier[[row.number for row in kept.rows.values()]]
         facts["embeddings_crc32"] = embeddings.write(shard.index, features)
     parts.write_part(work.parts, shard.index, b"".join(lines), facts, kept.stamps.tobytes())
+
+
+def _gpu_decoder(job: Job) -> GpuDecoder | None:
+    if job.config.decode == "cpu":
+        return None
+    device = torch.device(job.place.device or "cuda")
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise UsageError("--decode gpu: torch sees no GPU here; leave it out")
+    return GpuDecoder(job.model.preprocessing, device)
 
 
 def _build_engine(job: Job, work: Work) -> Engine:

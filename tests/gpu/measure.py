@@ -4,6 +4,7 @@ Every measurement leaves its rows in the table as soon as it is done; what fails
 """
 
 import contextlib
+import importlib.util
 import os
 import resource
 import sys
@@ -180,6 +181,47 @@ def prediction(folder: Path) -> Iterator[Row]:
     engine.close()
 
 
+def decoding_on_the_device(folder: Path) -> Iterator[Row]:
+    """``--decode gpu``: the decoder alone against one core, then the job against the one that decodes on the CPUs."""
+    from flowers.data.gpu_decoder import GpuDecoder
+    from flowers.data.images import read_image
+
+    if importlib.util.find_spec("torchcodec") is None:
+        yield Row("--decode gpu", "not measured", "TorchCodec is not there")
+        return
+    bundle = model(folder)
+    view = load_bundle(bundle).preprocessing
+    decoder = GpuDecoder(view, torch.device(DEVICE))
+    datas = [path.read_bytes() for path in photos(folder)]
+
+    def core() -> None:
+        for data in datas:
+            view.view(read_image(data, min_short_side=view.min_short_side, to_srgb=view.to_srgb))
+
+    def device() -> None:
+        assert all(seen is not None for seen in decoder.views([decoder.prepare(data) for data in datas]))
+
+    seconds = take_turns({"core": core, "device": device}, ROUNDS)
+    against = f"{times_faster(seconds['core'], seconds['device'])} one core, {rate(len(datas), seconds['core'])}"
+    yield Row(
+        f"photos of {PHOTO[0]}x{PHOTO[1]} to views by --decode gpu, one thread",
+        rate(len(datas), seconds["device"]),
+        against,
+    )
+    if ON_GPU:
+        many = repeat(folder / "photos", folder / "many again", FILES)
+        flags = ["--engine", "torch", "-b", str(BATCH_SIZE)]
+        rates = {
+            decode: run_job(bundle, many, folder / f"{decode}.csv", [*flags, "--decode", decode])["per_s"]
+            for decode in ("cpu", "gpu")
+        }
+        yield Row(
+            f"photos to rows with --decode gpu, {available_cpus()} CPUs",
+            f"{short(rates['gpu'])} images/s",
+            f"{short(rates['cpu'])} images/s with --decode cpu",
+        )
+
+
 def start_up(folder: Path) -> Iterator[Row]:
     """Imports, and the first use of the device."""
     from bench_startup import run
@@ -252,7 +294,7 @@ def memory_there() -> str:
     return f"of {torch.cuda.get_device_properties(0).total_memory / 2**20:.0f} MiB"
 
 
-MEASUREMENTS = {training_steps: 60, prediction: 60, loading: 20, start_up: 20}
+MEASUREMENTS = {training_steps: 60, prediction: 60, loading: 20, start_up: 20, decoding_on_the_device: 40}
 """In this order, with the seconds that each may take on a GPU."""
 
 

@@ -11,6 +11,7 @@ import torch
 from jobs_in_processes import Job
 from test_training import prepare
 
+from flowers.data.gpu_decoder import GpuDecoder
 from flowers.data.images import read_image
 from flowers.engines.engine import build_engine
 from flowers.errors import ModelError
@@ -78,6 +79,42 @@ def test_features_and_labels_are_those_of_the_cpu(
     error = np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert np.median(error) < noise
     assert np.array_equal(probs.argmax(1), expected_probs.argmax(1))
+
+
+def test_photos_decoded_on_the_gpu_look_the_same_to_the_network(
+    device: str, place: Path, model: Bundle, views: np.ndarray, on_cpu: tuple[np.ndarray, np.ndarray]
+) -> None:
+    pytest.importorskip("torchcodec")
+    decoder = GpuDecoder(model.preprocessing, torch.device(device))
+    paths = sorted((place / "photos").rglob("*.jpg"))[1:]
+    seen = decoder.views([decoder.prepare(path.read_bytes()) for path in paths])
+    assert all(view is not None for view in seen)
+    assert np.abs(np.stack(seen).astype(int) - views).mean(axis=(1, 2, 3)).max() < 3
+    _, probs = answers(model, np.stack(seen), device, "float32")
+    assert (probs.argmax(1) == on_cpu[1].argmax(1)).mean() >= 0.99
+
+
+def test_a_job_that_decodes_on_the_gpu_writes_the_same_table_again(device: str, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchcodec")
+    tables = []
+    for name, processes in (("one", 1), ("two", 2), ("again", 1)):
+        flags = ["--checkpoint", place / "bundle", "--input", place / "photos", "--output", f"{name}.csv"]
+        flags += ["-b", 16, "--shard-size", 32, "--decode", "gpu"]
+        job = Job("predict", flags, folder=tmp_path, processes=processes, before=decode_there, arguments=(device,))
+        assert job.wait() == [0] * processes, job.output
+        tables.append((tmp_path / f"{name}.csv").read_bytes())
+    assert tables[0].count(b",ok,") == PHOTOS - 1
+    assert tables[0].count(b",error,") == 1
+    assert tables[1:] == tables[:1] * 2
+
+
+def decode_there(device: str) -> None:
+    """On a CPU, which the job refuses to decode on in place of a GPU, let it."""
+    prepare(device)
+    if device == "cpu":
+        from flowers.prediction import shard_loop
+
+        shard_loop._gpu_decoder = lambda job: GpuDecoder(job.model.preprocessing, torch.device("cpu"))
 
 
 def test_one_and_two_processes_and_another_run_give_the_same_bytes(device: str, place: Path, tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ class JpegDecoder:
         mode = {1: "L", 4: "CMYK"}.get(self.header.components, "RGB")
         self._transform = icc.find_transform(self.header.icc_profile, mode) if to_srgb else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Decoders agree what it shows: YCbCr or grey, in sRGB as far as anybody asks, in one scan that ends."""
+        header = self.header
+        is_known = header.components == 1 or (header.components == 3 and not header.may_be_rgb)
+        return is_known and header.single_scan and self._end >= 0 and self._transform is None
+
     def _find_end(self, data: bytearray) -> int:
         """Offset of the end mark, -1 without one; of several pictures in one file that of the last may be found."""
         if self.header.single_scan and not self.header.several:

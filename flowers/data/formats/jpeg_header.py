@@ -33,6 +33,7 @@ class Header:
         exif: EXIF's block, its parts joined; empty without one.
         xmp: the XMP packet; empty without one.
         several: another picture follows, as Multi-Picture Format says.
+        may_be_rgb: a program says, or seems to say, that three components are not YCbCr.
     """
 
     width: int = 0
@@ -44,6 +45,7 @@ class Header:
     exif: bytearray = field(default_factory=bytearray)
     xmp: bytes = b""
     several: bool = False
+    may_be_rgb: bool = False
     _profile: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -61,6 +63,8 @@ class Header:
             self._profile[segment[12]] = segment[14:]  # its number comes first
         elif marker == 0xE2 and segment.startswith(b"MPF\0"):
             self.several = True
+        elif marker == 0xEE and segment.startswith(b"Adobe"):
+            self.may_be_rgb |= segment[11:12] == b"\0"
 
 
 def read_header(data: bytes | bytearray) -> Header:
@@ -87,6 +91,7 @@ def read_header(data: bytes | bytearray) -> Header:
             if not header.width:
                 raise ImageError("broken JPEG: a scan without a frame")
             header.single_scan = not header.progressive and data[start] == header.components
+            header.may_be_rgb |= data[start + 1 : start + 7 : 2] == b"RGB"
             header.start = end
             return header
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
@@ -98,7 +103,7 @@ def read_header(data: bytes | bytearray) -> Header:
                 raise ImageError(f"broken JPEG: a picture of {header.width} x {header.height} pixels")
         elif marker >= 0xE0:
             metadata_bytes += end - start
-            if marker in (0xE1, 0xE2):
+            if marker in (0xE1, 0xE2, 0xEE):
                 header.keep(marker, bytes(data[start:end]))
         at = end
         if metadata_bytes > MAX_METADATA_BYTES:
