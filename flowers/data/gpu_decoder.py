@@ -112,7 +112,7 @@ class GpuDecoder:
         try:
             images = self._decode_jpeg([file.data for file in files], mode="RGB", device=self._device)
             return list(torch.stack(list(map(self._view, images, files))).cpu().numpy())
-        except RuntimeError:  # of one of them, or of the memory that all take: it does not tell which
+        except Exception:  # one file's, or the memory of all is full: it does not tell, and the CPU tries next
             return [None] if len(files) == 1 else [view for file in files for view in self._together([file])]
 
     def _view(self, image: torch.Tensor, file: PlainJpeg) -> torch.Tensor:

@@ -253,17 +253,15 @@ class Pipeline:
                 start_s = time.perf_counter()
                 data = self._photos.read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
-                start_s = time.thread_time()
+                read_s = time.thread_time()
                 plain = self._photos.gpu.prepare(data) if self._photos.gpu is not None else None
                 if plain is not None:
                     batch.for_gpu[slot] = plain, data
                 else:
                     self._view(batch, slot, data)
-                clock[1] += time.thread_time() - start_s
+                clock[1] += time.thread_time() - read_s
             if batch.one_done():
-                start_s = time.thread_time()
                 self._decode_on_gpu(batch)
-                clock[1] += time.thread_time() - start_s
                 batch.decoded.set()
             clock[2] = time.thread_time()  # since the thread began
 
