@@ -17,9 +17,15 @@ EXIT_USAGE = 2
 EXIT_STRICT = 3
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped with all state saved; the same command resumes
 
-_OF_THE_MACHINE = {
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
-    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+_TRANSIENT = (
+    "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "EBUSY", "ENOMEM", "ENOBUFS", "EREMOTEIO",
+    "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ENOLINK", "ECOMM", "EHOSTDOWN", "EHOSTUNREACH",
+    "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPROTO", "ESHUTDOWN",
+)  # fmt: skip
+TRANSIENT = frozenset(getattr(errno, name) for name in _TRANSIENT if hasattr(errno, name))
+"""Errors of the disk or the system, not of the file; the same call may work later."""
+_OF_THE_MACHINE = TRANSIENT | {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 """Failures of a disk, a limit or a name, which are no bug of ours wherever they happen."""
 _READ_AT_IMPORT = ("ACCELERATE_LOG_LEVEL", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from flowers.errors import FlowersError
+from flowers.retries import retries
 
 try:
     import fcntl
@@ -28,6 +29,8 @@ FULL_BELOW_BYTES = 64 * 2**20
 MAX_NAME_BYTES = 255
 """The most that file systems take for one name."""
 _SHORT_BYTES = 80
+_WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "I/O error", "os error")
+"""What the messages of torch and safetensors hold where a write failed."""
 NPZ_DAMAGE = (
     ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
     zlib.error, struct.error,
@@ -144,7 +147,7 @@ def _remove_abandoned(path: Path) -> None:
 def lies_at(path: Path, handle: int) -> bool:
     """Tell if a name still leads to an open file or folder, not to another one or none; False if nobody knows."""
     with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(handle), os.stat(path))
+        return retries.read(lambda: os.path.samestat(os.fstat(handle), os.stat(path)))
     return False
 
 
@@ -206,7 +209,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise explain_os_error(error, path) from error
     except Exception as error:  # torch and safetensors have errors of their own for a write that failed
-        if not any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "I/O error", "os error")):
+        if not any(sign in str(error) for sign in _WRITE_FAILED):
             raise
         is_full = shutil.disk_usage(path.parent).free < FULL_BELOW_BYTES or "os error 28" in str(error)
         raise explain_os_error(OSError(errno.ENOSPC if is_full else errno.EIO, str(error)), path) from error
@@ -280,13 +283,18 @@ def user_cache() -> Path | None:
 
 
 def file_digest(path: Path) -> dict[str, int | str]:
-    """Size and SHA-256 of a file, as they are stored beside it to notice damage.
+    """Size and SHA-256 of a file, as they are stored beside it to notice damage; a disk's hiccup is waited for.
 
     Raises:
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    def digest() -> dict[str, int | str]:
+        with open(path, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            return {"bytes": size_bytes, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    return retries.read(digest, path)
 
 
 def remove(path: Path) -> None:

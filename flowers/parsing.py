@@ -12,6 +12,8 @@ from typing import ClassVar, NoReturn
 
 import yaml
 
+from flowers.retries import retries
+
 MOST_DEPTH = 100
 _ALIASED = 10_000
 """Values of a YAML file, beside one a character: few letters may stand for billions of values by its aliases."""
@@ -40,20 +42,24 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> object:
 
 
 def read_json(path: Path) -> object:
-    """The value in a JSON file, in which a mapping has each key once.
+    """The value in a JSON file, in which a mapping has each key once; a disk's hiccup is waited for.
 
     Raises:
         ValueError: as ``parse_json``.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read; it names the file.
     """
-    return parse_json(Path(path).read_bytes(), unique=True)
+    return parse_json(retries.read(Path(path).read_bytes, path), unique=True)
 
 
 def read_mapping(path: Path) -> dict[str, object]:
-    """The mapping in a JSON file that an earlier start may have left; empty if it is gone, damaged or another value."""
+    """The mapping in a JSON file that an earlier start may have left; empty if it is gone, damaged or another value.
+
+    Raises:
+        OSError: the disk does not say what is in it.
+    """
     try:
         found = read_json(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

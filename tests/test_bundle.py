@@ -1,6 +1,8 @@
 """A trained model as a folder: whole, exact, and believed only as far as it can be checked."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -76,6 +79,36 @@ def test_what_is_saved_is_loaded(bundle: Bundle, tmp_path: Path) -> None:
     assert loaded.state_dict.keys() == bundle.state_dict.keys()
     assert all(torch.equal(value, bundle.state_dict[name]) for name, value in loaded.state_dict.items())
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_disk_that_does_not_tell_once_is_asked_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """To a run that resumes, a model that cannot be read is lost, and the next best is the best from then on."""
+    save_bundle(bundle, tmp_path / "best")
+    opened, errors = io.open, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def failing(file: object, *args: object, **options: object) -> object:
+        if errors and str(file).endswith(name):
+            raise errors.pop()
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr("io.open", failing)
+    monkeypatch.setattr("builtins.open", failing)
+    assert load_bundle(tmp_path / "best").hash == bundle.hash
+    assert not errors
+
+
+def test_tensors_that_cannot_be_mapped_are_one_line(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors checks the header, torch then maps the file, with errors of its own."""
+    save_bundle(bundle, tmp_path / "best")
+    reason = "unable to mmap 99 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+    monkeypatch.setattr(bundles, "safe_open", Mock(side_effect=RuntimeError(reason)))
+    with pytest.raises(ModelError, match="best: model.safetensors cannot be read: unable to mmap"):
+        load_bundle(tmp_path / "best")
 
 
 def test_a_group_can_read_what_its_member_saved(bundle: Bundle, tmp_path: Path) -> None:

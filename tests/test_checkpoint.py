@@ -16,7 +16,7 @@ from flowers.data.folders import ClassIndex
 from flowers.errors import CheckpointError, FlowersError, InUseError
 from flowers.files import file_digest
 from flowers.models.backbones import build_backbone
-from flowers.models.bundle import Bundle
+from flowers.models.bundle import Bundle, save_bundle
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.training import checkpoint as checkpoints
 from flowers.training.checkpoint import Progress, lock_run, save_checkpoint
@@ -71,6 +71,50 @@ def test_a_checkpoint_that_is_only_half_removed_bears_no_final_name(
     monkeypatch.undo()
     checkpoints.remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000002", "step-00000003"]
+
+
+def test_a_disk_that_does_not_tell_once_is_no_damage(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The work since the checkpoint before would be done again, and the newest one lie there as damaged for ever."""
+    for step in (1, 2):
+        save(tmp_path, bundle, step)
+    errors = [OSError(errno.ESTALE, "Stale file handle")]
+    load = torch.load
+
+    def failing(*args: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", failing)
+    assert checkpoints.newest_checkpoint(tmp_path).progress.step == 2
+    assert not errors
+    assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a ticket has run out: the run would begin anew, in the folder of its own results."""
+    save(tmp_path, bundle, 1)
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="checkpoints"):
+        checkpoints.newest_checkpoint(tmp_path)
+
+
+def test_a_model_that_stepped_aside_and_could_not_be_removed_goes_with_the_next_start(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    for name in ("best", ".best.old", ".last.old"):
+        save_bundle(bundle, tmp_path / name)
+    checkpoints.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["best", "last"]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "model.json", "state.json"])

@@ -1,5 +1,6 @@
 """Flags, config files and exit codes; what a wrong word on the command line looks like."""
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -258,6 +259,8 @@ def test_outcomes_become_exit_codes_and_one_line(
             RuntimeError("pool_cuda does not have a deterministic implementation, but you set '...'.\nYou"),
             "pool_cuda has",
         ),
+        (InterruptedError(errno.EINTR, "Interrupted system call", "run"), "run: interrupted system call"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "in"), "in: transport endpoint is not"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: ."),
             "the machine's memory is full",

@@ -160,6 +160,29 @@ def test_an_earlier_folder_that_cannot_be_removed_is_not_in_the_way(tmp_path: Pa
     assert os.listdir(tmp_path) == ["best"]
 
 
+@pytest.mark.parametrize("call", ["fstat", "stat"])
+def test_a_disk_that_does_not_tell_once_leaves_nothing_behind(tmp_path: Path, monkeypatch, call: str) -> None:
+    original, failed = getattr(os, call), []
+
+    def stale(path: object, **options: object) -> os.stat_result:
+        if not failed and (call == "fstat" or str(path).endswith(".tmp")):
+            failed.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(path, **options)
+
+    monkeypatch.setattr(os, call, stale)
+    with write_atomically(tmp_path / "table.csv") as file:
+        file.write("rows")
+    assert failed
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_full_disk_under_torch_is_told_in_one_line(tmp_path: Path) -> None:
+    """Where the last bytes, which torch holds back, do not fit."""
+    with pytest.raises(FlowersError, match="cannot write .*best"), replace_folder(tmp_path / "best"):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_text("weights")
     with (

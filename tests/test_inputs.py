@@ -1,6 +1,7 @@
 """Inputs of prediction: every file is a row or counted, whatever it lies in and however it is named."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from odd_files import encode, quarters
@@ -223,6 +225,13 @@ def test_no_room_to_unpack_ends_the_job(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "x.tgz").write_bytes(gzip.compress(tar_of(**{"a.jpg": PHOTO})))
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
     with pytest.raises(FlowersError, match=r"has no room to unpack .*x\.tgz: free some, or set TMPDIR"):
+        found(tmp_path / "x.tgz")
+
+
+def test_a_folder_for_temporary_files_that_fails_says_nothing_of_the_archive(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(tar_of(**{"a.jpg": PHOTO})))
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(FlowersError, match=r"cannot unpack .*x\.tgz there: input/output error; set TMPDIR"):
         found(tmp_path / "x.tgz")
 
 

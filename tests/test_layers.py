@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 BASE = {
-    "errors", "files", "parsing", "console", "streams", "machine", "distributed", "stopping", "locks", "launch",
-    "launch_check", "made", "environment",
+    "errors", "retries", "files", "parsing", "console", "streams", "machine", "distributed", "stopping", "locks",
+    "launch", "launch_check", "made", "environment",
     "cli", "flags", "usage", "help_page", "config",
 }  # fmt: skip
 MAY_IMPORT = {

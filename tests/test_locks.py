@@ -89,7 +89,7 @@ def test_a_disk_that_does_not_tell_once_is_asked_again(tmp_path: Path, monkeypat
         if path == tmp_path / "turn":
             asked.append(path)
             if len(asked) == 2:  # the first time before there is a lock
-                raise OSError(errno.ESTALE, "Stale file handle")
+                raise OSError(errno.EACCES, "Permission denied")
         return stat(path, **options)
 
     monkeypatch.setattr(files.os, "stat", stale)

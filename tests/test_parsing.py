@@ -1,5 +1,6 @@
 """Values in JSON and YAML that are allowed there and of no use to anybody."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_what_an_earlier_start_left_counts_if_it_is_a_mapping(text: str | None, 
     if text is not None:
         (tmp_path / "left.json").write_text(text)
     assert read_mapping(tmp_path / "left.json") == found
+
+
+def test_what_a_disk_does_not_tell_is_not_taken_for_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read, unlike an open, fails without the name of the file."""
+    (tmp_path / "left.json").write_text('{"a": 1}')
+    errors = [OSError(errno.EIO, "I/O error")]
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if errors:
+            raise errors.pop()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert read_mapping(tmp_path / "left.json") == {"a": 1}
+    errors.append(OSError(errno.EPERM, "Operation not permitted"))
+    with pytest.raises(OSError, match="left.json"):
+        read_mapping(tmp_path / "left.json")
 
 
 def test_yaml_of_few_letters_that_stand_for_billions_of_values(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny_job
 
+from flowers import retries as retries_module
 from flowers.config.predict import PredictConfig
 from flowers.data import remote
-from flowers.data import retries as retries_module
 from flowers.data.remote import address_of, read_address
 from flowers.data.tables import read_rows
 from flowers.errors import DataError, ImageError, UsageError

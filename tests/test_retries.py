@@ -3,20 +3,26 @@
 import errno
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny_job
 
+from flowers import retries as retries_module
 from flowers.config.predict import PredictConfig
-from flowers.data import retries as retries_module
+from flowers.data.archives import members
+from flowers.data.choice import Choice
 from flowers.data.file_bytes import read_bytes
-from flowers.data.retries import TRANSIENT, Retries, retries
-from flowers.data.scan import scan_images
+from flowers.data.folders import load_image_folders, load_split
+from flowers.data.scan import file_stamps, scan_images
+from flowers.data.splits import ValidationDraw
 from flowers.data.tables import read_rows
-from flowers.errors import ImageError
+from flowers.errors import TRANSIENT, DataError, ImageError
+from flowers.prediction import finish
 from flowers.prediction.predict import predict
+from flowers.retries import Retries, retries
 
 
 @pytest.fixture(autouse=True)
@@ -103,11 +109,96 @@ def test_a_hiccup_changes_no_row_and_is_said(
         tar.add(tmp_path / "in" / "0001.jpg", "m.jpg")
     run(output=tmp_path / "whole.csv")
     capsys.readouterr()
-    monkeypatch.setattr(os, "readv", failing(os.readv, errno.EIO, 3))
+    readv, fails = os.readv, failing(os.readv, errno.EIO, 3)
+    is_photo = lambda file: os.readlink(f"/proc/self/fd/{file}").endswith(".jpg")  # noqa: E731 - else the tar's list
+    monkeypatch.setattr(os, "readv", lambda file, buffers: (fails if is_photo(file) else readv)(file, buffers))
     assert run() == 0
     assert "failed at first and worked when tried again" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert {row["status"] for row in read_rows(tmp_path / "out.csv")} == {"ok"}
+
+
+@pytest.fixture
+def hiccup(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes the first look at a path fail, as on a network disk."""
+
+    def hiccup(place: Path) -> None:
+        left = [place]
+
+        def once(look: Callable) -> Callable:
+            def looked(path: object, *args: object, **options: object) -> os.stat_result:
+                if left and not isinstance(path, int) and os.fsdecode(path) == str(place):
+                    left.clear()
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+                return look(path, *args, **options)
+
+            return looked
+
+        for call in ("stat", "lstat"):
+            monkeypatch.setattr(os, call, once(getattr(os, call)))
+
+    return hiccup
+
+
+def test_a_look_that_fails_once_takes_nothing_for_gone(tmp_path: Path, hiccup: Callable) -> None:
+    """The names of the classes, the split that a run drew, a shard, the time of a file, the name of another photo."""
+    for name in ("1", "2"):
+        (tmp_path / "data/train" / name).mkdir(parents=True)
+        for number in range(5):
+            (tmp_path / f"data/train/{name}/{number}.jpg").touch()
+    names = tmp_path / "data" / "cat_to_name.json"
+    names.write_text('{"1": "daisy", "2": "rose"}')
+    hiccup(names)
+    draw = ValidationDraw(0.2, 0, tmp_path / "split.json")
+    found = load_image_folders(tmp_path / "data", draw=draw)
+    assert found.classes.labels == ("daisy", "rose")
+
+    hiccup(tmp_path / "split.json")
+    assert len(load_split(tmp_path / "data", "train", found.classes, tmp_path / "split.json")) == 8
+    hiccup(tmp_path / "split.json")
+    with pytest.raises(DataError, match="--seed"):
+        load_image_folders(tmp_path / "data", draw=ValidationDraw(0.2, 1, tmp_path / "split.json"))
+
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(names, "a.jpg")
+    hiccup(tmp_path / "t.tar")
+    assert read_bytes(tmp_path / "t.tar" / "a.jpg") == names.read_bytes()
+    hiccup(names)
+    assert file_stamps(lambda _: str(names), 1).tolist() == [[names.stat().st_size, names.stat().st_mtime_ns]]
+
+    (tmp_path / "other.jpg").write_bytes(b"of another class")
+    hiccup(tmp_path / "other.jpg")
+    assert not finish._keep(b"bytes", None, tmp_path / "other.jpg")
+    assert (tmp_path / "other.jpg").read_bytes() == b"of another class"
+
+
+@pytest.mark.parametrize("name", ["in.tar", "in.zip", "in.tgz"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_archive_whose_list_cannot_be_read_once_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    """One row that says "broken archive" in the place of all its photos would be a table that calls itself complete."""
+    paths = tiny_job.make_photos(tmp_path / "photos", 20)
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for path in paths:
+                archive.write(tmp_path / "photos" / path, path)
+    else:
+        with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
+            for path in paths:
+                archive.add(tmp_path / "photos" / path, path)
+    readv, calls = os.readv, []
+
+    def stale(*args: object) -> int:
+        calls.append(args)
+        if len(calls) == number:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return readv(*args)
+
+    monkeypatch.setattr(os, "readv", stale)
+    found = members(tmp_path, name.encode(), Choice())
+    assert [entry.path.decode() for entry in found] == [f"{name}/{path}" for path in paths]
+    assert len(calls) > number
 
 
 @pytest.mark.parametrize("call", ["scandir", "stat"])

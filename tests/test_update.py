@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import tiny_job
 
+from flowers import retries as retries_module
 from flowers.config.predict import PredictConfig
-from flowers.data import retries as retries_module
 from flowers.data.archives import Entry
 from flowers.data.tables import read_rows
 from flowers.data.workbook import read_workbook

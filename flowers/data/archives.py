@@ -10,12 +10,13 @@ once, into a nameless temporary file (in ``TMPDIR``) that goes with the process.
 """
 
 import bz2
+import contextlib
 import errno
 import gzip
+import io
 import lzma
 import os
 import re
-import shutil
 import struct
 import tempfile
 import threading
@@ -29,8 +30,8 @@ from flowers.data.choice import Choice
 from flowers.data.formats.limits import check_size
 from flowers.data.members import TAR_ERRORS, ZIP_ERRORS, Entry, read_range, tar_members, zip_members
 from flowers.data.paths import readable
-from flowers.data.retries import retries
 from flowers.errors import FlowersError, ImageError, system_reason
+from flowers.retries import is_file, retries
 
 ARCHIVES = (".tar", ".zip")
 """Endings of archives that are looked into wherever they are found."""
@@ -58,7 +59,8 @@ def members(root: str | os.PathLike, path: bytes, choice: Choice) -> Iterator[En
     full = os.path.join(os.fsencode(root), path)
     try:
         if path.lower().endswith(b".zip"):
-            yield from zip_members(full, path, choice)
+            with _open(full) as file:
+                yield from zip_members(file, path, choice)
             return
         with _open(full) as file:
             yield from tar_members(file, path, choice)
@@ -135,8 +137,21 @@ def _read_zipped(file: int, offset: int, packed: int, size: int, crc: int) -> by
 def _open(full: bytes) -> BinaryIO:
     """An archive to read from, unpacked if it is compressed; closing it keeps what was unpacked."""
     if not full.lower().endswith(tuple(map(os.fsencode, COMPRESSED))):
-        return open(full, "rb")
+        return _patient(full)
     return os.fdopen(os.dup(_unpack(full)[0].fileno()), "rb")
+
+
+class _PatientFile(io.FileIO):
+    """A file each of whose reads waits for a disk's hiccup: to zipfile, an error amid its list is no zip at all."""
+
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # by way of ``readinto``
+
+    def readinto(self, buffer: memoryview) -> int:
+        return retries.read(lambda: os.readv(self.fileno(), [buffer]))
+
+
+def _patient(full: bytes) -> BinaryIO:
+    return io.BufferedReader(retries.read(lambda: _PatientFile(full)))
 
 
 def _damage(full: bytes) -> str | None:
@@ -145,27 +160,52 @@ def _damage(full: bytes) -> str | None:
 
 
 def _unpack(full: bytes) -> tuple[BinaryIO, str | None]:
-    status = os.stat(full)
+    status = retries.read(lambda: os.stat(full))
     key = full, status.st_size, status.st_mtime_ns
     with _unpacking:
         if key not in _unpacked:
-            file, damage = tempfile.TemporaryFile(prefix="flowers-"), None  # noqa: SIM115
             opener = next(opener for ending, opener in _OPENERS.items() if full.lower().endswith(os.fsencode(ending)))
-            try:
-                with opener(full) as packed:
-                    shutil.copyfileobj(packed, file, _BLOCK_BYTES)
-                file.flush()
-            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
-                damage = " ".join(str(error).split())
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    where = f"{tempfile.gettempdir()} has no room to unpack {readable(os.fsdecode(full))}"
-                    raise FlowersError(f"{where}: free some, or set TMPDIR to a folder with more") from None
-                if error.errno is not None:
-                    raise
-                damage = str(error)  # bz2 says so that the data is none
-            _unpacked[key] = file, damage
+            with _patient(full) as packed:
+                _unpacked[key] = _to_temporary(opener(packed), full)
         return _unpacked[key]
+
+
+def _to_temporary(packed: BinaryIO, full: bytes) -> tuple[BinaryIO, str | None]:
+    """A nameless file of all that can be unpacked, and why there is no more, if the archive is damaged.
+
+    Raises:
+        OSError: the archive cannot be read.
+        FlowersError: the file cannot be written, which says nothing of the archive.
+    """
+    with _said_of_temporary(full):
+        file = tempfile.TemporaryFile(prefix="flowers-")  # noqa: SIM115
+    while True:
+        try:
+            block = packed.read(_BLOCK_BYTES)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
+            return file, " ".join(str(error).split())
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            return file, str(error)  # bz2 says so that the data is none
+        with _said_of_temporary(full):
+            file.write(block)
+            file.flush()
+        if not block:
+            return file, None
+
+
+@contextlib.contextmanager
+def _said_of_temporary(full: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder, archive = tempfile.gettempdir(), readable(os.fsdecode(full))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some, or set TMPDIR to a folder with more"
+            raise FlowersError(f"{folder} has no room to unpack {archive}: {advice}") from None
+        reason = system_reason(error)
+        raise FlowersError(f"{folder}: cannot unpack {archive} there: {reason}; set TMPDIR to another folder") from None
 
 
 class Archive:
@@ -186,7 +226,7 @@ class Archive:
         """
         if not (self._path and path.startswith(self._path + "/")):
             for match in _INSIDE.finditer(path):
-                if os.path.isfile(os.path.join(self._root, path[: match.end()])):
+                if is_file(os.path.join(self._root, path[: match.end()])):
                     break
             else:
                 return None

@@ -1,7 +1,6 @@
 """The classes of a network's outputs: class folders in index order, and the names to show for them."""
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from flowers import console
 from flowers.data.paths import readable, some
 from flowers.errors import DataError, system_reason
 from flowers.parsing import read_json
+from flowers.retries import is_there
 
 _GAPS = re.compile(r"[\s_-]+")
 _WHOLE_NUMBER = re.compile(r"0*(\d+)(\.0+)?")  # spreadsheets make 1 or 1.0 of 01
@@ -103,9 +103,9 @@ def display_names(folders: tuple[str, ...], root: Path, class_names: Path | None
         DataError: the file cannot be read, is no such JSON, or, if it was asked for, names none of the classes.
     """
     file = class_names or root / DEFAULT_CLASS_NAMES
-    if class_names is None and not os.path.exists(file):
-        return folders
     try:
+        if class_names is None and not is_there(file):
+            return folders
         names = read_json(file)
     except OSError as error:
         raise DataError(f"{readable(file)}: cannot be read: {system_reason(error)}") from None

@@ -6,8 +6,8 @@ import stat
 
 from flowers.data import shards
 from flowers.data.formats.limits import check_size
-from flowers.data.retries import retries
 from flowers.errors import ImageError, system_reason
+from flowers.retries import retries
 
 
 def read_bytes(path: str | bytes | os.PathLike) -> bytearray:

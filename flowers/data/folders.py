@@ -22,6 +22,7 @@ from flowers.data.lists import SPLIT_NAMES
 from flowers.data.paths import PathList, readable, some
 from flowers.data.splits import ValidationDraw, choose_some, read_split, split_train
 from flowers.errors import DataError, NoSplitError, UsageError
+from flowers.retries import is_there
 
 NONE_TO_HOLD_OUT = "one image a class, none to hold out; add more, or valid/"
 
@@ -219,7 +220,7 @@ def load_split(
     name = SPLIT_NAMES.get(split)
     root, splits = find_splits(Path(data_dir), choice or Choice(), corrections)
     may_be_drawn = name in ("train", "valid") and "valid" not in splits
-    drawn = may_be_drawn and split_file is not None and os.path.exists(split_file)
+    drawn = may_be_drawn and split_file is not None and is_there(split_file)
     source = "train" if drawn else name
     if source not in splits:
         have = ", ".join(sorted(splits)) or "no images in class folders"

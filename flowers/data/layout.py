@@ -23,10 +23,10 @@ from flowers.data.corrections import Corrections
 from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.lists import SPLIT_NAMES, SPLITS, ListedImage, read_labelled, with_splits
 from flowers.data.paths import readable, some
-from flowers.data.retries import retries
 from flowers.data.scan import scan_images
 from flowers.data.shards import is_shard, list_shards, shards_in
 from flowers.errors import DataError, system_reason
+from flowers.retries import retries
 
 
 class Split(NamedTuple):

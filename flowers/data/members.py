@@ -122,9 +122,9 @@ def _head_in_tar(file: BinaryIO, offset: int, size: int, count: int) -> bytes:
     return read_range(file.fileno(), offset, min(count, size))
 
 
-def zip_members(full: bytes, path: bytes, choice: Choice) -> Iterator[Entry]:
-    """As ``tar_members``, of the zip at ``full``."""
-    with zipfile.ZipFile(os.fsdecode(full)) as archive:
+def zip_members(file: BinaryIO, path: bytes, choice: Choice) -> Iterator[Entry]:
+    """As ``tar_members``, of a zip."""
+    with zipfile.ZipFile(file) as archive:
 
         def members() -> Iterator[_Member]:
             for member in archive.infolist():

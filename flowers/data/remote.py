@@ -19,8 +19,8 @@ from flowers.data.formats.limits import check_size
 from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.lists import read_paths
 from flowers.data.members import Entry
-from flowers.data.retries import retries
 from flowers.errors import DataError, ImageError
+from flowers.retries import retries
 
 PLACE = b"url:"
 """How the place of an entry begins whose path is an address; its size in bytes follows, -1 if it is not known."""

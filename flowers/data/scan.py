@@ -14,9 +14,9 @@ import numpy as np
 from flowers import console
 from flowers.data.choice import Choice
 from flowers.data.paths import readable
-from flowers.data.retries import retries
 from flowers.data.shards import stamp_of
 from flowers.errors import DataError, system_reason
+from flowers.retries import retries
 
 _CHUNK = 16384  # names of one folder sorted at a time
 _LOOKS_AT_ONCE = 16  # each is a round trip on a network file system
@@ -221,7 +221,7 @@ def file_ids(path_of: Callable[[int], str], count: int) -> np.ndarray:
 
 def _status(path: str) -> os.stat_result | None:
     with contextlib.suppress(OSError):
-        return os.stat(path)
+        return retries.read(lambda: os.stat(path))
     return None
 
 

@@ -31,6 +31,7 @@ from flowers.errors import DataError, FlowersError, ImageError, system_reason
 from flowers.files import NPZ_DAMAGE, user_cache, write_atomically
 from flowers.locks import take_turns
 from flowers.parsing import parse_json
+from flowers.retries import is_file, retries
 
 ENDING = ".tar"
 FORMAT = 1
@@ -150,7 +151,7 @@ def stamp_of(path: str) -> tuple[int, int]:
     """Size of a photo in a shard in bytes, time of change of the shard in ns; -1 for what cannot be seen."""
     try:
         shard, name = _parts(path) or ("", "")
-        status = os.stat(shard)
+        status = retries.read(lambda: os.stat(shard))
         place = _index(shard, status.st_size, status.st_mtime_ns).place(name)
     except (OSError, DataError):
         return -1, -1
@@ -284,6 +285,6 @@ def _split_of(shard: str) -> str | None:
 def _parts(path: str) -> tuple[str, str] | None:
     """The shard that a path leads into, and the member's name."""
     for match in _INSIDE.finditer(path):
-        if os.path.isfile(path[: match.end()]):
+        if is_file(path[: match.end()]):
             return path[: match.end()], path[match.end() + 1 :]
     return None

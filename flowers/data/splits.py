@@ -18,6 +18,7 @@ from flowers.data.shards import without_shards
 from flowers.errors import DataError
 from flowers.files import write_atomically
 from flowers.parsing import read_json
+from flowers.retries import is_there
 
 FORMAT_VERSION = 1
 
@@ -65,7 +66,7 @@ def split_train(paths: Sequence[str], targets: Sequence[int], draw: ValidationDr
         DataError: the split file is broken, was drawn with another fraction, seed or groups, or of other images.
         UsageError: groups that fit none of the images.
     """
-    if draw.split_file is not None and not draw.anew and os.path.exists(draw.split_file):
+    if draw.split_file is not None and not draw.anew and is_there(draw.split_file):
         return _read(draw.split_file, paths, draw.flags())
     drawn = _draw(paths, targets, draw.val_fraction, draw.seed, group_images(paths, draw.group))
     if draw.split_file is not None and console.is_main_process():

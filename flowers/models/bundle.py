@@ -40,6 +40,7 @@ from flowers.models.familiarity import Familiarity
 from flowers.models.heads import Classifier, HeadSpec, build_head
 from flowers.models.weights import WEIGHTS_FILE, add_tensors, fit_weights, strip_wrappers
 from flowers.parsing import parse_json
+from flowers.retries import retries
 
 FORMAT_VERSION = 2
 DESCRIPTION_FILE = "model.json"
@@ -328,7 +329,7 @@ def _find_folder(path: Path) -> Path:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return retries.read(path.read_bytes, path)
     except OSError as error:
         raise ModelError(f"bundle {path.parent}: {path.name} cannot be read: {error.strerror}") from None
 
@@ -336,12 +337,13 @@ def _read_file(path: Path) -> bytes:
 def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:
     where = f"bundle {folder}"
     try:
-        open(folder / WEIGHTS_FILE, "rb").close()  # safetensors calls every file that it cannot open missing
+        # safetensors calls every file that it cannot open missing
+        retries.read(lambda: open(folder / WEIGHTS_FILE, "rb").close())
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             names = list(file.keys())
             _check_head(head, {name: file.get_slice(name).get_shape() for name in names}, where)
             return strip_wrappers({name: file.get_tensor(name) for name in names})
     except FileNotFoundError:
         raise ModelError(f"{where}: {WEIGHTS_FILE} is missing: copy the whole folder") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last: torch, of a file that it cannot map
         raise ModelError(f"{where}: {WEIGHTS_FILE} cannot be read: {' '.join(str(error).split())}") from None

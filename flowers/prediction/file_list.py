@@ -20,6 +20,7 @@ import numpy as np
 
 from flowers.data.archives import Entry
 from flowers.files import explain_os_error, sync_file
+from flowers.retries import retries
 
 _RUN = 200_000  # entries sorted in memory at a time
 _CHUNK = 1 << 24
@@ -82,7 +83,8 @@ class FileList:
 
     def __init__(self, folder: Path):
         self._path = folder / "list.bin"
-        table = np.fromfile(folder / "offsets.bin", dtype="<u8").reshape(-1, 2)
+        offsets = folder / "offsets.bin"
+        table = retries.read(lambda: np.fromfile(offsets, dtype="<u8"), offsets).reshape(-1, 2)
         self._offsets, self._crcs = table[:, 0], table[:, 1]
         if not len(table) or _crc(table) != table[-1, 1] or self._offsets[-1] != self._path.stat().st_size:
             raise ValueError("the list of files is not whole")
@@ -97,11 +99,16 @@ class FileList:
 
         Raises:
             ValueError: it is damaged.
+            OSError: it cannot be read.
         """
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        with open(self._path, "rb") as file:
-            file.seek(start)
-            data = file.read(end - start)
+
+        def read() -> bytes:
+            with open(self._path, "rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+
+        data = retries.read(read, self._path)
         if zlib.crc32(data) != self._crcs[index]:
             raise ValueError(f"shard {index} of the list of files is damaged")
         parts = data.split(b"\0")

@@ -27,6 +27,7 @@ from flowers.files import MAX_NAME_BYTES, explain_os_error, file_beside, make_pa
 from flowers.prediction.inputs import input_root, lies_in_input
 from flowers.prediction.rows import STATUSES
 from flowers.prediction.table import page_path
+from flowers.retries import is_there
 
 SHOWN_ON_SCREEN = 10
 """Rows: whoever asks about a few photos need not open the table."""
@@ -165,7 +166,7 @@ def _folder(target: Path, row: Mapping[str, str], folders: dict[tuple[str, str],
 
 def _place(root: Path, path: str, folder: Path, link: bool, archive: Archive) -> None:
     source = os.path.join(root, path)
-    in_archive = not os.path.lexists(source)
+    in_archive = not is_there(source)
     if in_archive and not archive.find(path):
         raise ImageError("file not found")
     if in_archive and link:
@@ -201,7 +202,7 @@ def _link(source: str, final: Path) -> bool:
 
 def _keep(data: bytes | bytearray, source: str | None, final: Path) -> bool:
     """Write a photo's bytes to ``final``, with the times and rights of its file; False if the name is taken."""
-    if os.path.lexists(final):
+    if is_there(final):
         return final.is_file() and final.read_bytes() == data
     with file_beside(final) as temporary:  # of no other process's name: tasks of an array may sort at a time
         temporary.write_bytes(data)

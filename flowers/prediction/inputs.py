@@ -43,9 +43,9 @@ from flowers.data.formats.names import IMAGE_EXTENSIONS
 from flowers.data.lists import STDIN, read_paths, why_missing
 from flowers.data.paths import readable
 from flowers.data.remote import PLACE, address_of, check_protocol, list_address, read_address
-from flowers.data.retries import retries
 from flowers.data.scan import folders_from, scan_images
 from flowers.errors import DataError, ImageError, system_reason
+from flowers.retries import retries
 
 _LOOK_BYTES = 1 << 16
 _UNKNOWN_ARCHIVES = (".tar.zst", ".tzst", ".7z", ".rar")

@@ -33,6 +33,7 @@ from flowers.prediction.inputs import file_of, is_remote, look_at, read_input
 from flowers.prediction.job import Job
 from flowers.prediction.table import read_lines, stamps_path
 from flowers.prediction.work import Work, is_same, refusal
+from flowers.retries import retries
 
 _HEAD_BYTES = 1 << 14
 _LOOKS_AT_ONCE = 16  # each is a few round trips on a network file system
@@ -261,7 +262,7 @@ def drop_stale(work: Work, root: bytes) -> None:
 
 def _time_ns(root: bytes, entry: Entry) -> int:
     try:
-        return os.stat(os.path.join(root, file_of(entry))).st_mtime_ns
+        return retries.read(lambda: os.stat(os.path.join(root, file_of(entry)))).st_mtime_ns
     except (OSError, ValueError):
         return -1
 

@@ -19,6 +19,7 @@ from flowers.prediction.inputs import Inputs, input_root
 from flowers.prediction.table import page_path
 from flowers.reports.photos import thumbnail
 from flowers.reports.predictions_report import write_predictions_report
+from flowers.retries import is_there
 
 
 def write_report(config: PredictConfig, rows: Iterable[Mapping[str, str]], facts: dict) -> None:
@@ -86,10 +87,10 @@ def photo_reader(root: Path) -> Callable[[str], str | bytes | None]:
         try:
             if address_of(path) is not None:
                 return read_address(path)
-            if os.path.lexists(source):
+            if is_there(source):
                 return source
             return archive.read(path) if archive.find(path) else None
-        except ImageError:
+        except (ImageError, OSError):
             return None
 
     return read

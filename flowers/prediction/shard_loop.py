@@ -11,7 +11,6 @@ from flowers import console
 from flowers.data.archives import Entry
 from flowers.data.gpu_decoder import GpuDecoder
 from flowers.data.paths import readable
-from flowers.data.retries import retries
 from flowers.distributed import Place
 from flowers.engines.engine import Engine
 from flowers.engines.exported_engine import open_engine
@@ -22,6 +21,7 @@ from flowers.prediction.job import Job
 from flowers.prediction.kept import Kept, StampingReader, read_kept
 from flowers.prediction.pipeline import PhotoReader, Pipeline, Shard, ceiling_per_s
 from flowers.prediction.work import Work
+from flowers.retries import retries
 
 _LOOK_EVERY_S = 2.0
 

@@ -28,13 +28,13 @@ from pathlib import Path
 from flowers import console
 from flowers.data.archives import Entry
 from flowers.data.paths import readable
-from flowers.data.retries import retries
 from flowers.errors import OutputError
 from flowers.files import remove, sync_file
 from flowers.parsing import read_json
 from flowers.prediction import parts
 from flowers.prediction.file_list import FileList
 from flowers.prediction.inputs import look_at
+from flowers.retries import retries
 
 LIST_ONLY = "--list-only"
 """``listed_by`` of a list that was made ahead of the work."""

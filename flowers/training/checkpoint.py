@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import typing
 from contextlib import AbstractContextManager
@@ -23,15 +24,17 @@ import torch
 
 from flowers.console import warn
 from flowers.errors import CheckpointError, FlowersError, ModelError
-from flowers.files import file_digest, remove, replace_folder
+from flowers.files import file_digest, remove, replace_folder, restore_folder
 from flowers.locks import refuse_others
 from flowers.models.bundle import Bundle, load_bundle, write_bundle
 from flowers.parsing import read_json
+from flowers.retries import retries
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 HISTORY_FILE = "history.jsonl"
+_NAME = re.compile("step-[0-9]{8}")
 
 
 @dataclass
@@ -101,8 +104,16 @@ def save_checkpoint(
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Folders that bear a checkpoint's final name, newest first."""
-    return sorted((run_dir / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True)
+    """Folders that bear a checkpoint's final name, newest first.
+
+    Raises:
+        OSError: the disk does not say which there are; none would mean to begin anew.
+    """
+    folder = run_dir / "checkpoints"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = retries.read(lambda: os.listdir(folder))
+        return sorted((folder / name for name in names if _NAME.fullmatch(name)), reverse=True)
+    return []
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
@@ -125,28 +136,13 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint; nothing in it is run.
+    """Read one checkpoint; nothing in it is run, and a disk's hiccup is waited for.
 
     Raises:
         CheckpointError: something is missing, damaged, newer than this version, or not plain tensors.
     """
     try:
-        state = read_json(path / STATE_FILE)
-        written = state.pop("sha256", None)
-        if written is not None and _digest(state) != written:
-            raise CheckpointError(f"{path}: {STATE_FILE} is damaged (its SHA-256 is not what was written)")
-        version = state["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format version {version}, this flowers reads {FORMAT_VERSION}")
-        for name, digest in state["files"].items():
-            if Path(name).name != name:
-                raise CheckpointError(f"{path}: {STATE_FILE} names {name!r}, expected a file of the checkpoint itself")
-            if file_digest(path / name) != digest:
-                raise CheckpointError(f"{path}: {name} is damaged (its size or SHA-256 is not what was written)")
-        progress = _read_progress(state["progress"])
-        fingerprint = dict(state["fingerprint"])
-        history = (path / HISTORY_FILE).read_bytes() if HISTORY_FILE in state["files"] else None
-        tensors = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        return retries.read(lambda: _read_checkpoint(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {Path(error.filename).name} is missing") from error
     except pickle.UnpicklingError as error:
@@ -154,10 +150,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error
-    try:
-        return Checkpoint(path, progress, fingerprint, load_bundle(path), tensors, history)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    state = read_json(path / STATE_FILE)
+    written = state.pop("sha256", None)
+    if written is not None and _digest(state) != written:
+        raise CheckpointError(f"{path}: {STATE_FILE} is damaged (its SHA-256 is not what was written)")
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format version {version}, this flowers reads {FORMAT_VERSION}")
+    for name, digest in state["files"].items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: {STATE_FILE} names {name!r}, expected a file of the checkpoint itself")
+        if file_digest(path / name) != digest:
+            raise CheckpointError(f"{path}: {name} is damaged (its size or SHA-256 is not what was written)")
+    progress = _read_progress(state["progress"])
+    fingerprint = dict(state["fingerprint"])
+    history = (path / HISTORY_FILE).read_bytes() if HISTORY_FILE in state["files"] else None
+    tensors = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    return Checkpoint(path, progress, fingerprint, load_bundle(path), tensors, history)
 
 
 def _read_progress(values: dict) -> Progress:
@@ -198,7 +212,13 @@ def lock_run(run_dir: Path) -> AbstractContextManager[None]:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Clear half-written files and folders of a killed job. Call only with the run's lock held."""
+    """Clear half-written files and folders of a killed job. Call only with the run's lock held.
+
+    Raises:
+        OSError: a model that had stepped aside cannot be put back.
+    """
+    for name in ("best", "last"):
+        restore_folder(run_dir / name)
     patterns = ("checkpoints/.step-*", ".best.tmp-*", ".last.tmp-*", ".*.tmp", "features/.*.tmp")
     for path in itertools.chain.from_iterable(map(run_dir.glob, patterns)):
         with contextlib.suppress(FlowersError):

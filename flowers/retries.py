@@ -1,20 +1,16 @@
 """Reads that fail once and would work a moment later: a busy network disk, or no file handles left for now."""
 
-import errno
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from flowers.errors import TRANSIENT
+
 Result = TypeVar("Result")
 
-_NAMES = (
-    "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "EBUSY", "ENOMEM", "ENOBUFS", "EREMOTEIO",
-    "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ENOLINK", "ECOMM", "EHOSTDOWN", "EHOSTUNREACH",
-    "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPROTO", "ESHUTDOWN",
-)  # fmt: skip
-TRANSIENT = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
-"""Errors of the disk or the system, not of the file; the same read may work later."""
 WAITS_S = (0.05, 0.2, 0.8, 2.0)
 """Seconds to wait before each further try of one read."""
 _PATIENCE_S = 60.0
@@ -35,8 +31,11 @@ class Retries:
         self._left_s = _PATIENCE_S
         self._lock = threading.Lock()
 
-    def read(self, read: Callable[[], Result]) -> Result:
+    def read(self, read: Callable[[], Result], path: str | os.PathLike | None = None) -> Result:
         """Call ``read``; again, after a while, where it fails with one of ``TRANSIENT``.
+
+        Args:
+            path: what is read, for an error that does not name it: of an open file the system says no name.
 
         Raises:
             OSError: what the last try raised.
@@ -58,6 +57,8 @@ class Retries:
                 self.recovered += 1
                 self._left_s = _PATIENCE_S
             return result
+        if path is not None and failed.filename is None:
+            failed.filename = os.fspath(path)
         raise failed
 
     def _may_wait(self, seconds: float) -> bool:
@@ -69,3 +70,24 @@ class Retries:
 
 retries = Retries()
 """Those of this process."""
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """True if there is something of that name; a disk that gives no answer is asked again, and not taken for a no.
+
+    Raises:
+        OSError: it gives none.
+    """
+    try:
+        retries.read(lambda: os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a name that cannot be one
+        return False
+    return True
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """True for a regular file or a link to one; otherwise as ``is_there``."""
+    try:
+        return stat.S_ISREG(retries.read(lambda: os.stat(path)).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
