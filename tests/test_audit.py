@@ -25,7 +25,7 @@ from flowers.config.audit import ApplyConfig, AuditConfig
 from flowers.config.train import TrainConfig
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples
-from flowers.errors import DataError, OutputError, UsageError
+from flowers.errors import DataError, FlowersError, OutputError, UsageError
 from flowers.reports.label_errors import LabelCheck, judge
 from flowers.stopping import LOOK_EVERY_S
 from flowers.training.final_report import check_labels
@@ -342,10 +342,73 @@ class TestApply:
         before = self.contents(tree)
         assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--move") == 0
         with monkeypatch.context() as patch, pytest.raises(OSError, match="stale"):
+            patch.setattr("flowers.retries.WAITS_S", ())
             patch.setattr("flowers.audit.apply.os.lstat", Mock(side_effect=OSError(errno.ESTALE, "stale")))
             self.apply(tree, "--undo")
         assert self.apply(tree, "--undo") == 0
         assert self.contents(tree) == before
+
+    def test_a_move_that_could_not_be_marked_as_finished_is_not_begun_again(
+        self, tree: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        flags = ["--corrections", tmp_path / "c.csv", "--move"]
+
+        def full(folder: Path) -> None:
+            if folder == tree and '"finished": true' in (tree / ".corrections-0001.json").read_text():
+                raise OSError(errno.EIO, "I/O error")
+
+        with monkeypatch.context() as patch, pytest.raises(FlowersError, match="cannot write .*corrections-0001"):
+            patch.setattr("flowers.files.sync_folder", full)
+            self.apply(tree, *flags)
+        after = self.contents(tree)
+        assert self.apply(tree, *flags) == 0
+        assert self.contents(tree) == after
+
+    def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+        self, tree: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        """The photos in it would be missing in a copy, and the journal of an earlier move be written over."""
+        scandir, listdir, closed = os.scandir, os.listdir, set()
+
+        def refusing(call: Callable) -> Callable:
+            def refuse(path: object) -> object:
+                if os.fsdecode(path) in closed:
+                    raise PermissionError(errno.EACCES, "Permission denied", path)
+                return call(path)
+
+            return refuse
+
+        monkeypatch.setattr(os, "scandir", refusing(scandir))
+        monkeypatch.setattr(os, "listdir", refusing(listdir))
+        flags = ["--corrections", tmp_path / "c.csv"]
+        closed.add(str(tree / "valid" / "rose" / "deep"))
+        (tmp_path / "c.csv").write_text("path,class\ntrain/rose/1.jpg,tulip\n")
+        with pytest.raises(DataError, match="some folders cannot be read"):
+            self.apply(tree, *flags, "--copy-to", tmp_path / "copy")
+        closed.clear()
+        assert self.apply(tree, *flags, "--move") == 0
+        closed.add(str(tree))
+        with pytest.raises(PermissionError):
+            self.apply(tree, "--undo")
+
+    def test_an_undoing_that_was_killed_leaves_no_folder(self, tree: Path, tmp_path: Path, monkeypatch) -> None:
+        before, rmdir, calls = self.contents(tree), os.rmdir, []
+        assert self.apply(tree, "--corrections", tmp_path / "c.csv", "--move") == 0
+
+        def stale(path: object) -> None:
+            calls.append(path)
+            if len(calls) == 1:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            rmdir(path)
+
+        monkeypatch.setattr("flowers.audit.apply.os.rmdir", stale)
+        with pytest.raises(KeyboardInterrupt):
+            self.apply(tree, "--undo")
+        assert self.apply(tree, "--undo") == 0
+        assert self.contents(tree) == before
+        assert not (tree / ".removed").exists()
 
     def test_copied(self, tree: Path, tmp_path: Path) -> None:
         before, target = self.contents(tree), tmp_path / "copy"

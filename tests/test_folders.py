@@ -1,5 +1,6 @@
 """Classes and splits: the same index everywhere, mapped by name; what is no data set is refused in one line."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,12 +13,14 @@ from odd_files import ODD_NAMES
 from trees import as_nobody, images, load, touch
 
 from flowers import console
+from flowers.config.train import TrainConfig
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex, Samples, load_split
 from flowers.data.layout import find_splits
 from flowers.data.paths import PathList
 from flowers.data.scan import scan_images
 from flowers.errors import DataError
+from flowers.training import session
 
 
 @pytest.fixture
@@ -162,6 +165,21 @@ class TestClasses:
             finally:
                 (root / "train/b").chmod(0o755)
 
+    def test_an_unreadable_folder_is_one_of_unreadable_images(self, capsys: pytest.CaptureFixture):
+        """Figures over the rest would look as those over all."""
+        with as_nobody() as folder:
+            root = touch(folder, *(f"{split}/{name}/1.jpg" for split in ("train", "valid") for name in "ab"))
+            (root / "valid/b").chmod(0)
+            config = TrainConfig(data_dir=root, output_dir=folder / "run", workers=0)
+            try:
+                with pytest.raises(DataError, match="some folders cannot be read"):
+                    session._list_images(config)
+                found = session._list_images(dataclasses.replace(config, on_bad_image="skip"))
+                assert len(found.valid) == 1
+            finally:
+                (root / "valid/b").chmod(0o755)
+        assert "1 unreadable folder" in capsys.readouterr().out
+
 
 class TestClassNames:
     @pytest.fixture
@@ -294,7 +312,7 @@ def test_a_split_whose_disk_does_not_answer_is_not_left_out(
         return stat(path, **options)
 
     monkeypatch.setattr(os, "stat", stale)
-    monkeypatch.setattr("flowers.data.retries.WAITS_S", (0.001, 0.001))
+    monkeypatch.setattr("flowers.retries.WAITS_S", (0.001, 0.001))
     if times == 1:
         assert set(find_splits(tmp_path, Choice())[1]) == {"train", "valid"}
     else:

@@ -1,14 +1,17 @@
 """Move or copy photos to the folders of their corrected classes; what was moved is in a journal and can be undone."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 from flowers import console
 from flowers.config.audit import ApplyConfig
+from flowers.data.choice import Choice, refuse_unreadable_folders
 from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import load_image_folders
 from flowers.data.paths import readable
@@ -16,10 +19,12 @@ from flowers.data.shards import lies_in_shard
 from flowers.errors import DataError, FlowersError, OutputError
 from flowers.files import explain_os_error, remove, replace_folder, write_atomically
 from flowers.parsing import read_json
+from flowers.retries import is_there, retries
 
 REMOVED = ".removed"
 """Hidden folder in the data folder, for photos that are left out; listings skip hidden folders."""
 JOURNAL = ".corrections-{:04d}.json"
+_JOURNAL = re.compile(r"\.corrections-[0-9]{4}\.json")
 
 
 def apply(config: ApplyConfig) -> int:
@@ -37,15 +42,17 @@ def apply(config: ApplyConfig) -> int:
     if config.undo:
         return undo(config.data_dir)
     corrections = read_corrections(config.corrections)
-    if config.move and (begun := _begun(config.data_dir)):
-        journal, record = begun
-        if record["corrections"] != corrections.digest:
+    if config.move and (newest := _newest(config.data_dir)):
+        journal, record = newest
+        is_same = record["corrections"] == corrections.digest
+        if not (record["finished"] or is_same):
             raise OutputError(
                 f"{readable(config.data_dir)}: a --move with other corrections was interrupted; start it again to "
                 "finish it, or move back with --undo"
             )
-        return _carry_out(config.data_dir, journal, record)
-    before, after = (_classes_of(config.data_dir, own) for own in (None, corrections))
+        if is_same and (not record["finished"] or _are_moved(config.data_dir, record["moves"])):
+            return _carry_out(config.data_dir, journal, record)
+    before, after = _classes(config.data_dir, corrections)
     if any(map(lies_in_shard, (str(config.data_dir / path) for path in before))):
         raise DataError(f"{readable(config.data_dir)}: photos in tar shards cannot be moved; train with --corrections")
     outside = next((path for path in corrections.classes if not _class_place(path, before[path])), None)
@@ -90,9 +97,9 @@ def undo(data_dir: Path) -> int:
     if not journals:
         raise OutputError(f"{readable(data_dir)}: no journal, so nothing to undo")
     moves = _read_journal(journals[-1])["moves"]
-    done = [(target, path) for path, target in reversed(moves) if _is_there(data_dir / target)]
+    done = [(target, path) for path, target in reversed(moves) if is_there(data_dir / target)]
     _rename_all(data_dir, done)
-    for target, _ in done:
+    for _, target in moves:  # all of them: a start that was killed may have moved some back
         _remove_empty_parents(data_dir, target)
     remove(journals[-1])
     console.say(f"{len(done)} photos moved back")
@@ -129,14 +136,21 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
     return 0
 
 
-def _classes_of(data_dir: Path, corrections: Corrections | None) -> dict[str, str]:
-    """Class folders by path, of all splits."""
-    data = load_image_folders(data_dir, corrections=corrections)
-    return {
+def _classes(data_dir: Path, corrections: Corrections) -> tuple[dict[str, str], dict[str, str]]:
+    """Class folders by path, of all splits: as the photos lie, and as they are corrected, without those left out.
+
+    Raises:
+        DataError: the corrections do not fit the data, or not all of it can be seen.
+    """
+    choice = Choice()
+    data = load_image_folders(data_dir, choice=choice, corrections=corrections)
+    refuse_unreadable_folders(choice)
+    after = {
         path: data.classes.folders[target]
         for samples in data.splits.values()
         for path, target in zip(samples.paths, samples.targets, strict=True)
     }
+    return {**after, **corrections.found}, after
 
 
 def _class_place(path: str, folder: str) -> bool:
@@ -161,7 +175,7 @@ def _free(root: Path, target: str, taken: set[str]) -> str:
     """The name, with a number if there is a file of that name."""
     stem, dot, suffix = target.rpartition(".")
     number, found = 1, target
-    while found in taken or os.path.lexists(root / found):
+    while found in taken or is_there(root / found):
         number += 1
         found = f"{stem}-{number}{dot}{suffix}"
     taken.add(found)
@@ -169,7 +183,8 @@ def _free(root: Path, target: str, taken: set[str]) -> str:
 
 
 def _journals(data_dir: Path) -> list[Path]:
-    return sorted(data_dir.glob(".corrections-[0-9][0-9][0-9][0-9].json"))
+    names = retries.read(lambda: os.listdir(data_dir))  # a glob takes a folder that cannot be listed for an empty one
+    return sorted(data_dir / name for name in names if _JOURNAL.fullmatch(name))
 
 
 def _write_journal(journal: Path, record: dict) -> None:
@@ -194,43 +209,40 @@ def _read_journal(journal: Path) -> dict:
     return record
 
 
-def _begun(data_dir: Path) -> tuple[Path, dict] | None:
-    """The newest journal, if its moves were not finished; those of earlier versions do not tell."""
+def _newest(data_dir: Path) -> tuple[Path, dict] | None:
+    """The newest journal; None where an earlier version wrote it, which does not tell whose it is and how far it is."""
     journals = _journals(data_dir)
     with contextlib.suppress(OutputError):  # ``undo`` says what is wrong with it
-        if journals and (record := _read_journal(journals[-1])).get("finished") is False and "corrections" in record:
+        if journals and {"finished", "corrections"} <= (record := _read_journal(journals[-1])).keys():
             return journals[-1], record
     return None
 
 
+def _are_moved(data_dir: Path, moves: list[tuple[str, str]]) -> bool:
+    """True if the photos lie where a finished start has moved them."""
+    return all(is_there(data_dir / target) and not is_there(data_dir / path) for path, target in moves)
+
+
 def _carry_out(data_dir: Path, journal: Path, record: dict) -> int:
     """Move what the journal names and still lies where it was."""
-    _rename_all(data_dir, [(path, target) for path, target in record["moves"] if _is_there(data_dir / path)])
+    _rename_all(data_dir, [(path, target) for path, target in record["moves"] if is_there(data_dir / path)])
     _write_journal(journal, {**record, "finished": True})
     console.say(f"{len(record['moves'])} photos moved; undo with --undo (journal: {console.plain(readable(journal))})")
     return 0
-
-
-def _is_there(path: Path) -> bool:
-    """True if there is something of that name; a disk that gives no answer is not taken for a no."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _remove_empty_parents(data_dir: Path, path: str) -> None:
     """Remove the folders that a move made and its undoing emptied: an empty folder would be a class without photos."""
     with contextlib.suppress(OSError):  # the first one that is not empty
         for parent in list(Path(path).parents)[:-1]:
-            os.rmdir(data_dir / parent)
+            with contextlib.suppress(FileNotFoundError):  # it went with another photo
+                retries.read(functools.partial(os.rmdir, data_dir / parent))
 
 
 def _rename_all(data_dir: Path, moves: list[tuple[str, str]]) -> None:
     for path, target in moves:
         try:
-            if _is_there(data_dir / target):  # never over another photo
+            if is_there(data_dir / target):  # never over another photo
                 raise FlowersError(f"{readable(target)}: is there already; move it away and start again")
             (data_dir / target).parent.mkdir(parents=True, exist_ok=True)
             os.rename(data_dir / path, data_dir / target)

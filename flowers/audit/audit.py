@@ -14,7 +14,7 @@ from flowers.audit.neighbours import find_neighbours
 from flowers.audit.page import write_audit_page
 from flowers.config.audit import AuditConfig
 from flowers.config.train import TrainConfig
-from flowers.data.choice import Choice
+from flowers.data.choice import Choice, refuse_unreadable_folders
 from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.grouping import group_images, groups
@@ -50,12 +50,12 @@ def audit(config: AuditConfig) -> int:
     with open_run(features_config, needs_valid=False) as session:
         labelled = session.data
         if corrections is not None:  # a second listing: wrong corrections are refused before hours of features
+            choice = Choice(exclude=config.exclude)
             labelled = load_image_folders(
-                config.data_dir,
-                class_names=config.class_names,
-                choice=Choice(exclude=config.exclude),
-                corrections=corrections,
+                config.data_dir, class_names=config.class_names, choice=choice, corrections=corrections
             )
+            if config.on_bad_image == "fail":
+                refuse_unreadable_folders(choice)
         stage = prepare_stage(features_config, session, None)
         features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from flowers.data.formats.names import IMAGE_EXTENSIONS, identify
+from flowers.errors import DataError
 
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "__macosx"}
     | {"$recycle.bin", "recycler", "system volume information", "__pycache__"}
 )
 """Folders that disks, archives and programs make by themselves, in lower case; hidden ones are left out anyway."""
+UNREADABLE_FOLDER = "unreadable folder"
+"""A kind of what is left out: all below it, nobody knows how much."""
 HEAD_BYTES = 256
 """What ``begins_like_picture`` looks at."""
 _PPM = re.compile(rb"P[1-6]\s+(#[^\n]*\s+)*\d+\s+\d+\s")
@@ -119,6 +122,16 @@ class Choice:
         if not 1 < len(ending) <= _LONGEST_ENDING or not ending.isprintable() or " " in ending:
             return "without an ending"
         return ending if ending in self.left_out or len(self.left_out) < _MOST_KINDS else "of other endings"
+
+
+def refuse_unreadable_folders(choice: Choice) -> None:
+    """Refuse a listing that lacks the images of some folders, which it has named.
+
+    Raises:
+        DataError: it does.
+    """
+    if choice.left_out[UNREADABLE_FOLDER]:
+        raise DataError("some folders cannot be read, see above: mend that and start again")
 
 
 def begins_like_picture(head: bytes) -> bool:

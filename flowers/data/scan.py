@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from flowers import console
-from flowers.data.choice import Choice
+from flowers.data.choice import UNREADABLE_FOLDER, Choice
 from flowers.data.paths import readable
 from flowers.data.shards import stamp_of
 from flowers.errors import DataError, system_reason
@@ -82,6 +82,7 @@ def scan_images(root: str | os.PathLike, choice: Choice | None = None, below: st
             except FileNotFoundError:
                 continue  # removed since its parent was listed
             except OSError as error:
+                choice.left_out[UNREADABLE_FOLDER] += 1
                 console.warn(f"{readable(os.fsdecode(path))}: {_reason(error)}; its images are left out")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowers import console, distributed, environment
 from flowers.config.evaluate import EvaluateConfig
-from flowers.data.choice import Choice, said_left_out
+from flowers.data.choice import Choice, refuse_unreadable_folders, said_left_out
 from flowers.data.classes import renamed
 from flowers.data.corrections import CORRECTIONS_FILE, Corrections, read_corrections
 from flowers.data.folders import Samples, load_split, warn_of_missing_classes
@@ -184,6 +184,8 @@ def _find_samples(config: EvaluateConfig, bundle: Bundle) -> tuple[EvaluateConfi
             raise error from None
         drawn = "as the run drew it from train, " if split_file is not None else ""
         console.say(f"{where}: there is no test split; measured on valid, {drawn}which the best model was chosen by")
+    if (config.on_bad_image or as_trained(bundle).get("on_bad_image")) != "skip":
+        refuse_unreadable_folders(choice)
     if choice.left_out:
         console.say(console.plain(f"{config.data_dir}: {said_left_out(choice.left_out)}"))
     warn_of_missing_classes(f"{where}, {split}", samples, bundle.classes)

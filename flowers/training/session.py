@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from flowers import console, distributed
 from flowers.config.train import TrainConfig
 from flowers.data.added import add_to_train, read_added
-from flowers.data.choice import Choice
+from flowers.data.choice import Choice, refuse_unreadable_folders
 from flowers.data.corrections import read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
@@ -114,14 +114,13 @@ def _list_images(config: TrainConfig) -> ImageFolders:
     # A start that failed before its first checkpoint, on a broken image say, may have left a split.
     anew = not _has_checkpoints(config.output_dir)
     draw = ValidationDraw(config.val_fraction, config.seed, config.output_dir / "split.json", anew, config.group)
+    choice = Choice(exclude=config.exclude)
     with listing_all_faults(config):
         data = load_image_folders(
-            config.data_dir,
-            class_names=config.class_names,
-            draw=draw,
-            choice=Choice(exclude=config.exclude),
-            corrections=corrections,
+            config.data_dir, class_names=config.class_names, draw=draw, choice=choice, corrections=corrections
         )
+        if config.on_bad_image == "fail":
+            refuse_unreadable_folders(choice)
     if tables:
         data = add_to_train(data, tables)
         if config.group:
