@@ -2,10 +2,12 @@
 
 import csv
 import errno
+import functools
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +25,13 @@ from flowers.audit.neighbours import find_neighbours
 from flowers.cli import parse
 from flowers.config.audit import ApplyConfig, AuditConfig
 from flowers.config.train import TrainConfig
+from flowers.data import image_cache
 from flowers.data.classes import ClassIndex
 from flowers.data.folders import Samples
 from flowers.errors import DataError, FlowersError, OutputError, UsageError
 from flowers.reports.label_errors import LabelCheck, judge
 from flowers.stopping import LOOK_EVERY_S
+from flowers.training import features
 from flowers.training.final_report import check_labels
 from flowers.training.linear_head import HeadProblem
 from jobs.audit import main as audit
@@ -78,8 +82,10 @@ def test_planted_labels_come_first_and_corrections_settle_them(sample_set: Path,
     assert "https://" not in page
 
     capsys.readouterr()
+    (output / "folds").mkdir()  # which could not be removed at the end
     assert run(data, output) == 0
     assert "is finished already" in capsys.readouterr().out
+    assert not (output / "folds").exists()
 
     corrections = tmp_path / "corrections.csv"
     (first, (_, right)), (second, _) = planted.items()
@@ -266,6 +272,43 @@ def test_pairs_that_show_the_same(plain_up_to: int, monkeypatch: pytest.MonkeyPa
     features[77] = features[3] + 0.05 * rng.normal(size=600)
     features[118] = features[117]
     assert find_neighbours(features, "cpu").pairs.tolist() == [[3, 77], [117, 118]]
+
+
+def test_a_full_disk_and_a_fold_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch) -> None:
+    """The first as a bus error would end the process; the second was a TypeError."""
+    config = SimpleNamespace(output_dir=tmp_path, folds=2)
+    audited = SimpleNamespace(classes=("a", "b"))
+    write = functools.partial(audit_job._write_results, config, audited, np.array([0, 1]), None, "key")
+    (tmp_path / "folds").mkdir()
+    with pytest.raises(OutputError, match=r"0\.npz: cannot be read; start the same command again"):
+        write()
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(FlowersError, match=r"probs\.npy: the disk is full"):
+        write()
+
+
+@pytest.mark.parametrize("call", ["features", "fold", "image cache"])
+def test_what_an_earlier_start_left_is_read_again_where_the_disk_does_not_tell_once(
+    tmp_path: Path, monkeypatch, call: str
+) -> None:
+    (tmp_path / "pixels.u8").write_bytes(b"abc")
+    values = {"features": np.ones(3), "probs": np.ones(3), "key": "k", "size_bytes": 3, "crc32": zlib.crc32(b"abc")}
+    np.savez(tmp_path / "index.npz", **values)
+    load, errors = np.load, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def failing(*args: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return load(*args, **options)
+
+    monkeypatch.setattr(np, "load", failing)
+    read = {
+        "features": lambda: features._load(tmp_path / "index.npz"),
+        "fold": lambda: audit_job._load_fold(tmp_path / "index.npz", "k"),
+        "image cache": lambda: image_cache._is_whole(tmp_path),
+    }[call]
+    assert np.all(read())
+    assert not errors
 
 
 class TestApply:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from flowers.data.corrections import read_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.grouping import group_images, groups
 from flowers.data.paths import PathList, encode_path
-from flowers.errors import DataError
-from flowers.files import make_folder, remove, write_atomically
+from flowers.errors import DataError, OutputError
+from flowers.files import explain_os_error, make_folder, remove, write_atomically
 from flowers.models.bundle import load_bundle
 from flowers.parsing import read_mapping
 from flowers.reports.label_errors import Suspicion, judge
+from flowers.retries import retries
 from flowers.training.features import features_of_splits
 from flowers.training.fingerprint import images_digest
 from flowers.training.flags import check_flags
@@ -62,6 +64,7 @@ def audit(config: AuditConfig) -> int:
         together = group_images(audited.paths, config.group) if config.group else np.arange(len(audited.targets))
         key = _key(config, stage, audited, together)
         if distributed.from_main(lambda: _is_finished(config.output_dir, key)):
+            distributed.from_main(lambda: remove(config.output_dir / "folds"))  # where an earlier start could not
             console.say(f"{console.plain(config.output_dir)} is finished already; open audit.html in it")
             return 0
         device = stage.accelerator.device
@@ -188,21 +191,29 @@ def _judge_fold(path: Path, key: str, audited: Audited, held_out: np.ndarray, st
 
 
 def _load_fold(path: Path, key: str) -> np.ndarray | None:
-    try:
+    def load() -> np.ndarray | None:
         with np.load(path, allow_pickle=False) as file:
             return file["probs"] if str(file["key"]) == key else None
+
+    try:
+        return retries.read(load)
     except Exception:  # not there, or damaged in one of many ways: computed again
         return None
 
 
 def _write_results(config: AuditConfig, audited: Audited, folds: np.ndarray, neighbours: object, key: str) -> None:
-    """Write labels.csv, audit.html and, last, audit.json, which marks the audit as finished."""
+    """Write labels.csv, audit.html and, last, audit.json, which marks the audit as finished.
+
+    Raises:
+        FlowersError: a file cannot be written, or the verdicts of a fold cannot be read.
+    """
     output = config.output_dir
-    probs = np.lib.format.open_memmap(
-        output / "folds" / "probs.npy", "w+", np.float32, (len(folds), len(audited.classes))
-    )
+    probs = _new_array(output / "folds" / "probs.npy", (len(folds), len(audited.classes)))
     for fold in range(config.folds):
-        probs[folds == fold] = _load_fold(output / "folds" / f"{fold}.npz", key)
+        path = output / "folds" / f"{fold}.npz"
+        if (found := _load_fold(path, key)) is None:
+            raise OutputError(f"{console.plain(path)}: cannot be read; start the same command again")
+        probs[folds == fold] = found
     verdicts = judge(probs, audited.targets)
     suspicions = all_suspicions(audited, verdicts, neighbours.pairs)
     facts = facts_of(audited, verdicts, neighbours, suspicions)
@@ -219,6 +230,22 @@ def _write_results(config: AuditConfig, audited: Audited, folds: np.ndarray, nei
         [("to look at and fix", output / "audit.html"), ("labels to check", output / "labels.csv")],
         [console.job_command("train", "--data-dir", config.data_dir, "--corrections", "corrections.csv")],
     )
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array in a file, which has its room on the disk: a full one would end the process without a word.
+
+    Raises:
+        FlowersError: there is no room.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return array
 
 
 def write_labels(path: Path, audited: Audited, suspicions: list[Suspicion]) -> None:

@@ -35,6 +35,7 @@ from flowers.environment import first_rank_here, rank
 from flowers.errors import DataError, ImageError
 from flowers.files import NPZ_DAMAGE, explain_os_error, remove, write_atomically
 from flowers.machine import available_memory_bytes
+from flowers.retries import retries
 
 FORMAT = 1
 _PIXELS, _INDEX = "pixels.u8", "index.npz"
@@ -169,17 +170,20 @@ def _build_on_disk(samples: Samples, kept: _Kept, place: Path, threads: int) -> 
 
 def _is_whole(place: Path) -> bool:
     """True if the pixels are those that the index was written for; they are read once, from front to back."""
-    crc = 0
-    try:
-        index = _read_index(place / _INDEX)
+
+    def compare() -> bool:
+        index, crc = _read_index(place / _INDEX), 0
         written = [int(index[name]) for name in ("size_bytes", "crc32")]
         with open(place / _PIXELS, "rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             while size_bytes == written[0] and (block := file.read(_BLOCK)):
                 crc = zlib.crc32(block, crc)
+        return [size_bytes, crc] == written
+
+    try:
+        return retries.read(compare)
     except (OSError, *NPZ_DAMAGE):
         return False
-    return [size_bytes, crc] == written
 
 
 def _share_in_memory(samples: Samples, kept: _Kept, threads: int) -> ImageCache:

@@ -29,6 +29,7 @@ from flowers.engines.engine import Engine, KeyedNetwork, build_engine
 from flowers.errors import ProcessError, StoppedError
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically, write_json
 from flowers.parsing import read_mapping
+from flowers.retries import retries
 from flowers.stopping import agree_to_stop
 from flowers.training.bad_images import listing_bad_images, warn_of_damaged
 from flowers.training.batches import ENGINE_PRECISION, through_engine
@@ -302,8 +303,11 @@ def _join(pieces: list[Piece], folder: Path, path: Path, key: dict) -> None:
 
 
 def _load(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        return file["features"]
+    def load() -> np.ndarray:
+        with np.load(path, allow_pickle=False) as file:
+            return file["features"]
+
+    return retries.read(load, path)
 
 
 def _read(path: Path) -> np.ndarray:
