@@ -84,7 +84,7 @@ class Job:
         return "\n".join(log.read_text(errors="replace") for log in self._logs if log.exists())
 
 
-def answers(function: Callable[[int], object], local_ranks: Sequence[int]) -> list:
+def answers(function: Callable[[int], object], local_ranks: Sequence[int], timeout_s: float = 60) -> list:
     """What a function returns, or the error it raises, on each of some processes that form a group.
 
     They are not forked from here: another test's Accelerator would be theirs too.
@@ -92,6 +92,7 @@ def answers(function: Callable[[int], object], local_ranks: Sequence[int]) -> li
     Args:
         function: called with the rank.
         local_ranks: rank by rank.
+        timeout_s: how long they may take.
     """
     results = server.Queue()
     port = free_port()
@@ -101,7 +102,7 @@ def answers(function: Callable[[int], object], local_ranks: Sequence[int]) -> li
     ]
     for rank in ranks:
         rank.start()
-    found = dict(results.get(timeout=60) for _ in ranks)
+    found = dict(results.get(timeout=timeout_s) for _ in ranks)
     for rank in ranks:
         rank.join()
     return [found[rank] for rank in range(len(ranks))]
@@ -112,7 +113,7 @@ def _answer(function: Callable[[int], object], rank: int, local: int, ranks: int
     from flowers.errors import FlowersError
 
     group = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in group.items()})
+    os.environ.update({name: str(value) for name, value in {**group, "OMP_NUM_THREADS": 1}.items()})
     distributed.start("no")
     try:
         results.put((rank, function(rank)))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs_in_processes import answers, server
+from cache_memory import PICTURE_BYTES, draw, grown
+from jobs_in_processes import answers
 from odd_files import half_jpeg
 from PIL import Image
 
@@ -161,38 +162,15 @@ def test_local_processes_build_once_and_share_one_copy(samples, tmp_path, memory
     assert list(memory.iterdir()) == []
 
 
-def own_memory_bytes() -> int:
-    """Pages that this process shares with no other."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-
-
-def open_and_weigh(samples: Samples, folder: Path, together, rank: int) -> tuple[int, int, int]:
-    cache_module.SHARED_MEMORY = str(folder)
-    read_image(samples.full_path(0))  # what is imported with the first picture is there now
-    before = own_memory_bytes()
-    cache = open_cache(samples, "ram", 500)
-    seen = sum(int(cache.read(row).sum()) for row in range(len(samples)))
-    together.wait(60)  # both have read all pages
-    grown = own_memory_bytes() - before
-    together.wait(60)  # while one ends, what it shared becomes the other's own
-    return grown, seen, cache.size_bytes
-
-
 @pytest.mark.processes
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's account of memory")
 def test_the_pixels_of_a_ram_cache_are_no_processes_own_memory(tmp_path, memory):
-    paths = [f"{index}.jpg" for index in range(128)]
-    for index, path in enumerate(paths):
-        Image.new("RGB", (500, 500), (2 * index, 0, 0)).save(tmp_path / path)
-    samples = Samples(tmp_path, paths, np.zeros(128, np.int64))
-    reports = answers(functools.partial(open_and_weigh, samples, memory, server.Barrier(2)), [0, 1])
-    grown, seen, sizes = zip(*reports, strict=True)
-    assert set(sizes) == {128 * 500 * 500 * 3}
-    assert seen[0] == seen[1] > 0
+    found = grown(draw(tmp_path, 128), 2, str(memory))
+    private, sizes = zip(*((values["private"], values["cache"]) for values in found), strict=True)
+    assert set(sizes) == {128 * PICTURE_BYTES}
     # 96 MB; the one that built it keeps some memory that decoding has freed, the other one has no reason for any.
-    assert min(grown) < sizes[0] / 10
-    assert max(grown) < sizes[0] / 2
+    assert min(private) < sizes[0] / 10
+    assert max(private) < sizes[0] / 2
 
 
 def build_slowly(samples: Samples, kind: str, folder: Path, half_done) -> None:
