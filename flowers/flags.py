@@ -163,6 +163,8 @@ class Option(NamedTuple):
 
 CONFIG = Option("config", (Path,), 1, True, None, Flag())
 """The flag of every job that names a YAML file with defaults for the others."""
+LOG = Option("log", (str,), 1, True, None, Flag())
+"""The flag of every job for its screen, which ``flowers.cli.choose_log`` takes away before the others are read."""
 
 
 def options(config_type: type) -> list[Option]:
@@ -227,6 +229,17 @@ def given(known: Sequence[Option], argv: Sequence[str]) -> dict[str, object]:
     if loose:
         raise UsageError(f"got {loose[0]!r}, which belongs to no flag")
     return found
+
+
+def before_a_command(known: Sequence[Option], argv: Sequence[str]) -> int:
+    """How many words come before a command with flags of its own: those of flags here, each of at most one value."""
+    names = {name: option for option in known for name in option.names}
+    end = 0
+    while end < len(argv) and _is_flag(argv[end]):
+        name, equals, _ = _split(argv[end])
+        has_value = name in names and not names[name].is_switch and not equals
+        end += 2 if has_value else 1
+    return end
 
 
 def _stored(option: Option, name: str, values: list[str], found: dict[str, object]) -> object:

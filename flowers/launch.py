@@ -29,7 +29,7 @@ from flowers import console
 from flowers.cli import choose_log
 from flowers.cli import parse as parse_flags
 from flowers.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_STRICT, FlowersError, UsageError
-from flowers.flags import CONFIG, options
+from flowers.flags import CONFIG, LOG, before_a_command, options
 from flowers.machine import available_cpus, most_processes
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
@@ -267,11 +267,7 @@ def parse(argv: Sequence[str]) -> tuple[LaunchConfig, list[str]]:
     Raises:
         UsageError: a wrong flag, or no such job.
     """
-    valued = [option for option in (*options(LaunchConfig), CONFIG) if not option.is_switch]
-    with_value = {"--log", *(name for option in valued for name in option.names)}
-    end = 0
-    while end < len(argv) and argv[end].startswith("-"):
-        end += 2 if argv[end].replace("_", "-") in with_value else 1
+    end = before_a_command([*options(LaunchConfig), CONFIG, LOG], argv)
     config, job = parse_flags(LaunchConfig, choose_log(argv[:end]), __doc__), list(argv[end:])
     if config.check and job:
         raise UsageError(f"--check stands in the place of a script, got {job[0]} too: leave one of them out")
