@@ -2,12 +2,13 @@
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from flowers.engines.exported import KEY, as_input, files_of, load_exported, ope
 from flowers.engines.exported_engine import build_exported_engine
 from flowers.errors import DataError, FlowersError, ModelError, UsageError
 from flowers.exports import graph, info
+from flowers.exports.export import _publish as publish
 from flowers.exports.export import export
 from flowers.exports.photos import photos_in, photos_of_run
 from flowers.models.bundle import load_bundle
@@ -230,6 +232,48 @@ def test_too_little_agreement_writes_nothing(
         export(ExportConfig(output, run_dir, format))
     assert os.listdir(tmp_path) == [output.name]
     assert output.read_text() == "an earlier file"
+
+
+class Killed(BaseException):
+    """Ends a step as a kill would: nothing that was meant to follow it happens, but for what undoes itself."""
+
+
+def killing(left: Iterator[int], step: Callable[..., None], *args, **kwargs) -> None:
+    """Take a step, or die before it once none is left to take."""
+    if next(left, None) is None:
+        raise Killed
+    step(*args, **kwargs)
+
+
+def copied(exported: Path, folder: Path, stem: str = "model") -> Path:
+    """An export with its report, under another name."""
+    for file in (exported, exported.with_suffix(".bin"), exported.with_name(f"{exported.name}.json")):
+        if file.exists():
+            shutil.copy(file, folder / file.name.replace(exported.stem, stem, 1))
+    return folder / f"{stem}{exported.suffix}"
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_kill_between_two_renames_leaves_a_whole_export_or_none(
+    suffix: str, exported: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, later = exported(f"a{suffix}"), exported(f"half{suffix}")
+    report = json.loads(later.with_name(f"{later.name}.json").read_text())
+    found = []
+    for steps in range(6):
+        (tmp_path / f"{steps}" / "new").mkdir(parents=True)
+        path, output = copied(later, tmp_path / f"{steps}" / "new"), copied(earlier, tmp_path / f"{steps}")
+
+        left = iter(range(steps))
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", functools.partial(killing, left, os.replace))
+            patch.setattr(Path, "unlink", functools.partialmethod(functools.partial(killing, left, Path.unlink)))
+            publish(path, output, report)
+        model = open_model(output) if output.exists() else None
+        found.append(model and (model.precision, model.is_verified))
+    gone = [None, None] if suffix == ".xml" else []
+    states = [("float32", True), ("float32", False), *gone, ("fp16", False), ("fp16", True)]
+    assert found[: len(states)] == states
 
 
 def test_probs_that_are_no_numbers_write_nothing(

@@ -61,9 +61,7 @@ def export(config: ExportConfig) -> int:
             "calibrated_on": calibrated_on,
             **how_checked(config, bundle, agreement),
         }
-        _publish(path, config.output)
-    report_path = config.output.with_name(config.output.name + ".json")
-    write_json(report_path, report)
+        report_path = _publish(path, config.output, report)
     written, then = [("export", config.output), ("how it was checked", report_path)], []
     if config.format == "onnx":
         example = config.output.with_name(config.output.name + ".example.py")
@@ -89,15 +87,27 @@ def _beside(output: Path) -> Iterator[Path]:
         raise explain_os_error(error, output) from error
 
 
-def _publish(path: Path, output: Path) -> None:
-    """Give checked files their names, the one that names the model last: it never stands beside another's weights."""
+def _publish(path: Path, output: Path, report: dict) -> Path:
+    """Give checked files their names, and write the report, which holds their digests, beside them.
+
+    A kill at any moment leaves the earlier export or the new one, perhaps without its report, since that of other files
+    would have them refused; or, between two renames, no .xml: it never stands beside another's weights, for runtimes
+    that look at no digests.
+
+    Returns:
+        The report's path.
+    """
+    report_path = output.with_name(output.name + ".json")
     for file in files_of(path):
         sync_file(file)
+    report_path.unlink(missing_ok=True)
     if path.suffix == ".xml":
         output.unlink(missing_ok=True)
     for file in files_of(path):
         os.replace(file, output.with_name(file.name))
     sync_folder(output.parent)
+    write_json(report_path, report)
+    return report_path
 
 
 _EXAMPLE_PROGRAM = """\
