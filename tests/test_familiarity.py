@@ -24,7 +24,7 @@ from flowers.models.temperature import with_temperature, without_temperature
 from flowers.prediction.predict import predict
 from flowers.prediction.rows import RowFormat
 from flowers.reports.calibration import softmax
-from flowers.training.evaluation import Kept, learn_unfamiliar
+from flowers.training.evaluation import AnswerTables, learn_unfamiliar
 
 CLASSES, WIDTH = 20, 64
 PLAIN = {"engine": "torch", "precision": "float32", "workers": 1}
@@ -188,12 +188,12 @@ def test_training_fits_it_to_what_the_head_sees(plain: Path, tmp_path: Path, cap
     classifier, count = best.build(), 150
     features = rng.normal(0, 1, (count, best.head.in_features)).astype(np.float32)
     samples = Samples(Path(), [f"{index}.jpg" for index in range(count)], rng.integers(0, 4, count))
-    kept = Kept("valid", samples, best, classifier.head)
-    with kept.watching(), torch.inference_mode():
+    tables = AnswerTables("valid", samples, best, classifier.head)
+    with tables.watching(), torch.inference_mode():
         logits = classifier.head(torch.from_numpy(features))
-        kept.update(batch_of(range(count)), logits)
+        tables.update(batch_of(range(count)), logits)
     assert not classifier.head._forward_pre_hooks
-    answers = kept.answers(ALONE)
+    answers = tables.answers(ALONE)
     np.testing.assert_array_equal(answers.features, features)
     np.testing.assert_array_equal(answers.logits, logits.numpy())
     learnt = learn_unfamiliar(best, answers)
@@ -210,8 +210,8 @@ def test_of_a_large_split_every_few_images_are_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("flowers.training.evaluation.step_of", lambda count: 3)
     head, values = torch.nn.Identity(), torch.arange(14.0).reshape(7, 2)
     model = SimpleNamespace(classes=("a", "b"), head=SimpleNamespace(in_features=2))
-    kept = Kept("valid", range(7), model, head)
-    with kept.watching():
+    tables = AnswerTables("valid", range(7), model, head)
+    with tables.watching():
         for indices in (range(4), range(4, 7)):
-            kept.update(batch_of(indices), head(values[indices]))
-    assert kept.answers(ALONE).features.tolist() == values[::3].tolist()
+            tables.update(batch_of(indices), head(values[indices]))
+    assert tables.answers(ALONE).features.tolist() == values[::3].tolist()

@@ -42,8 +42,8 @@ _PIXELS, _INDEX = "pixels.u8", "index.npz"
 _BLOCK = 2**22  # bytes read at a time
 
 
-class _Kept(NamedTuple):
-    """What is kept of a picture."""
+class _Decoding(NamedTuple):
+    """How a picture is decoded for the cache."""
 
     short_side: int
     to_srgb: bool
@@ -131,12 +131,12 @@ def open_cache(
         FlowersError: its place cannot be written.
         PeerError: one of these on another process.
     """
-    kept = _Kept(short_side, to_srgb)
+    decoding = _Decoding(short_side, to_srgb)
     if kind == "ram":
-        cache = _share_in_memory(samples, kept, threads)
+        cache = _share_in_memory(samples, decoding, threads)
     else:
-        place = Path(folder) / _fingerprint(samples, kept)
-        from_main(lambda: _build_on_disk(samples, kept, place, threads))
+        place = Path(folder) / _fingerprint(samples, decoding)
+        from_main(lambda: _build_on_disk(samples, decoding, place, threads))
         cache = _open(place / _PIXELS, place / _INDEX, samples)
     where = "memory" if kind == "ram" else str(place)
     console.say(
@@ -145,7 +145,7 @@ def open_cache(
     return cache
 
 
-def _build_on_disk(samples: Samples, kept: _Kept, place: Path, threads: int) -> None:
+def _build_on_disk(samples: Samples, decoding: _Decoding, place: Path, threads: int) -> None:
     """Write the pixels, then the index, whose presence says that the pixels are whole; do nothing if both are there."""
     if os.path.lexists(place / _INDEX):
         if _is_whole(place):
@@ -161,9 +161,9 @@ def _build_on_disk(samples: Samples, kept: _Kept, place: Path, threads: int) -> 
             left.unlink()
     except OSError as error:
         raise explain_os_error(error, place) from error
-    _check_room(samples, "disk", kept, place.parent, threads)
+    _check_room(samples, "disk", decoding, place.parent, threads)
     with write_atomically(place / _PIXELS, "wb") as file:
-        index = _decode_all(samples, kept, threads, file)
+        index = _decode_all(samples, decoding, threads, file)
     with write_atomically(place / _INDEX, "wb") as file:
         np.savez(file, **index)
 
@@ -186,7 +186,7 @@ def _is_whole(place: Path) -> bool:
         return False
 
 
-def _share_in_memory(samples: Samples, kept: _Kept, threads: int) -> ImageCache:
+def _share_in_memory(samples: Samples, decoding: _Decoding, threads: int) -> ImageCache:
     """Build on one process of each machine, in files without a name, which the others open while it has them open."""
     memory = Path(SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else tempfile.gettempdir())
     builder = first_rank_here() if os.path.isdir("/proc/self/fd") else rank()  # not on Linux: a cache for each
@@ -196,10 +196,10 @@ def _share_in_memory(samples: Samples, kept: _Kept, threads: int) -> ImageCache:
         def build() -> list[str] | None:
             if rank() != builder:
                 return None
-            _check_room(samples, "ram", kept, memory, threads)
+            _check_room(samples, "ram", decoding, memory, threads)
             try:
                 pixels, index = (open_files.enter_context(tempfile.TemporaryFile(dir=memory)) for _ in range(2))
-                np.savez(index, **_decode_all(samples, kept, threads, pixels))
+                np.savez(index, **_decode_all(samples, decoding, threads, pixels))
                 pixels.seek(0)
                 index.seek(0)
             except OSError as error:
@@ -217,9 +217,9 @@ def _path_of(file: IO) -> str:
     return by_process if os.path.exists(by_process) else f"/dev/fd/{file.fileno()}"
 
 
-def _fingerprint(samples: Samples, kept: _Kept) -> str:
+def _fingerprint(samples: Samples, decoding: _Decoding) -> str:
     """A name that changes with any file's path, size or time of change, and with what is kept of it."""
-    digest = hashlib.sha256(f"{FORMAT} {kept.short_side} {len(samples)}{' sRGB' * kept.to_srgb}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {decoding.short_side} {len(samples)}{' sRGB' * decoding.to_srgb}".encode())
     stamps = file_stamps(samples.full_path, len(samples))
     for path, (size, changed_ns) in zip(samples.paths, stamps, strict=True):
         seen = "missing" if size < 0 else f"{size} {changed_ns}"
@@ -227,14 +227,14 @@ def _fingerprint(samples: Samples, kept: _Kept) -> str:
     return digest.hexdigest()[:24]
 
 
-def _check_room(samples: Samples, kind: str, kept: _Kept, folder: Path, threads: int) -> None:
+def _check_room(samples: Samples, kind: str, decoding: _Decoding, folder: Path, threads: int) -> None:
     """Refuse a cache that would fill the disk or the memory, going by every hundredth image or so.
 
     Raises:
         DataError: with the sizes.
     """
     probed = range(0, len(samples), max(1, len(samples) // 100))
-    pictures = in_order(lambda row: _picture(samples, row, kept), probed, threads)
+    pictures = in_order(lambda row: _picture(samples, row, decoding), probed, threads)
     sizes = (picture.image.size for picture in pictures if not isinstance(picture, str))
     needed = sum(sizes) / len(probed) * len(samples)
     free_bytes = shutil.disk_usage(folder).free
@@ -243,12 +243,13 @@ def _check_room(samples: Samples, kind: str, kept: _Kept, folder: Path, threads:
     if needed > 0.9 * free_bytes:
         instead = "--cache disk or none" if kind == "ram" else "--cache none, or an --output-dir with more room"
         raise DataError(
-            f"--cache {kind}: {len(samples)} images of short side {kept.short_side} take about {needed / 1e6:,.0f} MB, "
-            f"{folder} has room for {0.9 * free_bytes / 1e6:,.0f} MB; use {instead}, or a smaller --image-size"
+            f"--cache {kind}: {len(samples)} images of short side {decoding.short_side} take about "
+            f"{needed / 1e6:,.0f} MB, {folder} has room for {0.9 * free_bytes / 1e6:,.0f} MB; use {instead}, or a "
+            "smaller --image-size"
         )
 
 
-def _decode_all(samples: Samples, kept: _Kept, threads: int, file: IO[bytes]) -> dict[str, np.ndarray]:
+def _decode_all(samples: Samples, decoding: _Decoding, threads: int, file: IO[bytes]) -> dict[str, np.ndarray]:
     """Write the pixels of all images, one after the other.
 
     Returns:
@@ -258,7 +259,7 @@ def _decode_all(samples: Samples, kept: _Kept, threads: int, file: IO[bytes]) ->
     places = np.zeros((len(samples), 3), np.int64)
     reasons: dict[int, str] = {}
     offset = crc = damaged = 0
-    pictures = in_order(lambda row: _picture(samples, row, kept), range(len(samples)), threads)
+    pictures = in_order(lambda row: _picture(samples, row, decoding), range(len(samples)), threads)
     with console.progress("caching images", len(samples)) as meter:
         for row, picture in enumerate(pictures):
             places[row, 0] = offset
@@ -301,10 +302,12 @@ def _read_index(file: str | os.PathLike) -> dict[str, np.ndarray]:
         return {name: found[name] for name in found.files}
 
 
-def _picture(samples: Samples, row: int, kept: _Kept) -> Decoded | str:
+def _picture(samples: Samples, row: int, decoding: _Decoding) -> Decoded | str:
     """One image as it is kept, or the reason why its file gives none."""
     try:
-        image, damage = decode_image(samples.full_path(row), min_short_side=kept.short_side, to_srgb=kept.to_srgb)
+        image, damage = decode_image(
+            samples.full_path(row), min_short_side=decoding.short_side, to_srgb=decoding.to_srgb
+        )
     except ImageError as error:
         return str(error)
-    return Decoded(pixels.shrink(image, kept.short_side), damage)
+    return Decoded(pixels.shrink(image, decoding.short_side), damage)

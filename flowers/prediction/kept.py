@@ -61,7 +61,7 @@ class KeptRow(NamedTuple):
     number: int
 
 
-class Kept(NamedTuple):
+class KeptShard(NamedTuple):
     """The rows that are kept of one shard, by their place in it, and the stamps of all its places."""
 
     rows: dict[int, KeptRow]
@@ -233,7 +233,7 @@ def _is_unchanged(root: bytes, entry: Entry, row: Row, failed: Callable[[str, st
     return False
 
 
-def read_kept(work: Work, index: int, embeddings: Path | None) -> Kept:
+def read_kept(work: Work, index: int, embeddings: Path | None) -> KeptShard:
     """Read the rows that are kept of one shard: none if its file is missing or damaged, or its embeddings are gone."""
     size, folder = work.size(index), work.folder / "known"
     with contextlib.suppress(FileNotFoundError, OutputError):
@@ -244,8 +244,8 @@ def read_kept(work: Work, index: int, embeddings: Path | None) -> Kept:
             found = {}
             for slot, status, line, number in map(json.loads, lines):
                 found[slot] = KeptRow(status, line.encode(), number)
-            return Kept(found, stamps)
-    return Kept({}, np.full((size, 3), -1, "<i8"))
+            return KeptShard(found, stamps)
+    return KeptShard({}, np.full((size, 3), -1, "<i8"))
 
 
 def drop_stale(work: Work, root: bytes) -> None:

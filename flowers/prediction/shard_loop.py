@@ -18,7 +18,7 @@ from flowers.errors import FlowersError, ModelError, UsageError
 from flowers.machine import cpus_per_process
 from flowers.prediction import parts
 from flowers.prediction.job import Job
-from flowers.prediction.kept import Kept, StampingReader, read_kept
+from flowers.prediction.kept import KeptShard, StampingReader, read_kept
 from flowers.prediction.pipeline import PhotoReader, Pipeline, Shard, ceiling_per_s
 from flowers.prediction.work import Work
 from flowers.retries import retries
@@ -80,7 +80,7 @@ def _classify(job: Job, work: Work, own: range) -> None:
         )
         about = {"job": work.key, "engine": {"engine": engine.name, "precision": engine.precision}}
         before, recovered = pipeline.seconds(), retries.recovered
-        kept: dict[int, Kept] = {}
+        kept: dict[int, KeptShard] = {}
         try:
             for shard in pipeline.run(_without_kept(job, work, shards_for(work, own, job.place), kept)):
                 start_s = time.perf_counter()
@@ -102,18 +102,18 @@ def _classify(job: Job, work: Work, own: range) -> None:
 
 
 def _without_kept(
-    job: Job, work: Work, shards: Iterator[tuple[int, list[Entry]]], kept: dict[int, Kept]
+    job: Job, work: Work, shards: Iterator[tuple[int, list[Entry]]], kept: dict[int, KeptShard]
 ) -> Iterator[tuple[int, list[Entry]]]:
     """Of each shard the files that do not keep their row; what is kept goes into ``kept``."""
     for index, entries in shards:
         of_shard = read_kept(work, index, job.config.embeddings)
         if not of_shard.new_slots:  # another process's, which had no need of the network and is gone: do it all
-            of_shard = Kept({}, of_shard.stamps)
+            of_shard = KeptShard({}, of_shard.stamps)
         kept[index] = of_shard
         yield index, [entries[slot] for slot in of_shard.new_slots]
 
 
-def _write(job: Job, work: Work, shard: Shard, kept: Kept, facts: dict) -> None:
+def _write(job: Job, work: Work, shard: Shard, kept: KeptShard, facts: dict) -> None:
     """Write the part of a shard from the rows just made and those that are kept."""
     made, new = iter(shard.lines), kept.new_slots
     lines = [kept.rows[slot].line if slot in kept.rows else next(made) for slot in range(len(kept.stamps))]

@@ -27,7 +27,7 @@ from flowers.reports.metrics import Metrics
 from flowers.reports.model_report import Background, write_model_report
 from flowers.training.bad_images import find_bad, leave_out, listing_bad_images, warn_of_damaged
 from flowers.training.batches import AUTOCAST, ENGINE_PRECISION, eval_loader, through_engine
-from flowers.training.evaluation import Kept, calibrate, evaluate, learn_unfamiliar, show_figures
+from flowers.training.evaluation import AnswerTables, calibrate, evaluate, learn_unfamiliar, show_figures
 from flowers.training.final_report import can_gather, can_report, data_findings, device_name, or_warn
 from flowers.training.run_stages import HEAD_STAGE, NETWORK_STAGE
 
@@ -121,7 +121,7 @@ def measure(
     dtype = AUTOCAST[accelerator.mixed_precision]
     loader = eval_loader(config, accelerator, samples, bundle.preprocessing)
     head = classifier.head if config.calibrate else None
-    kept = Kept(config.split, samples, bundle, head) if keep_logits else None
+    tables = AnswerTables(config.split, samples, bundle, head) if keep_logits else None
     engine = None
     if trained.get("finetune") == "head" and trained.get("feature_cache") is True and config.mixed_precision is None:
         engine = build_engine(
@@ -141,12 +141,12 @@ def measure(
         return bundle.preprocessing.normalize(batch.images, dtype) if engine is None else batch.images
 
     with console.progress(f"evaluate {config.split}", len(samples)) as meter:
-        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, kept)
+        metrics = evaluate(accelerator, network, inputs, batches, len(samples), meter, tables)
     if engine is not None:
         engine.close()
     of_ranks = distributed.from_all(lambda: loader.damaged)
     damaged = [samples.paths[index] for index in sorted({place for found in of_ranks for place in found})]
-    return metrics, kept and kept.answers(accelerator), computed_by, damaged
+    return metrics, tables and tables.answers(accelerator), computed_by, damaged
 
 
 def as_trained(bundle: Bundle) -> Mapping[str, object]:

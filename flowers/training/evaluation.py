@@ -26,7 +26,7 @@ SURE = 0.99
 """Share of the answers that must be right at the threshold of ``--min-prob auto``."""
 
 
-class Kept:
+class AnswerTables:
     """What an evaluation keeps of a split for its ``Answers``: all logits, and features of every few images.
 
     Args:
@@ -81,7 +81,7 @@ def evaluate(
     batches: Iterable[Batch],
     num_images: int,
     meter: console.Meter | None = None,
-    kept: Kept | None = None,
+    tables: AnswerTables | None = None,
 ) -> Metrics:
     """Measure a network on a split, every image exactly once over all ranks.
 
@@ -90,19 +90,19 @@ def evaluate(
         batches: this rank's share; rows of weight 0 only pad the shape.
         num_images: of the whole split.
         meter: shows the progress of all ranks.
-        kept: filled with what this rank's images give.
+        tables: filled with what this rank's images give.
 
     Raises:
         TrainingError: an image was missed or counted twice.
     """
     network.eval()
     tally = Tally(num_images, accelerator.device)
-    with kept.watching() if kept is not None else contextlib.nullcontext():
+    with tables.watching() if tables is not None else contextlib.nullcontext():
         for batch in to_device(iter(batches), accelerator.device):
             scores = network(inputs(batch))
             tally.update(batch.indices, batch.weights, scores, batch.targets)
-            if kept is not None:
-                kept.update(batch, scores)
+            if tables is not None:
+                tables.update(batch, scores)
             if meter is not None:
                 meter.advance(len(batch.targets) * accelerator.num_processes)
     return tally.result(accelerator.reduce)

@@ -19,7 +19,7 @@ from flowers.training.bad_images import handle_bad_images
 from flowers.training.batches import Batches, ImageBatches, build_augmentation, build_cache, build_order
 from flowers.training.checkpoint import Checkpoint
 from flowers.training.continued import continued
-from flowers.training.evaluation import Kept, calibrate_trained, learn_unfamiliar, show_figures
+from flowers.training.evaluation import AnswerTables, calibrate_trained, learn_unfamiliar, show_figures
 from flowers.training.features import FeatureBatches, features_of_splits
 from flowers.training.final_report import can_gather, can_report, check_labels, or_warn, write_training_report
 from flowers.training.fingerprint import check_fingerprint, fingerprint
@@ -251,10 +251,10 @@ def measure_best(trainer: Trainer, best: Bundle) -> tuple[Bundle, dict[str, dict
             continue
         learns = split == "valid" and stage.config.calibrate and best.familiarity is None
         head = stage.model.classifier.head if learns else None
-        kept = Kept(split, samples, best, head) if gathers else None
-        results[split] = trainer.evaluate(split, kept).to_dict()
-        if kept is not None:
-            answers[split] = kept.answers(trainer.accelerator)
+        tables = AnswerTables(split, samples, best, head) if gathers else None
+        results[split] = trainer.evaluate(split, tables).to_dict()
+        if tables is not None:
+            answers[split] = tables.answers(trainer.accelerator)
         if split == "valid" and stage.config.calibrate:
             best, answers[split] = calibrate_trained(best, answers[split])
             if learns:

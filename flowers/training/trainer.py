@@ -22,7 +22,7 @@ from flowers.models.heads import synchronize_batch_norm
 from flowers.reports.metrics import Metrics
 from flowers.training.batches import Batches, Stopwatch, to_device
 from flowers.training.checkpoint import Progress, save_checkpoint
-from flowers.training.evaluation import Kept, evaluate
+from flowers.training.evaluation import AnswerTables, evaluate
 from flowers.training.flags import parse_save_every
 from flowers.training.head_search import fit_head
 from flowers.training.history import History
@@ -298,20 +298,20 @@ class Trainer:
         self.unread.clear()
         return self.sums[0] / max(self.sums[2], 1.0)
 
-    def evaluate(self, split: str, kept: Kept | None = None) -> Metrics:
+    def evaluate(self, split: str, tables: AnswerTables | None = None) -> Metrics:
         """Measure the network as it is now on a split.
 
         Args:
-            kept: filled with what this rank's images give.
+            tables: filled with what this rank's images give.
         """
         if split not in self._evaluation:
             self._evaluation[split] = self.batches.evaluation(split)
         batches, num_images = self._evaluation[split], len(self.stage.data.splits[split])
         stance = contextlib.nullcontext()
-        if self.config.compile and kept is not None and kept.head is not None:
+        if self.config.compile and tables is not None and tables.head is not None:
             stance = torch.compiler.set_stance("force_eager")  # compiled code does not call the hook that sees features
         with stance:
-            return evaluate(self.accelerator, self.network, self.batches.inputs, batches, num_images, kept=kept)
+            return evaluate(self.accelerator, self.network, self.batches.inputs, batches, num_images, tables=tables)
 
     def validate(self) -> None:
         """Evaluate on the validation split, record the result, keep the best model by top1, then by loss.
