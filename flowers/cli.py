@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from flowers import console, environment, flags, help_page, usage
-from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError, explain
+from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError, explain, system_reason
 from flowers.parsing import read_yaml
 
 Config = TypeVar("Config")
@@ -139,7 +139,7 @@ def _check_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise FlowersError(
-            f"the current folder is gone ({error.strerror}): change to one that is there; if it was made anew, "
+            f"the current folder is gone ({system_reason(error)}): change to one that is there; if it was made anew, "
             'cd "$PWD" leads there'
         ) from None
 

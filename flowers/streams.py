@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from flowers.errors import OutputError
+from flowers.errors import OutputError, system_reason
 
 
 class Screen(io.FileIO):
@@ -27,7 +27,7 @@ class Screen(io.FileIO):
                 _open_nowhere(self.fileno())  # what is still in buffers would fail again, at the very end
                 if isinstance(error, BrokenPipeError):  # the reader has seen enough, as with `| head`
                     raise SystemExit(0) from None
-                raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+                raise OutputError(f"cannot write to stdout: {system_reason(error)}") from None
             return len(data)
 
 

@@ -52,7 +52,7 @@ def test_in_a_folder_that_is_gone_nothing_starts(
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda config: 0, Small, ["--folder", "x"])
     assert ended.value.code == 1
-    assert "error: the current folder is gone (No such file or directory): change to" in capsys.readouterr().err
+    assert "error: the current folder is gone (no such file or directory): change to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", ["--split valid", "--exclude x", "-b 8", "-j 2", "--mixed-precision no"])

@@ -94,7 +94,7 @@ def test_folders_that_are_no_runs_are_named_in_one_line(tmp_path: Path) -> None:
         "fresh: no validation in history.jsonl yet",
         "damaged: while parsing",
         *(f"{name}: a line of its history is damaged" for name in ("odd", *lines, "timed")),
-        "file: Not a directory",
+        "file: not a directory",
     ):
         assert part in line, line
     assert "good" not in line

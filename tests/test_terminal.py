@@ -312,7 +312,7 @@ def test_help_and_info_end_without_a_traceback(before, place: Path, tmp_path: Pa
     codes = {fill_stdout: 1, break_pipes: 0}
     job = Job("info", [place / "model"], folder=tmp_path, before=before)
     assert job.wait() == [codes[before]], job.output
-    assert ("cannot write to stdout: No space left" in job.output) == (before is fill_stdout)
+    assert ("cannot write to stdout: no space left" in job.output) == (before is fill_stdout)
     assert "Traceback" not in job.output
     job = Job("train", ["--help"], folder=tmp_path, before=before)
     assert job.wait() == [0], job.output

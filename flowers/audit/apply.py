@@ -16,7 +16,7 @@ from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.folders import load_image_folders
 from flowers.data.paths import readable
 from flowers.data.shards import lies_in_shard
-from flowers.errors import DataError, FlowersError, OutputError
+from flowers.errors import DataError, FlowersError, OutputError, system_reason
 from flowers.files import explain_os_error, remove, replace_folder, write_atomically
 from flowers.parsing import read_json
 from flowers.retries import is_there, retries
@@ -128,8 +128,7 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
             except OSError as error:
                 if error.filename != str(data_dir / path):
                     raise
-                reason = (error.strerror or str(error)).lower()
-                raise DataError(f"{readable(data_dir / path)}: cannot be read: {reason}") from None
+                raise DataError(f"{readable(data_dir / path)}: cannot be read: {system_reason(error)}") from None
         if (data_dir / "cat_to_name.json").exists():
             shutil.copy2(data_dir / "cat_to_name.json", folder)
     console.say(f"{len(after)} photos copied, {len(before) - len(after)} left out: {console.plain(readable(target))}")

@@ -28,7 +28,7 @@ from typing import BinaryIO, NamedTuple
 
 from flowers.data.paths import decode_path, readable
 from flowers.data.tables import IS_UTF16, TABLES, table_rows
-from flowers.errors import DataError
+from flowers.errors import DataError, system_reason
 
 SPLITS = {"train": "train", "": "train", "valid": "valid", "val": "valid", "test": "test"}
 """Values of the column ``split``, and the splits that they mean."""
@@ -170,7 +170,7 @@ def read_paths(list_file: Path) -> Iterator[str]:
         else:
             yield from _lines(sys.stdin.buffer, Path("standard input"))
     except OSError as error:
-        raise DataError(f"{readable(list_file)}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{readable(list_file)}: cannot be read: {system_reason(error)}") from None
 
 
 def _lines(file: BinaryIO, list_file: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from flowers import console
 from flowers.data.tables import table_rows
 from flowers.datasets.set_folder import new_set, read_marker
-from flowers.errors import DataError
+from flowers.errors import DataError, system_reason
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 PHOTOS, LABELS, SPLIT = "102flowers.tgz", "imagelabels.mat", "setid.mat"
@@ -144,7 +144,7 @@ def check_originals(folder: Path) -> None:
         except FileNotFoundError:
             raise DataError(f"no {name} in {folder}; expected {', '.join(ORIGINALS)}, from {URL}") from None
         except OSError as error:
-            raise DataError(f"cannot read {folder / name}: {error.strerror}") from error
+            raise DataError(f"cannot read {folder / name}: {system_reason(error)}") from error
         if digest != expected:
             size = (folder / name).stat().st_size
             raise DataError(

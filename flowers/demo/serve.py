@@ -16,7 +16,7 @@ from flowers.data.scan import scan_images
 from flowers.demo.answer import Oracle
 from flowers.demo.page import CSS, KEEP_S, build_page
 from flowers.demo.uploads import UploadLimit
-from flowers.errors import DataError, FlowersError, ImageError, UsageError
+from flowers.errors import DataError, FlowersError, ImageError, UsageError, system_reason
 from flowers.reports.photos import thumbnail
 
 FIRST_PORT, PORTS = 7860, 100
@@ -122,7 +122,7 @@ def find_port(host: str, port: int | None) -> int:
                 probe.bind((address[0], number))
                 return probe.getsockname()[1]
             except OSError as error:
-                reason = (error.strerror or str(error)).lower()
+                reason = system_reason(error)
     shown = f"--port {port}" if port is not None else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
     raise UsageError(f"{shown} on {host}: {reason}; choose another --port, or 0 for any that is free")
 

@@ -33,7 +33,7 @@ import flowers
 from flowers.data.folders import ClassIndex
 from flowers.data.paths import readable, some
 from flowers.data.preprocessing import Preprocessing
-from flowers.errors import ModelError, OutputError
+from flowers.errors import ModelError, OutputError, system_reason
 from flowers.files import allow_as_usual, old_name, replace_folder
 from flowers.models.backbones import build_backbone, check_name, skip_random_init
 from flowers.models.familiarity import Familiarity
@@ -331,7 +331,7 @@ def _read_file(path: Path) -> bytes:
     try:
         return retries.read(path.read_bytes, path)
     except OSError as error:
-        raise ModelError(f"bundle {path.parent}: {path.name} cannot be read: {error.strerror}") from None
+        raise ModelError(f"bundle {path.parent}: {path.name} cannot be read: {system_reason(error)}") from None
 
 
 def _read_tensors(folder: Path, head: HeadSpec) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flowers import console
 from flowers.config.compare import CompareConfig
 from flowers.data.paths import readable
-from flowers.errors import UsageError
+from flowers.errors import UsageError, system_reason
 from flowers.flags import spelled
 from flowers.parsing import read_yaml
 from flowers.reports.calibration import wilson_interval
@@ -91,7 +91,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             what = "no such folder" if not folder.exists() else f"no {Path(error.filename).name} in it"
             bad.append(f"{readable(str(folder))}: {what}")
         except OSError as error:
-            bad.append(f"{readable(str(folder))}: {error.strerror}")
+            bad.append(f"{readable(str(folder))}: {system_reason(error)}")
         except ValueError as error:
             bad.append(f"{readable(str(folder))}: {' '.join(str(error).split())[:200]}")
         else:

@@ -26,7 +26,7 @@ from flowers.data.paths import readable
 from flowers.data.scan import file_stamps
 from flowers.distributed import from_main, sums_of_ranks
 from flowers.engines.engine import Engine, KeyedNetwork, build_engine
-from flowers.errors import ProcessError, StoppedError
+from flowers.errors import ProcessError, StoppedError, system_reason
 from flowers.files import NPZ_DAMAGE, file_digest, make_folder, remove, write_atomically, write_json
 from flowers.parsing import read_mapping
 from flowers.retries import retries
@@ -315,7 +315,7 @@ def _read(path: Path) -> np.ndarray:
         return _load(path)
     except OSError as error:
         raise ProcessError(
-            f"{path}: cannot be read ({error.strerror}): the run folder must be one that all machines share"
+            f"{path}: cannot be read ({system_reason(error)}): the run folder must be one that all machines share"
         ) from None
     except NPZ_DAMAGE as error:
         raise ProcessError(f"{path}: damaged since it was written ({error}); start the same command again") from None
