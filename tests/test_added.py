@@ -1,5 +1,6 @@
 """Photos of predictions tables as further training images: which, with which class, never twice and never held out."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from flowers.data.corrections import read_all_corrections, read_corrections
 from flowers.data.folders import ImageFolders, load_split
 from flowers.data.tables import read_rows
 from flowers.errors import CheckpointError, DataError
+from flowers.training.session import _list_images
 from jobs.predict import main as predict
 from jobs.train import main as train
 
@@ -94,6 +96,21 @@ def test_photos_that_the_data_holds_are_not_added(place: Path, capsys: pytest.Ca
     write(place / "c.csv", "path,class", "below/b.jpg,-")
     with pytest.raises(DataError, match=r"below/b\.jpg of --add p\.csv is train/rose/0\.jpg of the data set; correct"):
         added(corrections=("c.csv",))
+
+
+def test_what_is_wrong_with_groups_is_said_once_with_the_added_photos(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = TrainConfig(Path("data"), Path("run"), add=(Path("p.csv"),), group=(r"(?:t|b|[01])\.jpg",))
+    data = _list_images(config)
+    assert set(data.splits) == {"train", "valid", "test"}
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("images are in no group") == 1
+    assert "7 of 13 images are in no group" in told
+    write(place / "g.csv", "path,group", "train/rose/0.jpg,day", "test/rose/t.jpg,night", "../in/a.jpg,night")
+    _list_images(dataclasses.replace(config, group=("g.csv",)))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("images outside train belong to groups") == told.count("images are in no group") == 1
 
 
 @pytest.mark.parametrize(

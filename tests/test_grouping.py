@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trees import load, touch
 
-from flowers.data.grouping import group_images, groups
+from flowers.data.grouping import group_images, groups, warn_of_groups
 from flowers.data.paths import encode_path
 from flowers.errors import DataError, FlowersError, UsageError
 
@@ -108,7 +108,8 @@ def test_the_split_is_that_of_its_groups(tree: Path, tmp_path: Path) -> None:
 
 def test_groups_that_the_folders_cut_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["train/a/p1_1.jpg", "train/b/p2_1.jpg", "valid/a/p1_2.jpg", "valid/b/p3_1.jpg", "test/a/p1_3.jpg"]
-    load(touch(tmp_path / "tree", *names), group=(r"p\d+_",))
+    found = load(touch(tmp_path / "tree", *names))
+    warn_of_groups({name: samples.paths for name, samples in found.splits.items()}, (r"p\d+_",))
     told = capsys.readouterr()
     assert "2 images outside train belong to groups that are in train" in told.out + told.err
     assert "valid/a/p1_2.jpg" in told.out + told.err

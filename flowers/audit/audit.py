@@ -61,7 +61,9 @@ def audit(config: AuditConfig) -> int:
         stage = prepare_stage(features_config, session, None)
         features = features_of_splits(stage, config.checkpoint)
         audited = _audited(config, stage, features, labelled)
-        together = group_images(audited.paths, config.group) if config.group else np.arange(len(audited.targets))
+        together = (
+            group_images(audited.paths, config.group, warns=True) if config.group else np.arange(len(audited.targets))
+        )
         key = _key(config, stage, audited, together)
         if distributed.from_main(lambda: _is_finished(config.output_dir, key)):
             distributed.from_main(lambda: remove(config.output_dir / "folds"))  # where an earlier start could not

@@ -16,7 +16,6 @@ from flowers import console
 from flowers.data.choice import Choice, said_left_out
 from flowers.data.classes import ClassIndex, display_names, warn_of_one_class
 from flowers.data.corrections import Corrections
-from flowers.data.grouping import warn_of_leaks
 from flowers.data.layout import Split, find_splits, warn_of_unused
 from flowers.data.lists import SPLIT_NAMES
 from flowers.data.paths import PathList, readable, some
@@ -153,8 +152,6 @@ def load_image_folders(
             warn_of_missing_classes(splits[name].where, samples, classes)
     if "valid" not in found and draw.val_fraction > 0:
         found["train"], found["valid"] = _hold_out(found["train"], draw, where)
-    if draw.group and len(found) > 1:
-        warn_of_leaks({name: samples.paths for name, samples in found.items()}, draw.group)
     return ImageFolders(classes, found["train"], found.get("valid"), found.get("test"), corrections)
 
 

@@ -19,13 +19,14 @@ HINT = (
 )
 
 
-def group_images(paths: Sequence[str], sources: Sequence[str]) -> np.ndarray:
+def group_images(paths: Sequence[str], sources: Sequence[str], *, warns: bool = False) -> np.ndarray:
     """Join images that any source puts into one group; an image that none knows is a group of its own.
 
     Args:
         paths: N paths relative to the data folder.
         sources: what ``--group`` was given, each a table, the findings of the data check, or a regular expression
             whose first group, or else whole match, in a path is the name of the image's group.
+        warns: say how many images a source does not know; one caller of a job does.
 
     Returns:
         [N] int64, the index of the first image of each image's group.
@@ -34,10 +35,10 @@ def group_images(paths: Sequence[str], sources: Sequence[str]) -> np.ndarray:
         DataError: a table that cannot be read, or that names none of the images.
         UsageError: an expression that is none, or that matches no path.
     """
-    return leaders(len(paths), _links(paths, sources))
+    return leaders(len(paths), _links(paths, sources, warns))
 
 
-def _links(paths: Sequence[str], sources: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _links(paths: Sequence[str], sources: Sequence[str], warns: bool) -> Iterator[tuple[int, int]]:
     """Each image that a source knows, and the first one of its group there."""
     for source in sources:
         group_of, known = _reader(source), 0
@@ -52,7 +53,7 @@ def _links(paths: Sequence[str], sources: Sequence[str]) -> Iterator[tuple[int, 
                 f"--group {console.plain(source)}: fits none of {len(paths)} images, such as {readable(paths[0])}; "
                 f"{HINT}"
             )
-        if known < len(paths):
+        if warns and known < len(paths):
             console.warn(
                 f"--group {console.plain(source)}: {len(paths) - known} of {len(paths)} images are in no group"
             )
@@ -85,11 +86,11 @@ def groups(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [group for group in members.values() if len(group) > 1]
 
 
-def warn_of_leaks(splits: dict[str, Sequence[str]], sources: Sequence[str]) -> None:
-    """Name the groups that stand in several splits of the data as it is on disk."""
+def warn_of_groups(splits: dict[str, Sequence[str]], sources: Sequence[str]) -> None:
+    """Name the images that are in no group, and the groups that stand in several splits."""
     paths = [path for of_split in splits.values() for path in of_split]
     names = np.repeat(list(splits), [len(of_split) for of_split in splits.values()])
-    groups = group_images(paths, sources)
+    groups = group_images(paths, sources, warns=True)
     of_train = set(groups[names == "train"].tolist())
     cut = [readable(paths[index]) for index in np.flatnonzero(names != "train") if groups[index] in of_train]
     if cut:

@@ -14,7 +14,7 @@ from flowers.data.choice import Choice, refuse_unreadable_folders
 from flowers.data.corrections import read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
-from flowers.data.grouping import warn_of_leaks
+from flowers.data.grouping import warn_of_groups
 from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
 from flowers.errors import CheckpointError, DataError, StoppedError
@@ -123,8 +123,8 @@ def _list_images(config: TrainConfig) -> ImageFolders:
             refuse_unreadable_folders(choice)
     if tables:
         data = add_to_train(data, tables)
-        if config.group:
-            warn_of_leaks({name: samples.paths for name, samples in data.splits.items()}, config.group)
+    if config.group:
+        warn_of_groups({name: samples.paths for name, samples in data.splits.items()}, config.group)
     return data.at_most(config.max_images, config.max_train_images, config.seed)
 
 
