@@ -34,6 +34,7 @@ from flowers.errors import DataError, FlowersError, OutputError, StoppedError, U
 from flowers.models.bundle import load_bundle
 from flowers.prediction import finish, parts, table
 from flowers.prediction import pipeline as pipeline_module
+from flowers.prediction import predict as predict_module
 from flowers.prediction.from_table import predict_from_table
 from flowers.prediction.inputs import list_inputs
 from flowers.prediction.predict import predict
@@ -903,6 +904,34 @@ def test_replaced_work_takes_its_unfinished_embeddings_along(
     assert len(list(tmp_path.glob("out.csv.parts/*/embeddings.npy"))) == 1
     assert run(topk=2, overwrite=True) == 0
     assert left_over(tmp_path) == []
+
+
+def test_jobs_of_two_outputs_do_not_replace_one_anothers_embeddings(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = tmp_path / "features.npy"
+    refusal = r"features.npy was there before, .*; move it away and start the same command again, or pass --overwrite"
+    assert run_until(4, run, monkeypatch, embeddings=features) == 75
+    run(output=tmp_path / "other.csv", embeddings=features, tta="flip")
+    others = features.read_bytes()
+    with pytest.raises(OutputError, match=refusal):
+        run(embeddings=features)
+    features.rename(tmp_path / "aside.npy")
+    join = predict_module._join
+
+    def join_later(*args: object) -> dict | None:
+        (tmp_path / "aside.npy").rename(features)
+        return join(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=refusal):
+        patch.setattr(predict_module, "_join", join_later)
+        run(embeddings=features)
+    assert features.read_bytes() == others
+    assert not (tmp_path / "out.csv").exists()
+    features.unlink()
+    monkeypatch.setattr(predict_module, "classify", lambda job, work: None)  # all of it is done
+    assert run(embeddings=features) == 0
+    assert features.read_bytes() != others
 
 
 def test_an_array_does_its_shards_and_the_last_task_joins(

@@ -37,6 +37,11 @@ class EmbeddingsFile:
         self._work, self._partial = work, work.folder / "embeddings.npy"
         self.bytes = _HEADER_BYTES + work.num_files * width * 4
 
+    @property
+    def is_unfinished(self) -> bool:
+        """True if it is in the making, and does not have its final name yet."""
+        return os.path.lexists(self._partial)
+
     def open(self) -> None:
         """Make the unfinished file, or find it; finished shards whose embeddings are lost lose their parts.
 
@@ -99,6 +104,7 @@ class EmbeddingsFile:
                     raise
                 with open(source, "rb") as old, write_atomically(self.path, "wb") as new:
                     shutil.copyfileobj(old, new)
+                source.unlink()
             sync_folder(self.path.parent)
 
     def _check(self, source: Path) -> None:

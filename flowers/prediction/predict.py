@@ -21,13 +21,14 @@ from flowers.files import file_digest
 from flowers.locks import share
 from flowers.made import how_made
 from flowers.prediction import parts
+from flowers.prediction.embeddings import EmbeddingsFile
 from flowers.prediction.finish import finish
 from flowers.prediction.inputs import input_root, list_inputs
 from flowers.prediction.job import Job, open_job
 from flowers.prediction.kept import drop_stale, keep_rows, whole_or_known
 from flowers.prediction.parts import DamagedError
 from flowers.prediction.shard_loop import classify
-from flowers.prediction.table import check_free, join_parts, thumbnails_of, write_sidecar
+from flowers.prediction.table import check_embeddings_free, check_free, join_parts, thumbnails_of, write_sidecar
 from flowers.prediction.work import LIST_ONLY, Work, lock_of
 from flowers.prediction.work_folder import Listing, WorkFolder, remove_left_over
 from flowers.stopping import StopRequest
@@ -127,6 +128,7 @@ def _find_work(job: Job, folder: WorkFolder) -> dict:
         return {"facts": work}
     try:
         if (embeddings := job.embeddings(work)) is not None:
+            _check_embeddings(config, embeddings)
             embeddings.open()
         done = len(parts.finished(work.parts))
     except FileNotFoundError:
@@ -200,8 +202,10 @@ def _join(job: Job, work: Work) -> dict | None:
         )
         return None
     start_s = time.monotonic()
-    totals = join_parts(work, config.output, job.stop.check, thumbnails_of(config))
     embeddings = job.embeddings(work)
+    if embeddings is not None:
+        _check_embeddings(config, embeddings)
+    totals = join_parts(work, config.output, job.stop.check, thumbnails_of(config))
     if embeddings is not None:  # only now: a part that turned out to be damaged writes its rows there once more
         embeddings.publish()
     totals["seconds"]["join"] = round(time.monotonic() - start_s, 3)
@@ -223,6 +227,16 @@ def _join(job: Job, work: Work) -> dict | None:
     write_sidecar(config.output, config.output, facts)
     work.remove()
     return facts
+
+
+def _check_embeddings(config: PredictConfig, embeddings: EmbeddingsFile) -> None:
+    """See that no job of another output has written the embeddings file since this job began.
+
+    Raises:
+        OutputError: one has; all that is done here is kept.
+    """
+    if embeddings.is_unfinished and not (config.overwrite or config.updates):
+        check_embeddings_free(config.output, config.embeddings, "move it away and start the same command again")
 
 
 def _root_from_output(config: PredictConfig) -> str | None:

@@ -91,10 +91,19 @@ def check_free(output: Path, embeddings: Path | None) -> None:
         raise _not_ours(sidecar, "choose another --output")
     if facts is None and stamps_path(output).exists():
         raise _not_ours(stamps_path(output), "choose another --output")
-    if embeddings is not None and embeddings.exists():
-        known = (facts or {}).get("embeddings") or {}
-        if known.get("bytes") != embeddings.stat().st_size:
-            raise _not_ours(embeddings, "choose another --embeddings")
+    if embeddings is not None:
+        check_embeddings_free(output, embeddings, "choose another --embeddings")
+
+
+def check_embeddings_free(output: Path, embeddings: Path, advice: str) -> None:
+    """See that an embeddings file is not there yet, or is that of the output as it was.
+
+    Raises:
+        OutputError: it is another's; with the advice.
+    """
+    known = (read_sidecar(output) or {}).get("embeddings") or {}
+    if embeddings.exists() and known.get("bytes") != embeddings.stat().st_size:
+        raise _not_ours(embeddings, advice)
 
 
 def join_parts(
