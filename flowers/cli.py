@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import glob
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import NoReturn, TypeVar
 
 from flowers import console, environment, flags, help_page, usage
 from flowers.errors import EXIT_FAILED, FlowersError, PeerError, StoppedError, UsageError, explain, system_reason
+from flowers.files import old_name
 from flowers.parsing import read_yaml
 
 Config = TypeVar("Config")
@@ -56,6 +58,7 @@ def _outcome(main: Callable[[Config], int | None], config_type: type[Config], ar
         _check_folder()
         environment.check_group()
         config = parse(config_type, choose_log(argv), sys.modules[main.__module__].__doc__ or "")
+        _check_paths(config)
         _check_allocator()
         code = main(config) or 0
         sys.stdout.flush()
@@ -142,6 +145,29 @@ def _check_folder() -> None:
             f"the current folder is gone ({system_reason(error)}): change to one that is there; if it was made anew, "
             'cd "$PWD" leads there'
         ) from None
+
+
+def _check_paths(config: object) -> None:
+    """Refuse a mistyped path at once: a job looks only after the seconds that importing torch takes.
+
+    A config names fields of such paths as ``must_exist``. Standard input, patterns, addresses, and what a disk does not
+    tell now are left to the job.
+
+    Raises:
+        FlowersError: one is not there, nor what a killed save has set aside for it.
+    """
+    for name in getattr(config, "must_exist", ()):
+        value = getattr(config, name)
+        for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
+            if str(path) == "-" or glob.has_magic(str(path)) or ":/" in str(path):
+                continue
+            try:
+                os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                if not old_name(path).exists():
+                    raise FlowersError(f"{flags.spelled(name)} {path}: no such file or folder") from None
+            except (OSError, ValueError):
+                continue
 
 
 def _check_allocator() -> None:

@@ -55,6 +55,34 @@ def test_in_a_folder_that_is_gone_nothing_starts(
     assert "error: the current folder is gone (no such file or directory): change to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("config", "flags", "missing"),
+    [
+        (TrainConfig, "--data-dir no", "--data-dir no"),
+        (TrainConfig, "--data-dir . --continue-from file/no", "--continue-from file/no"),
+        (PredictConfig, "--checkpoint no --input .", "--checkpoint no"),
+        (PredictConfig, "--checkpoint . --input . no", "--input no"),
+        (PredictConfig, "--checkpoint . --input - *.jpg s3://b/c https://h/a.jpg", None),
+        (PredictConfig, "--checkpoint . --input no --merge", None),
+        (PredictConfig, "--checkpoint best --input .", None),
+        (EvaluateConfig, "--checkpoint . --data-dir no", "--data-dir no"),
+        (EvaluateConfig, "--predictions p.csv", None),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_the_job_is_imported(
+    config: type, flags: str, missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / ".best.old").mkdir()  # as a save that was killed between its two renames leaves it
+    started = []
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda config: started.append(config), config, flags.split())
+    assert (ended.value.code, len(started)) == ((0, 1) if missing is None else (1, 0))
+    said = capsys.readouterr().err
+    assert said == ("" if missing is None else f"error: {missing}: no such file or folder\n")
+
+
 @pytest.mark.parametrize("flags", ["--split valid", "--exclude x", "-b 8", "-j 2", "--mixed-precision no"])
 def test_flags_about_images_do_not_go_with_a_table(flags: str) -> None:
     name = {"-b": "--batch-size", "-j": "--workers"}.get(flags.split()[0], flags.split()[0])

@@ -19,6 +19,8 @@ class AuditConfig:
 
     GROUPS: ClassVar = {"data_dir": "data and results", "model": "model", "batch_size": "machine"}
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("data_dir", "checkpoint")
+    """Fields of paths that are looked for before anything is imported."""
 
     data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
     """Folder with train/ and, if you like, valid/ and test/, each with one folder per class; or photos directly in

@@ -23,6 +23,8 @@ class BenchmarkConfig:
         "engines": "what is tried",
     }
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("checkpoint", "input")
+    """Fields of paths that are looked for before anything is imported."""
 
     checkpoint: Annotated[Path, Flag(takes="a model folder or run folder")]
     """Model folder, or a run folder (its best model)."""

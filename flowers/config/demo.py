@@ -21,6 +21,8 @@ class DemoConfig:
         "examples": "page",
     }
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("checkpoint",)
+    """Fields of paths that are looked for before anything is imported."""
 
     checkpoint: Annotated[Path, Flag(takes="a model folder, a run folder or an exported file")]
     """Model folder, a run folder (its best model), or an exported .onnx or .xml file."""

@@ -39,6 +39,8 @@ class EvaluateConfig:
         "batch_size": "machine",
     }
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("checkpoint", "data_dir")
+    """Fields of paths that are looked for before anything is imported."""
 
     checkpoint: Annotated[Path | None, Flag(takes="a model folder or run folder")] = None
     """Model folder, or a run folder (its best model)."""

@@ -40,6 +40,8 @@ class ExportConfig:
         "average": "average instead",
     }
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("checkpoint",)
+    """Fields of paths that are looked for before anything is imported."""
 
     output: Path
     """File to write; NAME.json beside it tells how it was checked. With --format web or timm: the folder; with

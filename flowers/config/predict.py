@@ -237,6 +237,11 @@ class PredictConfig:
         """True if rows of a finished table are kept."""
         return self.follows or self.retry_errors
 
+    @property
+    def must_exist(self) -> tuple[str, ...]:
+        """Fields of paths that are looked for before anything is imported; --merge need not see the photos."""
+        return ("checkpoint",) if self.merge else ("checkpoint", "input")
+
     def array_task(self) -> tuple[int, int]:
         """(I, N) of --shard; (0, 1) without it.
 

@@ -34,6 +34,8 @@ class TrainConfig:
         "mixed_precision": "machine",
     }
     """First field of each group of flags in --help, and its title."""
+    must_exist: ClassVar = ("data_dir", "continue_from")
+    """Fields of paths that are looked for before anything is imported."""
 
     data_dir: Annotated[Path, Flag("--data", takes="a folder or list of images")]
     """Folder with train/ and valid/ (or val/) and, if you like, test/, each with one folder per class; or photos
