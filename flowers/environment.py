@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from flowers import console
 from flowers.errors import ProcessError, UsageError
@@ -34,6 +35,15 @@ _BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNTASKS", "MPI_LOCALNRAN
 """Where MPI's launchers say how many processes they started; none of them says where the processes can meet."""
 _UNSET = ("", "1", "no", "none", "false", "default")
 """What `accelerate launch` writes for a choice that nobody made; left out without a word."""
+
+
+def staged(path: Path) -> Path:
+    """Where to read a data set: the copy on this node's disk, if ``slurm/common.sh --stage`` made one, else its path.
+
+    The copy goes with the job, so that what a run remembers is the path that it was given.
+    """
+    given, copy = (os.environ.get(name) for name in ("FLOWERS_STAGED", "FLOWERS_STAGED_COPY"))
+    return Path(copy) if given and copy and path.absolute() == Path(given) else path
 
 
 def check_group() -> None:

@@ -120,7 +120,8 @@ stage_data() {
   say "staging $data to $here"
   on_every_node bash "$root/slurm/stage.sh" "$action" "$data" "$staged" || fail "$data could not be staged, see above"
   trap unstage EXIT
-  set_flag "$data_flag" "$here"
+  if [[ $job == predict ]]; then set_flag "$data_flag" "$here"
+  else export FLOWERS_STAGED=$data FLOWERS_STAGED_COPY=$here; fi  # what a run remembers is the user's own path
 }
 unstage() { on_every_node bash "$root/slurm/stage.sh" remove "$staged" || true; }
 

@@ -150,6 +150,18 @@ class TestClasses:
         assert "\n" not in str(error.value)
         assert str(tmp_path) in str(error.value)
 
+    def test_a_staged_copy_is_read_in_the_place_of_the_given_path(self, tmp_path: Path, monkeypatch):
+        names = [f"train/{name}/{index}.jpg" for name in "ab" for index in range(5)]
+        given, copy = touch(tmp_path / "given", "other/a/1.jpg"), touch(tmp_path / "copy", *names)
+        monkeypatch.setenv("FLOWERS_STAGED", str(given))
+        monkeypatch.setenv("FLOWERS_STAGED_COPY", str(copy))
+        monkeypatch.chdir(tmp_path)
+        data = load(Path("given"))
+        assert (data.train.root, len(data.train), len(data.valid)) == (copy, 8, 2)
+        assert len(load_split(Path("given"), "train", data.classes)) == 10
+        with pytest.raises(DataError, match="no such folder or list file"):
+            load(tmp_path / "none")
+
     def test_no_such_folder(self, tmp_path: Path):
         with pytest.raises(DataError, match="no such folder or list file"):
             load(tmp_path / "none")

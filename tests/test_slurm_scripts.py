@@ -254,6 +254,20 @@ def test_number_that_is_none_is_told_at_once(name: str, tmp_path: Path) -> None:
     assert done.stderr == f"flowers: error: {name}: got 'x1', expected a number\n"
 
 
+@pytest.mark.parametrize(("job", "is_replaced"), [("train", False), ("evaluate", False), ("predict", True)])
+def test_a_run_remembers_the_users_path_of_staged_data(job: str, is_replaced: bool, tmp_path: Path) -> None:
+    data, copy = tmp_path / "data", tmp_path / "disk" / f"flowers-{os.getuid()}-7" / "data"
+    data.mkdir()
+    flag = "--input" if job == "predict" else "--data-dir"
+    lines = f"""job={job} data={data} data_flag={flag} flags=({flag} {data} --topk 2)
+        on_every_node() {{ :; }}
+        stage_data > /dev/null
+        echo "${{flags[@]}}"; echo "${{FLOWERS_STAGED:-}} ${{FLOWERS_STAGED_COPY:-}}" """
+    done = common(lines, tmp_path, FLOWERS_LOCAL=str(tmp_path / "disk"))
+    flags = f"--topk 2 {flag} {copy}" if is_replaced else f"{flag} {data} --topk 2"
+    assert done.stdout.splitlines() == [flags, " " if is_replaced else f"{data} {copy}"], done.stderr
+
+
 @pytest.mark.parametrize(("owner", "left"), [("7", []), ("8", ["stop"])])
 def test_own_stop_file_does_not_outlive_the_job(owner: str, left: list[str], tmp_path: Path) -> None:
     programs, run_dir = tmp_path / "bin", tmp_path / "run"

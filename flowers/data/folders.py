@@ -20,6 +20,7 @@ from flowers.data.layout import Split, find_splits, warn_of_unused
 from flowers.data.lists import SPLIT_NAMES
 from flowers.data.paths import PathList, readable, some
 from flowers.data.splits import ValidationDraw, choose_some, read_split, split_train
+from flowers.environment import staged
 from flowers.errors import DataError, NoSplitError, UsageError
 from flowers.retries import is_there
 
@@ -110,7 +111,7 @@ def load_image_folders(
     """Find a data set's images and classes, and draw the validation split if there is none.
 
     Args:
-        data_dir: a folder or a list, see ``flowers.data.layout``.
+        data_dir: a folder or a list, see ``flowers.data.layout``; a copy on the node's disk is read in its place.
         class_names: JSON of folder name to display name; default: cat_to_name.json beside the images, if there.
         draw: of the validation split when there is no valid/; default: none is drawn. See ``splits.split_train``.
         choice: which images are taken; it counts what is left out.
@@ -125,7 +126,8 @@ def load_image_folders(
     if not 0 <= draw.val_fraction < 1:
         raise UsageError(f"--val-fraction: got {draw.val_fraction}, expected a share from 0 to below 1, such as 0.2")
     choice = choice or Choice()
-    root, splits = find_splits(Path(data_dir), choice, corrections)
+    data_dir = staged(Path(data_dir))
+    root, splits = find_splits(data_dir, choice, corrections)
     if "train" not in splits:
         have = ", ".join(sorted(splits)) or "nothing to train on"
         raise DataError(f"{readable(data_dir)}: no train/ folder (found: {have}); expected train/CLASS/IMAGES")
@@ -142,10 +144,10 @@ def load_image_folders(
     if corrections is not None:
         corrections.check_paths(readable(data_dir))
     warn_of_one_class(where, folders)
-    warn_of_unused(Path(data_dir), choice)
+    warn_of_unused(data_dir, choice)
     if choice.left_out:
         console.say(console.plain(f"{readable(data_dir)}: {said_left_out(choice.left_out)}"))
-    if root != Path(data_dir):
+    if root != data_dir:
         _say_what_is_listed(readable(data_dir), found, classes)
     for name, samples in found.items():
         if name != "train":
@@ -215,7 +217,8 @@ def load_split(
         DataError: no such folder, no images in it, a class that the model does not know, or corrections of other data.
     """
     name = SPLIT_NAMES.get(split)
-    root, splits = find_splits(Path(data_dir), choice or Choice(), corrections)
+    data_dir = staged(Path(data_dir))
+    root, splits = find_splits(data_dir, choice or Choice(), corrections)
     may_be_drawn = name in ("train", "valid") and "valid" not in splits
     drawn = may_be_drawn and split_file is not None and is_there(split_file)
     source = "train" if drawn else name

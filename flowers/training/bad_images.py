@@ -18,6 +18,7 @@ from flowers.data.layout import find_splits
 from flowers.data.loader_processes import default_workers
 from flowers.data.loaders import find_bad_images
 from flowers.data.paths import PathList, readable, some
+from flowers.environment import staged
 from flowers.errors import DataError
 
 SHOWN = 20
@@ -96,7 +97,7 @@ def listing_all_faults(config: TrainConfig) -> Iterator[None]:
         yield
     except DataError as error:
         try:
-            root, splits = find_splits(config.data_dir, Choice(exclude=config.exclude))
+            root, splits = find_splits(staged(config.data_dir), Choice(exclude=config.exclude))
         except DataError:
             raise error from None
         faults = [str(error)]

@@ -15,6 +15,7 @@ from flowers.data.folders import ImageFolders
 from flowers.data.image_cache import ImageCache
 from flowers.data.order import Order
 from flowers.distributed import arithmetic, precision_of
+from flowers.environment import staged
 from flowers.flags import spelled
 from flowers.made import how_made
 from flowers.models.bundle import Bundle
@@ -100,8 +101,10 @@ class Stage:
             ]
         threads = f", {torch.get_num_threads()} threads" if self.accelerator.device.type == "cpu" else ""
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
+        copy = staged(config.data_dir)
+        read_from = f", read from {copy}" if copy != config.data_dir else ""
         rows = [
-            ("data", f"{images} in {config.data_dir}"),
+            ("data", f"{images} in {config.data_dir}{read_from}"),
             ("model", f"{config.model}, {start}, {view.crop} px"),
             ("normalisation", f"mean {_numbers(view.mean)}, std {_numbers(view.std)}, {view.interpolation} resizing"),
             ("color profiles", "converted to sRGB" if view.to_srgb else "ignored"),

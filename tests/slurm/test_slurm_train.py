@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cluster import ROOT, SUBMIT, TRAIN, Cluster, ClusterJob, assert_same_run, has_step, rest, send, submit
 
 pytestmark = pytest.mark.slurm
@@ -133,8 +134,10 @@ def test_staged_tar_is_unpacked_on_the_node_and_removed(
         rest(cluster), TRAIN, "--stage", "--data-dir", archive, "--output-dir", tmp_path / "run", *HEAD_ONLY
     )
     assert job.wait()["JobState"] == "COMPLETED", job.log
-    assert f"staging {archive}" in job.log
-    assert f"4 classes in {cluster.folder}/local/flowers-0-{job.number}/sample" in job.log
+    copy = f"{cluster.folder}/local/flowers-0-{job.number}/sample"
+    assert f"staging {archive} to {copy}" in job.log
+    assert f"4 classes in {archive}, read from {copy}" in job.log
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data_dir"] == str(archive)
     assert list((cluster.folder / "local").glob("*/")) == []
 
 
