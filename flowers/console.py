@@ -108,6 +108,11 @@ def log_to(path: Path | None) -> None:
     _log_path = path
 
 
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 file", "2,345 files"; a plural other than with an s is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def say(text: str = "") -> None:
     """One line to the user. Markup such as ``[bold]`` works; pass foreign text through ``plain``."""
     _tell("message", [text], text=Text.from_markup(text).plain)

@@ -37,7 +37,7 @@ def main(config: CheckConfig) -> int:
     reduce_s = _check_sum(accelerator)
     step_s = _check_step(accelerator)
     console.table(
-        f"{len(seen)} processes, connected after {started_s:.1f} s",
+        f"{console.counted(len(seen), 'process', 'processes')}, connected after {started_s:.1f} s",
         ("rank", "host", "device", "bf16", "CPUs", "NUMA nodes", "NCCL"),
         [(str(rank), *row) for rank, row in enumerate(seen)],
     )

@@ -90,7 +90,7 @@ def test_photos_that_the_data_holds_are_not_added(place: Path, capsys: pytest.Ca
     write(place / "more.csv", "path,status,class", "in/c.jpg,ok,rose", "in/./c.jpg,ok,rose")
     data = added("p.csv", "more.csv")
     assert of(data) == {"../in/c.jpg": "rose"}
-    assert "1 photos added to 8 images; 2 are in the data set already" in capsys.readouterr().out
+    assert "1 photo added to 8 images; 2 are in the data set already" in capsys.readouterr().out
     write(place / "c.csv", "path,class", "train/rose/0.jpg,-")
     assert of(added(corrections=("c.csv",))) == {}, "what was left out of the data does not come back"
     write(place / "c.csv", "path,class", "below/b.jpg,-")
@@ -110,7 +110,7 @@ def test_what_is_wrong_with_groups_is_said_once_with_the_added_photos(
     write(place / "g.csv", "path,group", "train/rose/0.jpg,day", "test/rose/t.jpg,night", "../in/a.jpg,night")
     _list_images(dataclasses.replace(config, group=("g.csv",)))
     told = " ".join(capsys.readouterr().err.split())
-    assert told.count("images outside train belong to groups") == told.count("images are in no group") == 1
+    assert told.count("groups that are in train, too") == told.count("images are in no group") == 1
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_flags_it_names_are_those_of_the_fastest_way(
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
     assert run(batch_sizes=(2, 8), precisions=("float32", "fp16"), output=tmp_path / "speeds.json") == 0
     shown = capsys.readouterr()
-    assert "left out 1 files that give no picture" in shown.err
+    assert "left out 1 file that gives no picture" in shown.err
     assert "not tried: torch fp16: --precision fp16 needs a GPU" in shown.out
     figures = json.loads((tmp_path / "speeds.json").read_text())
     assert f"flags:   {figures['flags']}" in shown.out

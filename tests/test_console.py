@@ -133,6 +133,12 @@ def test_a_line_now_and_then(capsys: pytest.CaptureFixture, monkeypatch: pytest.
     ]
 
 
+def test_one_of_a_kind_is_counted_in_the_singular() -> None:
+    said = [console.counted(number, "process", "processes") for number in (0, 1, 2345)]
+    assert said == ["0 processes", "1 process", "2,345 processes"]
+    assert [console.counted(number, "file") for number in (1, 2)] == ["1 file", "2 files"]
+
+
 def test_a_log_file_on_a_full_disk_silences_nothing(capsys: pytest.CaptureFixture) -> None:
     console.log_to(Path("/dev/full"))
     console.error("the disk is full")

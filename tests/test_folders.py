@@ -62,7 +62,7 @@ class TestClasses:
         found = load(tmp_path, val_fraction=0)
         assert list(found.train.paths) == ["train/a/1.jpg", "train/a/deep/2.jpg", "train/b/3.jpg"]
         assert found.train.targets.tolist() == [0, 0, 1]
-        assert warnings == [f"{tmp_path}/train: 1 images lie in no class folder, left out"]
+        assert warnings == [f"{tmp_path}/train: 1 image lies in no class folder, left out"]
 
     def test_a_train_folder_that_can_be_listed_no_more_is_one_line(self, tmp_path: Path, monkeypatch):
         touch(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "valid/a/3.jpg")

@@ -347,7 +347,7 @@ def test_a_list_names_files_relative_to_itself(
     wanted = ["pictures/0001.jpg", "pictures/nowhere.jpg", str(photos / "0002.jpg")]
     (folder / "list.txt").write_text(end.join([*wanted, wanted[0], ""]), newline="")
     run(input=folder / "list.txt")
-    assert "1 files are listed more than once" in capsys.readouterr().err
+    assert "1 file is listed more than once" in capsys.readouterr().err
     rows = rows_of(tmp_path / "out.csv")
     assert [row["path"] for row in rows] == sorted(wanted)
     assert [row["error"] for row in rows] == ["", "", "file not found"]
@@ -483,6 +483,16 @@ def test_of_a_tar_one_member_is_meant_in_rows_copies_embeddings_and_pages(
     assert {row["prob"] for row in rows.values()} == {"", alone["prob"]}
     assert np.isnan(features[0]).all()
     assert np.allclose(features[1:], np.load(tmp_path / "alone.npy"), atol=1e-5)
+
+
+def test_one_photo_is_told_in_the_singular(
+    run: Callable, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(input=photos / "0002.jpg", copy_to=tmp_path / "sorted", report=True)
+    told = capsys.readouterr().out
+    for words in ("1 file in 1 shard\n", "1 image in ", "1 photo in class folders", "1 row ("):
+        assert words in told
+    assert "<title>1 photo classified</title>" in (tmp_path / "out.html").read_text()
 
 
 def test_an_input_nobody_may_look_at_is_no_fault_of_the_output() -> None:

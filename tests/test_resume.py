@@ -186,7 +186,8 @@ def test_stopped_and_resumed_on_another_number_of_processes(
     assert not (tmp_path / "run" / "stop").exists()
     refused = Job("train", [*flags, "-b", 5], folder=tmp_path, processes=then)
     assert 1 in refused.wait()
-    assert f"global_batch_size was 2, is now {5 * then} (5 x {then} processes x 1 micro-steps)" in refused.output
+    processes = "1 process" if then == 1 else f"{then} processes"
+    assert f"global_batch_size was 2, is now {5 * then} (5 x {processes} x 1 micro-step)" in refused.output
     resumed = Job("train", [*flags, "-b", 2 // then], folder=tmp_path, processes=then,
                   before=record_rank, arguments=(str(tmp_path / "then"),))  # fmt: skip
     assert resumed.wait() == [0] * then, resumed.output

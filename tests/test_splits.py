@@ -119,7 +119,7 @@ class TestDrawnSplit:
         with pytest.raises(DataError, match="lacks 24 images of the split"):
             load_split(other, "valid", found.classes, split_file)
         (tree / found.valid.paths[0]).unlink()
-        with pytest.raises(DataError, match="lacks 1 images of the split"):
+        with pytest.raises(DataError, match="lacks 1 image of the split"):
             load_split(tree, "valid", found.classes, split_file)
 
 

@@ -321,7 +321,7 @@ def test_help_and_info_end_without_a_traceback(before, place: Path, tmp_path: Pa
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("more", "batch"), [([], "8 images a step"), (["--verbose"], "8 x 1 processes x 1 micro-steps = 8")]
+    ("more", "batch"), [([], "8 images a step"), (["--verbose"], "8 x 1 process x 1 micro-step = 8")]
 )
 def test_training_on_a_terminal(more: list, batch: str, sample_set: Path, tmp_path: Path) -> None:
     flags = ["--data-dir", sample_set, "--model", "timm/test_resnet", "--weights", "none", "--image-size", 64, "-j", 0]

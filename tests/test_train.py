@@ -119,7 +119,7 @@ def test_a_broken_image_can_be_removed_after_a_start_that_it_stopped(sample_set:
     max(data.rglob("*.jpg")).write_bytes(half_jpeg())
     job = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 1)
     assert job.codes == [0], job.output
-    assert "warning: 1 images are damaged" in job.output
+    assert "warning: 1 image is damaged" in job.output
     another = min(data.rglob("*.jpg"))
     another.unlink()
     refused = train(tmp_path, *TINY, "--data-dir", data, "--epochs", 2)
@@ -148,7 +148,7 @@ def test_bad_images_are_listed_or_left_out_by_choice(sample_set: Path, tmp_path:
     skipped = train(tmp_path, *TINY, *how, "--data-dir", data, "--epochs", 1, "--on-bad-image", "skip")
     assert skipped.codes == [0], skipped.output
     assert skipped.output.count("leaving out 3 images") == 1, "once a run, whatever its stages"
-    assert "warning: 1 images are damaged" in skipped.output
+    assert "warning: 1 image is damaged" in skipped.output
     assert "30 train, 16 valid, 15 test" in skipped.output
 
 
@@ -373,7 +373,7 @@ def test_accelerate_launch_really_runs_two_processes(sample_set: Path, tmp_path:
         assert job.wait() == [0], job.output
         return job.output
 
-    assert "4 x 2 processes x 1 micro-steps = 8 images a step" in launch("train", *flags)
+    assert "4 x 2 processes x 1 micro-step = 8 images a step" in launch("train", *flags)
     predict = ["--checkpoint", "run", "--input", sample_set / "test", "--engine", "torch", "-b", 4]
     launch("predict", *predict, "--output", "two.csv")
     alone = Job("predict", [*predict, "--output", "one.csv"], folder=tmp_path)
@@ -427,14 +427,14 @@ def test_the_printed_evaluate_leaves_out_what_training_left_out(sample_set: Path
     figures = json.loads((tmp_path / "run" / "best" / "metrics-test.json").read_text())
     assert figures["left_out"] == [str(victim)]
     assert figures["damaged"] == [str(damaged.relative_to(data))]
-    assert "warning: 1 images are damaged" in again.output
+    assert "warning: 1 image is damaged" in again.output
     assert figures["top1"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["top1"]
     page = (tmp_path / "run" / "best" / "report-test.html").read_text()
     assert victim.name in page
     assert "left out" in page
     refused = Job("evaluate", [*words, "-j", 0, "--on-bad-image", "fail", "--output", "m.json"], folder=tmp_path)
     assert refused.wait() == [1]
-    assert "1 images cannot be read" in refused.output
+    assert "1 image cannot be read" in refused.output
     assert "--on-bad-image skip" in refused.output
 
 

@@ -102,7 +102,7 @@ def undo(data_dir: Path) -> int:
     for _, target in moves:  # all of them: a start that was killed may have moved some back
         _remove_empty_parents(data_dir, target)
     remove(journals[-1])
-    console.say(f"{len(done)} photos moved back")
+    console.say(f"{console.counted(len(done), 'photo')} moved back")
     return 0
 
 
@@ -131,7 +131,8 @@ def copy(data_dir: Path, before: dict[str, str], after: dict[str, str], target: 
                 raise DataError(f"{readable(data_dir / path)}: cannot be read: {system_reason(error)}") from None
         if (data_dir / "cat_to_name.json").exists():
             shutil.copy2(data_dir / "cat_to_name.json", folder)
-    console.say(f"{len(after)} photos copied, {len(before) - len(after)} left out: {console.plain(readable(target))}")
+    copied = console.counted(len(after), "photo")
+    console.say(f"{copied} copied, {len(before) - len(after)} left out: {console.plain(readable(target))}")
     return 0
 
 
@@ -226,7 +227,8 @@ def _carry_out(data_dir: Path, journal: Path, record: dict) -> int:
     """Move what the journal names and still lies where it was."""
     _rename_all(data_dir, [(path, target) for path, target in record["moves"] if is_there(data_dir / path)])
     _write_journal(journal, {**record, "finished": True})
-    console.say(f"{len(record['moves'])} photos moved; undo with --undo (journal: {console.plain(readable(journal))})")
+    moved = console.counted(len(record["moves"]), "photo")
+    console.say(f"{moved} moved; undo with --undo (journal: {console.plain(readable(journal))})")
     return 0
 
 

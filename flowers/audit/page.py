@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowers import console
 from flowers.audit.findings import Audited
 from flowers.data.corrections import written_class
 from flowers.data.paths import encode_path
@@ -61,7 +62,7 @@ def write_audit_page(
         "confirms": False,
         "earlier": [] if corrections is None else corrections.rows(),
     }
-    title = f"{facts['labels_to_check']:,} labels to check of {facts['photos']:,}"
+    title = f"{console.counted(facts['labels_to_check'], 'label')} to check of {facts['photos']:,}"
     write_page(path, "audit.html", title=title, facts=facts, data=data, shown=len(suspicions))
 
 

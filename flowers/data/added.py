@@ -129,8 +129,9 @@ def add_to_train(data: ImageFolders, tables: Sequence[AddedTable]) -> ImageFolde
     class_to_idx, root = data.classes.class_to_idx, os.path.realpath(data.train.root)
     paths = (os.path.relpath(os.path.abspath(photo.full_path), root) for photo in new)
     targets = np.array([class_to_idx[photo.folder] for photo in new], np.int64)
-    there = f"; {len(known)} are in the data set already" if known else ""
-    console.say(f"train: {len(new)} photos added to {len(data.train)} images{there}")
+    there = f"; {console.counted(len(known), 'is', 'are')} in the data set already" if known else ""
+    photos, images = console.counted(len(new), "photo"), console.counted(len(data.train), "image")
+    console.say(f"train: {photos} added to {images}{there}")
     every = PathList(itertools.chain(data.train.paths, paths))
     return dataclasses.replace(
         data, train=Samples(data.train.root, every, np.concatenate([data.train.targets, targets]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from flowers import console
 from flowers.data.formats.names import IMAGE_EXTENSIONS, identify
 from flowers.errors import DataError
 
@@ -144,7 +145,9 @@ def begins_like_picture(head: bytes) -> bool:
 
 def said_left_out(left_out: Mapping[str, int]) -> str:
     """The number of files left out, in words: "6 files left out (3 .dng, 2 hidden, 1 .psd)"; empty if nothing was."""
-    return f"{sum(left_out.values())} files left out ({kinds_left_out(left_out)})" if left_out else ""
+    if not left_out:
+        return ""
+    return f"{console.counted(sum(left_out.values()), 'file')} left out ({kinds_left_out(left_out)})"
 
 
 def kinds_left_out(left_out: Mapping[str, int]) -> str:

@@ -105,10 +105,8 @@ class Corrections:
         left_out = sum(self.classes[path] is None for path in given)
         changed = sum(self.classes[path] not in (None, folder) for path, folder in given.items())
         if given:
-            console.say(
-                f"corrections of {console.plain(readable(self.file))}: {changed} labels changed, {left_out} images "
-                "left out"
-            )
+            labels, images = console.counted(changed, "label"), console.counted(left_out, "image")
+            console.say(f"corrections of {console.plain(readable(self.file))}: {labels} changed, {images} left out")
 
 
 def written_class(folder: str | None) -> str:

@@ -189,7 +189,7 @@ def _hold_out(train: Samples, draw: ValidationDraw, where: str) -> tuple[Samples
         none = "one group of images a class, none to hold out without cutting it; add valid/ or leave --group out"
         raise DataError(f"{where}: {none if draw.group else NONE_TO_HOLD_OUT}")
     flags = f"--val-fraction {draw.val_fraction}, --seed {draw.seed}"
-    console.say(f"validation split: {held_out.sum()} images drawn from train ({flags})")
+    console.say(f"validation split: {console.counted(int(held_out.sum()), 'image')} drawn from train ({flags})")
     return train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
 
 
@@ -256,7 +256,7 @@ def _of_drawn_split(
     wanted = name == "valid"
     chosen = samples.take(index for index, path in enumerate(samples.paths) if held_out.get(path) is wanted)
     if gone := list(held_out.values()).count(wanted) - len(chosen):
-        raise DataError(f"{where}: lacks {gone} images of the split in {readable(split_file)}")
+        raise DataError(f"{where}: lacks {console.counted(gone, 'image')} of the split in {readable(split_file)}")
     return chosen
 
 

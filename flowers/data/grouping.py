@@ -95,8 +95,8 @@ def warn_of_groups(splits: dict[str, Sequence[str]], sources: Sequence[str]) -> 
     cut = [readable(paths[index]) for index in np.flatnonzero(names != "train") if groups[index] in of_train]
     if cut:
         console.warn(
-            f"--group: {len(cut)} images outside train belong to groups that are in train, too, so that figures on "
-            f"them are too good: {some(cut)}"
+            f"--group: {console.counted(len(cut), 'image outside train belongs', 'images outside train belong')} to "
+            f"groups that are in train, too, so that figures are too good: {some(cut)}"
         )
 
 

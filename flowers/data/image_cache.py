@@ -139,9 +139,8 @@ def open_cache(
         from_main(lambda: _build_on_disk(samples, decoding, place, threads))
         cache = _open(place / _PIXELS, place / _INDEX, samples)
     where = "memory" if kind == "ram" else str(place)
-    console.say(
-        f"cache: {len(samples) - len(cache.bad)} images, {cache.size_bytes / 1e9:.2f} GB in {console.plain(where)}"
-    )
+    images = console.counted(len(samples) - len(cache.bad), "image")
+    console.say(f"cache: {images}, {cache.size_bytes / 1e9:.2f} GB in {console.plain(where)}")
     return cache
 
 

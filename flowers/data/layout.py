@@ -159,7 +159,9 @@ def _in_folders(folder: Path, choice: Choice, prefix: str) -> Iterator[tuple[str
             stray += 1
     if stray:
         choice.left_out["in no class folder"] += stray
-        console.warn(f"{readable(folder)}: {stray} images lie in no class folder, left out")
+        console.warn(
+            f"{readable(folder)}: {console.counted(stray, 'image lies', 'images lie')} in no class folder, left out"
+        )
 
 
 def _subfolders(folder: Path, choice: Choice, prefix: str = "") -> list[str]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowers import console
 from flowers.errors import UsageError
 
 # Streams of one (seed, epoch) that must never overlap; they stand in the highest word of the counter.
@@ -99,7 +100,8 @@ class Order:
     @property
     def batch_arithmetic(self) -> str:
         """The factors of the global batch size, in words."""
-        return f"{self.batch_size} x {self.world_size} processes x {self.grad_accum_steps} micro-steps"
+        processes = console.counted(self.world_size, "process", "processes")
+        return f"{self.batch_size} x {processes} x {console.counted(self.grad_accum_steps, 'micro-step')}"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -36,7 +36,8 @@ def show_report(report: Report) -> None:
         return
     reasons = [report.refusal] if report.refusal else []
     if report.unreadable:
-        reasons.append(f"{len(report.unreadable)} images cannot be read (--on-bad-image skip leaves them out)")
+        images = console.counted(len(report.unreadable), "image")
+        reasons.append(f"{images} cannot be read (--on-bad-image skip leaves them out)")
     console.say(f"[bold]Training would fail:[/] {console.plain('; '.join(reasons))}")
 
 

@@ -151,8 +151,8 @@ def _tell(config: ExportConfig, bundle: Bundle, agreement: Agreement, calibrated
     ]  # fmt: skip
     rows += [
         ("size", f"{size_bytes / 1e6:.1f} MB"),
-        ("compared on", f"{agreement.images} photos, {agreement.photos}"
-                        + (f"; {agreement.unreadable} are unreadable" if agreement.unreadable else "")),
+        ("compared on", f"{console.counted(agreement.images, 'photo')}, {agreement.photos}"
+                        + (f"; {agreement.unreadable} unreadable" if agreement.unreadable else "")),
         ("same top1", f"{agreement.same_top1:.2%}, largest difference of a probability "
                       f"{agreement.max_prob_difference:.1e}"),
     ]  # fmt: skip

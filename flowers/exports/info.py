@@ -143,7 +143,9 @@ def rows(facts: dict) -> list[tuple[str, object]]:
     training = calibrated = sure = familiar = damage = None
     if state is not None:
         step, epoch, finished = (state.get(name) for name in _STATE)
-        training = f"{step} steps, {epoch} epochs; {'finished' if finished else 'not finished'}"
+        counts = [(step, "step"), (epoch, "epoch")]
+        said = [console.counted(count, noun) for count, noun in counts if isinstance(count, int | float)]
+        training = f"{', '.join(said)}; {'finished' if finished else 'not finished'}"
     if isinstance(temperature := made.get("temperature"), float):
         calibrated = f"logits divided by a temperature of {temperature:.4g}"
     if isinstance(min_prob := made.get("min_prob"), int | float):

@@ -87,7 +87,10 @@ def compare(config: EvaluateConfig) -> int:
         [
             ("changed", f"{found.changed} of {found.rows} rows ({found.changed / found.rows:.2%})"),
             ("failed in one", str(found.failed_in_one)),
-            ("in one file only", f"{found.only_first} rows of the first, {found.only_second} of the second"),
+            (
+                "in one file only",
+                f"{console.counted(found.only_first, 'row')} of the first, {found.only_second:,} of the second",
+            ),
             *_about_test(found.test),
         ],
     )

@@ -176,7 +176,7 @@ class Sample:
         if not images:
             raise DataError(f"--input {readable(config.input)}: none of its first {failed} files gives a picture")
         if failed:
-            console.warn(f"left out {failed} files that give no picture")
+            console.warn(f"left out {console.counted(failed, 'file that gives', 'files that give')} no picture")
         self.images = np.stack(images)
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:

@@ -125,8 +125,9 @@ class EmbeddingsFile:
             with contextlib.suppress(OSError):  # a cut file is stretched to its size again
                 if source == self._partial:
                     os.truncate(source, self.bytes)
+            shards = console.counted(len(damaged), "shard")
             raise parts.DamagedError(
-                f"{readable(self.path)}: the embeddings of {len(damaged)} shards were damaged: they are done again"
+                f"{readable(self.path)}: the embeddings of {shards} were damaged: they are done again"
             )
 
     def _start(self, index: int) -> int:

@@ -74,10 +74,12 @@ def finish(
     }
     written = [(what, readable(place)) for what, place in places.items() if place is not None]
     if recovered := facts.get("recovered_reads"):
-        console.say(f"{recovered} reads failed at first and worked when tried again")
+        console.say(f"{console.counted(recovered, 'read')} failed at first and worked when tried again")
     score = console.job_command("evaluate", "--predictions", config.output, "--labels", "TRUE_CLASSES.csv")
     left_out = said_left_out(facts.get("left_out") or {})
-    console.done(f"{facts['files']} rows ({said})" + (f"; {left_out}" if left_out else ""), written, [score])
+    console.done(
+        f"{console.counted(facts['files'], 'row')} ({said})" + (f"; {left_out}" if left_out else ""), written, [score]
+    )
 
 
 def _answer(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -134,7 +136,7 @@ def sort_photos(config: PredictConfig, rows: Iterable[Mapping[str, str]], check_
             sorted_ += 1
             meter.advance(1)
     left = f", {failed} left out" if failed else ""
-    console.say(f"{sorted_} photos in class folders{left}: {console.plain(readable(target))}")
+    console.say(f"{console.counted(sorted_, 'photo')} in class folders{left}: {console.plain(readable(target))}")
 
 
 def folder_name(label: str) -> str:

@@ -133,7 +133,8 @@ def _find_work(job: Job, folder: WorkFolder) -> dict:
         done = len(parts.finished(work.parts))
     except FileNotFoundError:
         return {"facts": _facts_of_equal(job, folder)}
-    console.say(f"{work.num_files} files in {work.files.num_shards} shards" + (f", {done} done before" if done else ""))
+    files, shards = console.counted(work.num_files, "file"), console.counted(work.files.num_shards, "shard")
+    console.say(f"{files} in {shards}" + (f", {done} done before" if done else ""))
     return {"job": work.key}
 
 

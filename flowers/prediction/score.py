@@ -79,16 +79,17 @@ def score(config: EvaluateConfig) -> int:
     if found.confusions:
         console.table("most confused", ("class", "taken for", "times"), found.confusions[:_SHOWN])
     sure = "" if found.sure_top1 is None else f"; top1 of the others {found.sure_top1:.2%}"
+    unlabelled, missing = console.counted(found.unlabelled, "row"), console.counted(found.missing, "label")
     console.facts(
         str(readable(config.predictions)),
         [
-            ("top1", f"{found.top1:.2%} of {found.images} images"),
+            ("top1", f"{found.top1:.2%} of {console.counted(found.images, 'image')}"),
             (f"top{found.k}", f"{found.topk:.2%}"),
             ("failed", f"{found.errors}, counted as wrong"),
             ("unsure", f"{found.unsure}{sure}"),
             *([("unfamiliar", found.unfamiliar)] if found.unfamiliar else []),
             *_about_unknown(found),
-            ("not counted", f"{found.unlabelled} rows without a label, {found.missing} labels without a row"),
+            ("not counted", f"{unlabelled} without a label, {missing} without a row"),
         ],
     )
     write_result(config.output or default_output(config.predictions, "score"), found)

@@ -215,7 +215,7 @@ class _Progress:
             infer_per_s *= cpus
             why = f"{cpus} CPUs can do {decode_per_s:.0f} decoding alone, {infer_per_s:.0f} inferring alone"
         ceiling = ceiling_per_s(decode_per_s, infer_per_s, on_cpu)
-        console.say(f"{done} images in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s")
+        console.say(f"{console.counted(done, 'image')} in {elapsed_s:.1f} s: {done / elapsed_s:.0f} images/s")
         console.verbose(f"{done / elapsed_s / ceiling:.0%} of the ceiling of {ceiling:.0f} images/s ({why})")
         console.verbose(f"time: {shares}")
 

@@ -213,7 +213,8 @@ class WorkFolder:
         if not info.files:
             raise DataError("--input: no images there; expected files that end like images, or see --ext")
         if info.duplicates:
-            console.warn(f"{info.duplicates} files are listed more than once, each is classified once")
+            files_are = console.counted(info.duplicates, "file is", "files are")
+            console.warn(f"{files_are} listed more than once, each is classified once")
         check_room(self._output, info.files, pictures="thumbnails" in self._settings)
         settings = {**self._settings, "files": info.files, "list": info.digest, "shard_size": info.shard_size}
         contents = sample_contents(FileList(folder), info.files, info.shard_size, listing.root)

@@ -75,8 +75,8 @@ def _unreadable(known: Known) -> Advice | None:
     count = sum(map(len, known.left_out.values()))
     if not count:
         return None
-    are = "image cannot be read and was" if count == 1 else "images cannot be read and were"
-    return Advice(f"{count:,} {are} left out. Replace the files, or remove them:", check_command(known))
+    images = console.counted(count, "image cannot be read and was", "images cannot be read and were")
+    return Advice(f"{images} left out. Replace the files, or remove them:", check_command(known))
 
 
 def _leaked(known: Known) -> Advice | None:
@@ -133,9 +133,9 @@ def _small(answers: Answers, known: Known) -> Advice | None:
     recall = answers.by_class()[smallest].recall
     if counts[smallest] >= SMALL * middle or recall is None or recall >= answers.metrics.top1:
         return None
-    images = "image" if counts[smallest] == 1 else "images"
+    images = console.counted(int(counts[smallest]), "training image")
     return Advice(
-        f"The smallest class, {answers.label(smallest)}, has {counts[smallest]} training {images} (the median is "
+        f"The smallest class, {answers.label(smallest)}, has {images} (the median is "
         f"{middle:g}), and {recall:.0%} of its {answers.split} images are recognised. Add photos of it, or draw all "
         "classes equally often:", _retrain(known, "--balance", "classes"),
     )  # fmt: skip

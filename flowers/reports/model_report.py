@@ -258,7 +258,9 @@ def _facts(bundle: Bundle, record: RunRecord) -> list[tuple[str, object]]:
     ]
     if record.seconds:
         epochs, speed = len(record.epochs), record.images_per_s
-        facts.append(("training time", f"{record.seconds:,.1f} s in {epochs} epochs, {speed:,.1f} images/s"))
+        facts.append(
+            ("training time", f"{record.seconds:,.1f} s in {console.counted(epochs, 'epoch')}, {speed:,.1f} images/s")
+        )
     return [(name, value) for name, value in facts if value]
 
 

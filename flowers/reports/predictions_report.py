@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from flowers import console
 from flowers.data.corrections import written_class
 from flowers.data.paths import decode_path
 from flowers.reports.page import percent, write_page
@@ -130,7 +131,7 @@ def write_predictions_report(
     write_page(
         path,
         "predictions.html",
-        title=f"{sum(found.statuses.values()):,} photos classified",
+        title=f"{console.counted(sum(found.statuses.values()), 'photo')} classified",
         statuses=found.statuses,
         classes=[own for own in of_model if own.count],
         class_index=index,

@@ -66,7 +66,9 @@ def handle_bad_images(
 def leave_out(splits: Mapping[str, Samples], bad: BadImages) -> dict[str, Samples]:
     """The splits without their bad images, which are named."""
     if any(bad.values()):
-        console.warn(f"leaving out {sum(map(len, bad.values()))} images that cannot be read: {_listed(bad)}")
+        console.warn(
+            f"leaving out {console.counted(sum(map(len, bad.values())), 'image')} that cannot be read: {_listed(bad)}"
+        )
     return {name: _without(samples, bad[name]) for name, samples in splits.items()}
 
 
@@ -115,8 +117,12 @@ def warn_of_damaged(count: int) -> None:
     """Say how many images are used although part of them is missing or wrong."""
     if count:
         console.warn(
-            f"{count} images are damaged, but decode at least in part, and are used as they are; "
-            "jobs/prepare.py check names them"
+            console.counted(
+                count,
+                "image is damaged, but decodes at least in part, and is used as it is",
+                "images are damaged, but decode at least in part, and are used as they are",
+            )
+            + "; jobs/prepare.py check names them"
         )
 
 
@@ -142,7 +148,8 @@ def _without(samples: Samples, bad: list[tuple[str, str]]) -> Samples:
 
 def _refusal(bad: BadImages) -> DataError:
     count = sum(map(len, bad.values()))
-    return DataError(f"{count} images cannot be read: {_listed(bad)}; mend or remove them, or --on-bad-image skip")
+    images = console.counted(count, "image")
+    return DataError(f"{images} cannot be read: {_listed(bad)}; mend or remove them, or --on-bad-image skip")
 
 
 def _listed(bad: BadImages) -> str:

@@ -95,11 +95,14 @@ class Stage:
             batch = str(order.global_batch_size)
             if order.global_batch_size != order.batch_size or console.is_verbose():
                 batch = f"{order.batch_arithmetic} = {batch}"
+            an_epoch, epochs = console.counted(order.steps_per_epoch, "step"), console.counted(config.epochs, "epoch")
             length = [
                 ("batch", f"{batch} images a step"),
-                ("length", f"{order.steps_per_epoch} steps x {config.epochs} epochs = {self.total_steps} steps"),
+                ("length", f"{an_epoch} x {epochs} = {console.counted(self.total_steps, 'step')}"),
             ]
-        threads = f", {torch.get_num_threads()} threads" if self.accelerator.device.type == "cpu" else ""
+        threads = (
+            f", {console.counted(torch.get_num_threads(), 'thread')}" if self.accelerator.device.type == "cpu" else ""
+        )
         start = f"weights {config.weights}" if config.continue_from is None else f"from {config.continue_from}"
         copy = staged(config.data_dir)
         read_from = f", read from {copy}" if copy != config.data_dir else ""

@@ -250,7 +250,9 @@ class Trainer:
         waited = (progress.step - progress.best_step) // self.stage.order.steps_per_epoch
         if patience is None or waited < patience:
             return False
-        console.say(f"no better model in {waited} epochs (--patience): stopping after epoch {progress.epoch}")
+        console.say(
+            f"no better model in {console.counted(waited, 'epoch')} (--patience): stopping after epoch {progress.epoch}"
+        )
         return True
 
     def vote(self) -> tuple[bool, bool]:
