@@ -5,6 +5,7 @@ launch` forwards SIGTERM, Slurm's USR1 reaches only the batch shell. A stop file
 write `RUN/stop` stops the run.
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -63,7 +64,8 @@ class StopRequest:
             return "--max-hours"
         if self._stop_file is not None and now_s - self._looked_s > LOOK_EVERY_S:
             self._looked_s = now_s
-            self._saw_file = self._stop_file.exists()
+            with contextlib.suppress(OSError):  # a disk that does not tell is asked again at the next look
+                self._saw_file = self._stop_file.exists()
         return "stop file" if self._saw_file else None
 
     def check(self) -> None:

@@ -260,6 +260,23 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, bundle: Bundle, m
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001"]
 
 
+def test_a_history_that_cannot_be_looked_at_once_is_no_end_of_a_run(tmp_path: Path, monkeypatch) -> None:
+    history = History(tmp_path / "history.jsonl", with_table=True)
+    history.append("valid", step=1)
+    for name in ("lstat", "stat"):
+        look, errors = getattr(os, name), [OSError(errno.ESTALE, "Stale file handle")]
+
+        def failing(path: object, *args: object, look=look, errors=errors, **options: object) -> os.stat_result:
+            if errors and str(path).endswith("history.jsonl"):
+                raise errors.pop()
+            return look(path, *args, **options)
+
+        monkeypatch.setattr(os, name, failing)
+    history.append("valid", step=2)
+    assert [line["step"] for line in read_history(history.path)] == [1, 2]
+    assert len(history.table.read_text().splitlines()) == 3
+
+
 def test_a_full_disk_leaves_no_half_line_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = History(tmp_path / "history.jsonl")
     history.append("valid", step=1)

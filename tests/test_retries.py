@@ -20,7 +20,7 @@ from flowers.data.scan import file_stamps, scan_images
 from flowers.data.splits import ValidationDraw
 from flowers.data.tables import read_rows
 from flowers.errors import TRANSIENT, DataError, ImageError
-from flowers.prediction import finish
+from flowers.prediction import finish, parts
 from flowers.prediction.predict import predict
 from flowers.retries import Retries, retries
 
@@ -170,6 +170,16 @@ def test_a_look_that_fails_once_takes_nothing_for_gone(tmp_path: Path, hiccup: C
     hiccup(tmp_path / "other.jpg")
     assert not finish._keep(b"bytes", None, tmp_path / "other.jpg")
     assert (tmp_path / "other.jpg").read_bytes() == b"of another class"
+
+
+def test_finished_work_that_cannot_be_listed_once_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two shards of a job of days."""
+    for index in range(2):
+        parts.write_part(tmp_path, index, b"rows", {"counts": {"ok": 1}})
+    monkeypatch.setattr(os, "scandir", failing(os.scandir, errno.ESTALE, 1))
+    assert parts.finished(tmp_path) == {0, 1}
+    monkeypatch.setattr("builtins.open", failing(open, errno.EIO, 1))
+    assert parts.peek(tmp_path, 1)["counts"] == {"ok": 1}
 
 
 @pytest.mark.parametrize("name", ["in.tar", "in.zip", "in.tgz"])

@@ -1,9 +1,11 @@
 """What asks a run to stop, and what does not."""
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,6 +29,20 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_disk_that_does_not_tell_of_a_stop_file_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked twice a second, for days."""
+    monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
+    with StopRequest(tmp_path / "stop") as stop:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "exists", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+            assert stop.reason() is None
+        (tmp_path / "stop").touch()
+        time.sleep(0.001)
+        assert stop.reason() == "stop file"
 
 
 def test_the_stop_file_is_seen_and_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

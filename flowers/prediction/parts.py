@@ -16,6 +16,7 @@ from flowers.data.paths import readable
 from flowers.errors import OutputError, system_reason
 from flowers.files import explain_os_error, remove
 from flowers.parsing import parse_json
+from flowers.retries import retries
 
 STAGES = ("read", "decode", "infer", "write")
 """What the seconds of a shard are counted by."""
@@ -104,10 +105,15 @@ def peek(folder: Path, index: int) -> dict | None:
         FileNotFoundError: there is no such part.
     """
     path = folder / part_name(index)
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        _, mark, tail = file.read().rpartition(b"\0")
+
+    def end() -> tuple[int, bytes]:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return size, file.read()
+
+    size, read = retries.read(end, path)
+    _, mark, tail = read.rpartition(b"\0")
     with contextlib.suppress(ValueError, AttributeError, TypeError):
         facts = parse_json(tail) if mark else {}
         held = facts.get("bytes", 0) + facts.get("stamps_bytes", 0)
@@ -159,7 +165,11 @@ def finished(folder: Path) -> set[int]:
     Raises:
         FileNotFoundError: the folder is gone: another process has finished the whole job.
     """
-    return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit() and entry.is_file()}
+
+    def listed() -> set[int]:
+        return {int(entry.name) for entry in os.scandir(folder) if entry.name.isdigit() and entry.is_file()}
+
+    return retries.read(listed, folder)
 
 
 def remove_part(folder: Path, index: int) -> None:

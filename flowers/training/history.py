@@ -13,6 +13,7 @@ from pathlib import Path
 from flowers.errors import FlowersError
 from flowers.files import explain_os_error, write_atomically
 from flowers.parsing import parse_json
+from flowers.retries import is_there, retries
 
 COLUMNS = (
     "step", "epoch", "lr", "train_loss", "train_top1", "train_images", "valid_loss", "valid_top1", "valid_top5",
@@ -35,7 +36,7 @@ class History:
     @property
     def size_bytes(self) -> int:
         """Length now; stored in a checkpoint, given back to ``cut``."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return retries.read(self.path.stat).st_size if is_there(self.path) else 0
 
     def append(self, event: str, **values: object) -> None:
         """Write one line and make it last.
@@ -84,7 +85,7 @@ class History:
         Raises:
             FlowersError: the file cannot be written.
         """
-        if self.table is None or not self.path.exists():
+        if self.table is None or not is_there(self.path):
             return
         rows: dict[int, dict] = {}
         for line in read_history(self.path):
@@ -100,7 +101,7 @@ class History:
 
 def read_history(path: Path) -> list[dict]:
     """The lines of a history file; a last line cut short by a crash is left out."""
-    if not path.exists():
+    if not is_there(path):
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = retries.read(lambda: path.read_text(encoding="utf-8"), path).splitlines(keepends=True)
     return [parse_json(line) for line in lines if line.endswith("\n")]
