@@ -1,5 +1,6 @@
 """Reads that fail once: waited for in prediction and training, and bounded where the disk is gone for good."""
 
+import contextlib
 import errno
 import os
 import tarfile
@@ -170,6 +171,29 @@ def test_a_look_that_fails_once_takes_nothing_for_gone(tmp_path: Path, hiccup: C
     hiccup(tmp_path / "other.jpg")
     assert not finish._keep(b"bytes", None, tmp_path / "other.jpg")
     assert (tmp_path / "other.jpg").read_bytes() == b"of another class"
+
+
+def test_a_listing_that_broke_off_counts_what_it_leaves_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", ".b.jpg", "c.txt"):
+        (tmp_path / name).touch()
+    scandir, errors = os.scandir, [OSError(errno.ESTALE, "Stale file handle")]
+
+    @contextlib.contextmanager
+    def breaking_off(folder: object) -> Iterator[Iterator[os.DirEntry]]:
+        def entries() -> Iterator[os.DirEntry]:
+            yield from found
+            if errors:
+                raise errors.pop()
+
+        with scandir(folder) as found:
+            yield entries()
+
+    monkeypatch.setattr(os, "scandir", breaking_off)
+    choice = Choice()
+    assert list(scan_images(tmp_path, choice)) == ["a.jpg"]
+    assert choice.left_out == {"hidden": 1, ".txt": 1}
 
 
 def test_finished_work_that_cannot_be_listed_once_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def scan_images(root: str | os.PathLike, choice: Choice | None = None, below: st
         status = retries.read(functools.partial(os.stat, top))
         if not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{readable(os.fsdecode(top))}: not a folder")
-        names = retries.read(lambda: _sorted_names(top, shown, choice))
+        names = _listed(top, shown, choice)
     except OSError as error:
         raise DataError(f"{readable(os.fsdecode(top))}: {_reason(error)}") from None
     # One entry a folder on the current branch: its path below the root, who it is, the names still to come.
@@ -77,8 +77,7 @@ def scan_images(root: str | os.PathLike, choice: Choice | None = None, below: st
                 if reason := _why_not_followed(path, identity, [above for _, above, _ in branch], linked):
                     console.warn(f"{readable(os.fsdecode(path))}: {reason}, not followed")
                     continue
-                found = retries.read(functools.partial(_sorted_names, path, shown + prefix + name, choice))
-                branch.append((prefix + name, identity, found))
+                branch.append((prefix + name, identity, _listed(path, shown + prefix + name, choice)))
             except FileNotFoundError:
                 continue  # removed since its parent was listed
             except OSError as error:
@@ -122,6 +121,18 @@ def _why_not_followed(
             return "another link to the same folder"
         linked.add(identity)
     return None
+
+
+def _listed(folder: bytes, prefix: bytes, choice: Choice) -> Iterator[bytes]:
+    """As ``_sorted_names``; a listing that broke off is begun again, and what it counted does not count."""
+    before = choice.left_out.copy()
+
+    def listed() -> Iterator[bytes]:
+        choice.left_out.clear()
+        choice.left_out.update(before)
+        return _sorted_names(folder, prefix, choice)
+
+    return retries.read(listed)
 
 
 def _sorted_names(folder: bytes, prefix: bytes, choice: Choice) -> Iterator[bytes]:
