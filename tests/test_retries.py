@@ -88,37 +88,6 @@ def test_a_disk_that_is_gone_costs_a_minute_at_most_and_a_recovery_brings_patien
     assert own.recovered == 1000
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle")
-
-
-@pytest.fixture
-def run(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    def run(**flags: object) -> int:
-        usual = {"checkpoint": bundle, "input": tmp_path / "in", "output": tmp_path / "out.csv", "batch_size": 4}
-        return predict(PredictConfig(**{**usual, "engine": "torch", "precision": "float32", "workers": 2, **flags}))
-
-    return run
-
-
-def test_a_hiccup_changes_no_row_and_is_said(
-    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    tiny_job.make_photos(tmp_path / "in", 9)
-    with tarfile.open(tmp_path / "in" / "t.tar", "w") as tar:
-        tar.add(tmp_path / "in" / "0001.jpg", "m.jpg")
-    run(output=tmp_path / "whole.csv")
-    capsys.readouterr()
-    readv, fails = os.readv, failing(os.readv, errno.EIO, 3)
-    is_photo = lambda file: os.readlink(f"/proc/self/fd/{file}").endswith(".jpg")  # noqa: E731 - else the tar's list
-    monkeypatch.setattr(os, "readv", lambda file, buffers: (fails if is_photo(file) else readv)(file, buffers))
-    assert run() == 0
-    assert "failed at first and worked when tried again" in capsys.readouterr().out
-    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert {row["status"] for row in read_rows(tmp_path / "out.csv")} == {"ok"}
-
-
 @pytest.fixture
 def hiccup(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Makes the first look at a path fail, as on a network disk."""
@@ -139,6 +108,40 @@ def hiccup(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
             monkeypatch.setattr(os, call, once(getattr(os, call)))
 
     return hiccup
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_job.make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture
+def run(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    def run(**flags: object) -> int:
+        usual = {"checkpoint": bundle, "input": tmp_path / "in", "output": tmp_path / "out.csv", "batch_size": 4}
+        return predict(PredictConfig(**{**usual, "engine": "torch", "precision": "float32", "workers": 2, **flags}))
+
+    return run
+
+
+def test_a_hiccup_changes_no_row_and_is_said(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, hiccup: Callable
+) -> None:
+    tiny_job.make_photos(tmp_path / "in", 9)
+    with tarfile.open(tmp_path / "in" / "t.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "0001.jpg", "m.jpg")
+    run(output=tmp_path / "whole.csv")
+    capsys.readouterr()
+    readv, fails = os.readv, failing(os.readv, errno.EIO, 3)
+    is_photo = lambda file: os.readlink(f"/proc/self/fd/{file}").endswith(".jpg")  # noqa: E731 - else the tar's list
+    monkeypatch.setattr(os, "readv", lambda file, buffers: (fails if is_photo(file) else readv)(file, buffers))
+    assert run() == 0
+    assert "failed at first and worked when tried again" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {row["status"] for row in read_rows(tmp_path / "out.csv")} == {"ok"}
+    hiccup(tmp_path / "out.json")
+    assert run() == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
 
 
 def test_a_look_that_fails_once_takes_nothing_for_gone(tmp_path: Path, hiccup: Callable) -> None:

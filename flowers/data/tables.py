@@ -21,6 +21,7 @@ from flowers.data.archives import Archive
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.parsing import parse_json, read_mapping
+from flowers.retries import retries
 
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
 TABLES = (".csv", ".csv.gz", ".jsonl", ".parquet", ".xlsx")
@@ -42,10 +43,14 @@ def sidecar_path(output: Path) -> Path:
 
 
 def read_sidecar(output: Path) -> dict | None:
-    """Read the sidecar of an output, which it may not fit any more; None if there is none, or it is something else."""
+    """Read the sidecar of an output, which it may not fit any more; None if there is none, or it is something else.
+
+    Raises:
+        OSError: the disk does not tell; a finished table would look as one of somebody else.
+    """
     sidecar = sidecar_path(output)
-    with contextlib.suppress(OSError):
-        if sidecar.stat().st_size <= _SIDECAR_BYTES:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if retries.read(sidecar.stat).st_size <= _SIDECAR_BYTES:
             facts = read_mapping(sidecar)
             kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}
             kinds |= {"left_out": dict | None, "contents": list | None, "input_root": str | None}
