@@ -97,6 +97,7 @@ class Model:
         self._width = None if isinstance(model, ExportedModel) else model.head.in_features
         self._familiarity = None if self._width is None else model.familiarity
         self._is_closed = False
+        self._process = os.getpid()
         self._engine: Engine = open_engine(
             model, engine=engine, precision=precision, batch_size=batch_size, features=True
         )
@@ -115,6 +116,8 @@ class Model:
     def close(self) -> None:
         """Stop the threads and free the network."""
         self._is_closed = True
+        if os.getpid() != self._process:  # a fork has none of the threads, and would wait for them
+            return
         self._decoders.shutdown(cancel_futures=True)
         self._engine.close()
 
@@ -134,7 +137,7 @@ class Model:
 
         Raises:
             ImageError: one picture was given and it cannot be read.
-            UsageError: ``topk`` is below 1, or the model is closed.
+            UsageError: ``topk`` is below 1, or the model is closed, or was loaded in a process that forked this one.
         """
         topk = min(_count("topk", topk), len(self.classes))
         if is_one_picture(x):
@@ -153,7 +156,7 @@ class Model:
 
         Raises:
             ImageError: one picture was given and it cannot be read.
-            UsageError: the model is an exported file, which has no features, or it is closed.
+            UsageError: the model is an exported file, which has no features; or as for ``predict``.
         """
         if self._width is None:
             raise UsageError("embed: an exported file gives probabilities only; load the model that it was made from")
@@ -194,6 +197,8 @@ class Model:
         """Evaluation views uint8 [n, S, S, 3], black where a picture could not be read, and what is wrong with each."""
         if self._is_closed:
             raise UsageError("this model is closed: use it inside its `with` block, or load it again")
+        if os.getpid() != self._process:
+            raise UsageError("this model was loaded before this process was forked: load it in each process")
         found = list(self._decoders.map(self._view, batch)) if len(batch) > 1 else [self._view(batch[0])]
         black = np.zeros((*[self.preprocessing.crop] * 2, 3), np.uint8)
         return np.stack([black if view is None else view for view, _ in found]), [flaw for _, flaw in found]

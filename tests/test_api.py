@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -78,7 +80,7 @@ def test_one_picture_in_every_form_gives_the_same_answer(model, photo: Path) -> 
     forms = [
         str(photo), photo.read_bytes(), bytearray(photo.read_bytes()), memoryview(photo.read_bytes()),
         io.BytesIO(photo.read_bytes()), Image.open(photo), pixels, opaque, pixels.astype(np.uint16) * 257,
-        pixels.astype(np.float32) / 255, pixels[:, ::1],
+        (pixels.astype(np.uint16) * 257).astype(">u2"), pixels.astype(np.float32) / 255, pixels[:, ::1],
     ]  # fmt: skip
     for form in forms:
         assert model.predict(form) == expected, type(form)
@@ -167,6 +169,29 @@ def test_a_closed_model_says_so(bundle: Path, photo: Path) -> None:
     for call in (model.predict, model.embed):
         with pytest.raises(UsageError, match="this model is closed"):
             call(photo)
+
+
+def test_a_fork_of_the_process_says_so_and_does_not_wait(bundle: Path, photo: Path) -> None:
+    with flowers.load(bundle, engine="torch", precision="float32") as model:
+        model.predict([photo] * 2)
+        heard, said = os.pipe()
+        if not (child := os.fork()):
+            try:
+                with model:
+                    model.predict(photo)
+            except UsageError as error:
+                os.write(said, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(said)
+        try:
+            with open(heard, "rb") as pipe:
+                assert select.select([pipe], [], [], 60)[0], "the fork waits for threads that it does not have"
+                assert b"load it in each process" in pipe.read()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert model.predict(photo).label
 
 
 def test_a_folder_is_classified_on_any_thread_and_in_parts(bundle: Path, model, photo: Path, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 def _to_uint8(array: np.ndarray, got: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:  # 16-bit files often hold the other order
         return np.rint(array / 257.0).astype(np.uint8)
     if array.dtype.kind != "f":
         raise ImageError(f"{got}, expected {_EXPECTED}")
