@@ -16,7 +16,7 @@ from flowers import console
 from flowers.config.train import TrainConfig
 from flowers.data.choice import Choice
 from flowers.data.folders import ClassIndex, Samples, load_split
-from flowers.data.layout import find_splits
+from flowers.data.layout import find_splits, holds_classes
 from flowers.data.paths import PathList
 from flowers.data.scan import scan_images
 from flowers.errors import DataError
@@ -330,3 +330,14 @@ def test_a_split_whose_disk_does_not_answer_is_not_left_out(
     else:
         with pytest.raises(DataError, match="valid: cannot be read: stale file handle"):
             find_splits(tmp_path, Choice())
+
+
+@pytest.mark.parametrize(
+    ("folder", "holds"),
+    [("D/train", True), ("D/eval/../train", True), ("flat", True), ("D", False), ("D/valid", False), ("flat/a", False)],
+)
+def test_where_a_folder_would_become_a_class(folder: str, holds: bool, tmp_path: Path) -> None:
+    touch(tmp_path, "D/train/a/1.jpg", "D/eval/a/1.jpg", "D/valid/x.tar", "flat/a/1.jpg")
+    data = tmp_path / folder.partition("/")[0]
+    assert holds_classes(tmp_path / folder, data) is holds
+    assert not holds_classes(tmp_path / "not there", data)

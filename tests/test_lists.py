@@ -116,6 +116,8 @@ class TestLists:
             ("path,label\na.jpg\n", "line 2: got 1 cells, expected 2"),
             ("path,label\na.jpg,\n", "line 2: got class ''"),
             ("path,label\na.jpg,x/y\n", "line 2: got class 'x/y'"),
+            ("path,label\na.jpg,..\nb.jpg,rose\n", r"got \.\. for a class, expected the name of one folder"),
+            ("path,label\na.jpg,a\0b\nb.jpg,rose\n", r"got 'a\\x00b' for a class"),
             ("path,label\n,rose\n", "line 2: got '' as a path"),
             ("path,label,split\na.jpg,rose,trian\n", "line 2: got split 'trian', expected train, valid or test"),
             ("path,label\na.jpg,rose\na.jpg,rose\n", r"a\.jpg is listed twice"),

@@ -299,6 +299,12 @@ def wrong_starts(data: Path, folder: Path) -> dict[str, tuple[list, int, str]]:
         "unknown model": (["--data-dir", data, "--model", "resnet81"], 1, "resnet18"),
         "weights that are none": (["--data-dir", data, "--weights", weights], 1, "weights.pth"),
         "output that is a file": (["--data-dir", data, "--output-dir", folder / "occupied"], 1, "a file stands where"),
+        "output among classes": (
+            ["--data-dir", empty_class, "--output-dir", empty_class / "train"],
+            2,
+            "class folders",
+        ),
+        "output that is not UTF-8": (["--data-dir", data, "--output-dir", os.fsdecode(b"\xff")], 2, "not UTF-8"),
         "bad value": (["--data-dir", data, "--epochs", 0], 2, "--epochs: got 0, expected at least 1"),
         "seed too large": (["--data-dir", data, "--seed", 2**64], 2, "--seed"),
         "bad word": (["--data-dir", data, "--epochs", "ten"], 2, "--epochs"),

@@ -1,6 +1,7 @@
 """The classes of a network's outputs: class folders in index order, and the names to show for them."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,11 @@ def told_apart(names: Sequence[str]) -> str:
     """Names that look alike, in quotes, with the code points of what is not plain ASCII."""
     points = ["".join(f" U+{ord(char):04X}" for char in name if not char.isascii()) for name in names]
     return " and ".join(f"{name!r}{f' ({p.strip()})' if p else ''}" for name, p in zip(names, points, strict=True))
+
+
+def is_folder_name(name: str) -> bool:
+    """False for what no class folder can be called: predictions may be sorted into folders of these names."""
+    return name not in ("", ".", "..") and not any(char in name for char in ("/", "\0", os.sep, os.altsep or "/"))
 
 
 def warn_of_one_class(where: str, folders: Iterable[str]) -> None:

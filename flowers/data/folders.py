@@ -14,7 +14,7 @@ import numpy as np
 
 from flowers import console
 from flowers.data.choice import Choice, said_left_out
-from flowers.data.classes import ClassIndex, display_names, warn_of_one_class
+from flowers.data.classes import ClassIndex, display_names, is_folder_name, warn_of_one_class
 from flowers.data.corrections import Corrections
 from flowers.data.layout import Split, find_splits, warn_of_unused
 from flowers.data.lists import SPLIT_NAMES
@@ -137,6 +137,8 @@ def load_image_folders(
         raise DataError(f"{where}: no classes; expected one folder a class")
     if len(folders) == 1:
         raise DataError(f"{where}: only one class ({readable(folders[0])}); expected two or more, one folder each")
+    if odd := [readable(name) for name in folders if not is_folder_name(name)]:  # of a list or shards
+        raise DataError(f"{where}: got {some(odd)} for a class, expected the name of one folder")
     classes = ClassIndex(folders, display_names(folders, root, class_names))
     if corrections is not None:
         corrections.check_classes(folders, where)

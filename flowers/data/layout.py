@@ -135,6 +135,16 @@ def warn_of_unused(data_dir: Path, choice: Choice) -> None:
         console.warn(f"{readable(data_dir)}: not used, no name of a split: {some(unused)}")
 
 
+def holds_classes(folder: Path, data_dir: Path) -> bool:
+    """True of a folder of a data set whose own folders are its classes, as any other that is made there would be."""
+    trees = [data_dir, *(data_dir / name for name in SPLIT_NAMES)]
+    if stat.S_ISDIR(_mode(data_dir / "train")):
+        trees.remove(data_dir)
+    if not any(tree.is_dir() and os.path.samefile(tree, folder) for tree in trees if os.path.exists(folder)):
+        return False
+    return any(_has_images(folder / name) for name in _subfolders(folder, Choice()))
+
+
 def _mode(path: Path) -> int:
     """Type and permissions of a file or folder, 0 if there is none; no answer of a disk is taken for a no.
 

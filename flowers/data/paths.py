@@ -54,6 +54,11 @@ def readable(path: str | os.PathLike) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def is_utf8(path: str | os.PathLike) -> bool:
+    """False if a name holds bytes that are not UTF-8."""
+    return not any("\udc80" <= char <= "\udcff" for char in os.fspath(path))
+
+
 def encode_path(path: str) -> str:
     r"""Write any file name as valid UTF-8, one to one: a backslash as ``\\``, an undecodable byte as ``\xNN``.
 

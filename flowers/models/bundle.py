@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flowers
-from flowers.data.folders import ClassIndex
+from flowers.data.classes import ClassIndex, is_folder_name
 from flowers.data.paths import readable, some
 from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ModelError, OutputError, system_reason
@@ -279,8 +279,7 @@ def read_classes(folders: object, labels: object, num_classes: int, where: str) 
             raise ModelError(f"{where}: {len(value)} {name} for a head of {num_classes}")
     seen: set[str] = set()
     for folder in folders:
-        # predictions may be sorted into folders of these names
-        if folder in (".", "..") or any(character in folder for character in ("/", "\0", os.sep, os.altsep or "/")):
+        if not is_folder_name(folder):
             raise ModelError(f"{where}: class {folder!r} is a path, expected the name of one folder")
         if folder in seen:
             raise ModelError(f"{where}: class {folder!r} stands there twice")

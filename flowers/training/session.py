@@ -15,9 +15,11 @@ from flowers.data.corrections import read_all_corrections
 from flowers.data.folders import ImageFolders, load_image_folders
 from flowers.data.formats import limits
 from flowers.data.grouping import warn_of_groups
+from flowers.data.layout import holds_classes
+from flowers.data.paths import readable
 from flowers.data.splits import ValidationDraw
 from flowers.engines.torch_engine import check_compiler
-from flowers.errors import CheckpointError, DataError, StoppedError
+from flowers.errors import CheckpointError, DataError, StoppedError, UsageError
 from flowers.files import make_folder, remove
 from flowers.stopping import StopRequest
 from flowers.training.bad_images import handle_bad_images, listing_all_faults
@@ -57,6 +59,11 @@ def open_run(config: TrainConfig, *, needs_valid: bool = True) -> Iterator[Sessi
     """
     run_dir = config.output_dir
     limits.allow_pixels(config.max_pixels)
+    if holds_classes(run_dir, config.data_dir):
+        raise UsageError(
+            f"--output-dir {readable(run_dir)}: holds the class folders of the data, and those of a run would be taken "
+            "for classes next time; give another folder"
+        )
     with contextlib.ExitStack() as stack:
         if console.is_main_process():
             is_new = not run_dir.exists()

@@ -9,8 +9,8 @@ from flowers import console, distributed, environment
 from flowers.cli import to_plain
 from flowers.config.train import TrainConfig
 from flowers.data.corrections import CORRECTIONS_FILE
-from flowers.data.paths import readable
-from flowers.errors import CheckpointError
+from flowers.data.paths import is_utf8, readable
+from flowers.errors import CheckpointError, UsageError
 from flowers.files import remove, write_atomically, write_json
 from flowers.models.bundle import Bundle, load_bundle
 from flowers.parsing import read_json
@@ -49,6 +49,9 @@ def train(config: TrainConfig) -> int:
     check_trackers(config)
     config = continued(config)
     config = dataclasses.replace(config, output_dir=config.run_dir)
+    if not is_utf8(config.output_dir):
+        where = readable(config.output_dir)
+        raise UsageError(f"--output-dir {where}: not UTF-8, and safetensors cannot read a model there; give another")
     with open_run(config) as session:
         resumed = agree_on_checkpoint(config, session.accelerator)
         if config.refit_head:
