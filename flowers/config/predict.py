@@ -135,8 +135,8 @@ class PredictConfig:
     batch_size: Annotated[int, Flag("-b")] = 32
     """Images per batch."""
     decode: Literal["cpu", "gpu"] = "cpu"
-    """Where JPEGs are decoded. gpu: on the GPU (needs the extra gpu), where few CPUs would keep it waiting. Pixels are
-    not quite those of the CPU, damage inside of a photo's data is not told, and unusual JPEGs stay on the CPU."""
+    """Where photos are decoded. gpu: ordinary JPEGs on the GPU (NVIDIA's; needs the extra gpu), for machines whose CPUs
+    are too few to keep it busy. Pixels differ a little from the CPU's, and damage within a JPEG goes unnoticed."""
     workers: Annotated[int | None, Flag("-j")] = None
     """Threads per process that read and decode photos. Default: the available CPUs."""
 

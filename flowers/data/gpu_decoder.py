@@ -1,11 +1,11 @@
 """JPEGs decoded and scaled by a GPU, for machines with few CPUs for each GPU: nvJPEG, through TorchCodec.
 
-(torchvision's way to nvJPEG is deprecated, and can write to memory that the network still reads: pytorch/vision#9606.
-TorchCodec waits for the network first.)
+(torchvision's own way to nvJPEG is deprecated, and can overwrite memory that the network still reads:
+pytorch/vision#9606. TorchCodec waits for the network first.)
 
 Only plain JPEGs are taken (``flowers.data.formats.jpeg.JpegDecoder.is_plain``); all else, and what nvJPEG refuses, is
-left to the CPU. nvJPEG rounds and interpolates in its own way, so that views differ by a few of 255 from those of the
-CPU. Damage inside of a scan, which libjpeg tells, it passes over.
+left to the CPU. nvJPEG rounds and interpolates in its own way, so that views differ from the CPU's by a few of 255.
+Damage within a scan, of which libjpeg tells, goes unnoticed.
 """
 
 import contextlib
