@@ -1,10 +1,11 @@
 """Reads that fail once and would work a moment later: a busy network disk, or no file handles left for now."""
 
+import contextlib
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flowers.errors import TRANSIENT
@@ -70,6 +71,16 @@ class Retries:
 
 retries = Retries()
 """Those of this process."""
+
+
+@contextlib.contextmanager
+def only_of_the_file() -> Iterator[None]:
+    """Suppress the errors of a file that is not there, or cannot be one; those of ``TRANSIENT`` say nothing of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
 
 
 def is_there(path: str | os.PathLike) -> bool:

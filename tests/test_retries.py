@@ -23,6 +23,7 @@ from flowers.data.tables import read_rows
 from flowers.errors import TRANSIENT, DataError, ImageError
 from flowers.prediction import finish, parts
 from flowers.prediction.predict import predict
+from flowers.prediction.table import finished_facts
 from flowers.retries import Retries, retries
 
 
@@ -142,6 +143,8 @@ def test_a_hiccup_changes_no_row_and_is_said(
     hiccup(tmp_path / "out.json")
     assert run() == 0
     assert "is complete: nothing to do" in capsys.readouterr().out
+    hiccup(tmp_path / "out.csv")
+    assert finished_facts(tmp_path / "out.csv", None)
 
 
 def test_a_look_that_fails_once_takes_nothing_for_gone(tmp_path: Path, hiccup: Callable) -> None:

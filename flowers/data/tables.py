@@ -5,7 +5,6 @@ beside it, another kind of table ``X`` has ``X.json``.
 """
 
 import codecs
-import contextlib
 import csv
 import glob
 import gzip
@@ -21,7 +20,7 @@ from flowers.data.archives import Archive
 from flowers.data.paths import decode_path, readable
 from flowers.errors import DataError, UsageError
 from flowers.parsing import parse_json, read_mapping
-from flowers.retries import retries
+from flowers.retries import only_of_the_file, retries
 
 csv.field_size_limit(1 << 28)  # a label may be long; without this 131,072 characters are the most
 TABLES = (".csv", ".csv.gz", ".jsonl", ".parquet", ".xlsx")
@@ -49,7 +48,7 @@ def read_sidecar(output: Path) -> dict | None:
         OSError: the disk does not tell; a finished table would look as one of somebody else.
     """
     sidecar = sidecar_path(output)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with only_of_the_file():
         if retries.read(sidecar.stat).st_size <= _SIDECAR_BYTES:
             facts = read_mapping(sidecar)
             kinds = {"settings": dict, "output": dict, "counts": dict, "files": int}

@@ -26,6 +26,7 @@ from flowers.errors import DataError, OutputError
 from flowers.files import file_beside, file_digest, make_parents, sync_file, sync_folder, write_atomically
 from flowers.prediction import parts
 from flowers.prediction.rows import columns, csv_line, header, json_line
+from flowers.retries import is_file, only_of_the_file, retries
 
 if TYPE_CHECKING:  # scoring a table needs no decoder, and so no torch
     from flowers.prediction.work import Work
@@ -58,9 +59,13 @@ def thumbnails_of(config: PredictConfig) -> Thumbnails | None:
 
 
 def finished_facts(output: Path, embeddings: Path | None) -> dict | None:
-    """Read the sidecar, if output and sidecar are there and fit together; embeddings that are lost are ``False``."""
+    """Read the sidecar, if output and sidecar are there and fit together; embeddings that are lost are ``False``.
+
+    Raises:
+        OSError: the disk does not tell.
+    """
     facts = read_sidecar(output)
-    with contextlib.suppress(OSError, KeyError, TypeError):
+    with only_of_the_file(), contextlib.suppress(KeyError, TypeError):
         if facts is not None and _is_as_written(output, facts["output"]):
             if embeddings is not None and facts["embeddings"] and not _is_as_written(embeddings, facts["embeddings"]):
                 facts["settings"]["embeddings"] = False
@@ -226,7 +231,7 @@ def read_lines(path: Path, settings: dict) -> Iterator[tuple[str, str, bytes]]:
 
 def _is_as_written(path: Path, known: dict) -> bool:
     """Compare a file with what the sidecar remembers of it; those of earlier versions remember its size only."""
-    if not path.is_file() or path.stat().st_size != known["bytes"]:
+    if not is_file(path) or retries.read(path.stat).st_size != known["bytes"]:
         return False
     return "sha256" not in known or file_digest(path)["sha256"] == known["sha256"]
 
