@@ -44,6 +44,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flowers import streams
+from flowers.files import lock
 
 LOG_MODES = ("auto", "rich", "plain", "json", "quiet")
 LINE_INTERVAL_S = 30.0
@@ -160,26 +161,32 @@ def error(text: str) -> None:
     Several processes often find the same thing wrong: under ``flowers-launch`` one of them says so.
     """
     rank = "" if is_main_process() else f"rank {os.environ.get('RANK')}: "
-    if _is_first_to_say(text):
-        if _mode == "json":
+    with _turn_to_say(text) as is_first:
+        if is_first and _mode == "json":
             _emit("error", text=text, rank=int(os.environ.get("RANK", "0")))
-        else:
+        elif is_first:
             _err.print(f"[red]error:[/] {plain(rank + text)}")
     if is_main_process():
         _log(f"error: {text}")
 
 
-def _is_first_to_say(text: str) -> bool:
-    """True for the first process of this launch to say this; a file created exclusively settles which one that is."""
-    folder = os.environ.get("FLOWERS_SAID_DIR")
-    try:
-        if folder is not None:
-            Path(folder, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:  # better twice than never
-        return True
-    return True
+@contextlib.contextmanager
+def _turn_to_say(text: str) -> Iterator[bool]:
+    """Give True to the first process of this launch that says this; the others wait until it has been said.
+
+    The launcher ends all processes when one has ended: one that did not wait could silence the first.
+    """
+    with contextlib.ExitStack() as stack:
+        said, is_first = None, True
+        with contextlib.suppress(OSError, KeyError):  # another launcher; a full disk: better twice than never
+            name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            said = stack.enter_context(open(Path(os.environ["FLOWERS_SAID_DIR"], name), "ab", buffering=0))
+            lock(said.fileno(), wait=True)
+            is_first = not os.fstat(said.fileno()).st_size
+        yield is_first
+        if said is not None:
+            with contextlib.suppress(OSError):
+                said.write(b"said")
 
 
 def plain(text: object) -> str:

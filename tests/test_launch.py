@@ -287,6 +287,20 @@ def test_what_all_find_wrong_is_said_once(launch) -> None:
     assert sorted(lines) == ["no such folder", "rank 0", "rank 1", "rank 2"]
 
 
+def test_what_all_find_wrong_is_said_before_the_first_one_ends(launch) -> None:
+    body = (
+        "from flowers import console\n"
+        "if rank == '1':\n"
+        "    console._err.print = lambda line: (time.sleep(1), print(line, file=sys.stderr, flush=True))\n"
+        "else:\n"
+        "    time.sleep(0.5)\n"
+        "console.error('no such folder')\n"
+        "sys.exit(1)"
+    )
+    code, _, err = launch(body, "--num-processes", "3").end()
+    assert (code, err.count("no such folder")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
