@@ -122,8 +122,8 @@ def _sign(file: IO) -> None:
     """Write who holds a lock file, for the message that refuses others."""
     with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        # Past the buffer, which would keep what a full disk refused and fail with it again when the file is closed.
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _let_go() -> None:

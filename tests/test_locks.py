@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_a_disk_that_does_not_tell_once_is_asked_again(tmp_path: Path, monkeypat
     monkeypatch.setattr(files.os, "stat", stale)
     with take_turns(tmp_path / "turn"):
         assert len(asked) == 4
+
+
+def test_on_a_full_disk_it_holds_and_costs_the_job_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with refuse_others(tmp_path / "lock", Path("run"), "wait"):
+            assert (tmp_path / "lock").read_bytes() == b""
+            with pytest.raises(InUseError, match="another process"), refuse_others(tmp_path / "lock", Path("run"), ""):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_others_wait_their_turn(tmp_path: Path) -> None:
