@@ -31,6 +31,7 @@ MAX_NAME_BYTES = 255
 _SHORT_BYTES = 80
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "I/O error", "os error")
 """What the messages of torch and safetensors hold where a write failed."""
+_LONGEST_REASON = 200
 NPZ_DAMAGE = (
     ValueError, TypeError, LookupError, EOFError, RuntimeError, AttributeError, MemoryError, zipfile.BadZipFile,
     zlib.error, struct.error,
@@ -212,7 +213,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
         if not any(sign in str(error) for sign in _WRITE_FAILED):
             raise
         is_full = shutil.disk_usage(path.parent).free < FULL_BELOW_BYTES or "os error 28" in str(error)
-        raise explain_os_error(OSError(errno.ENOSPC if is_full else errno.EIO, str(error)), path) from error
+        said = " ".join(str(error).split())[:_LONGEST_REASON]
+        said = f"a write failed, look at the disk, its quota and permissions ({said})"
+        raise explain_os_error(OSError(errno.ENOSPC if is_full else errno.EIO, said), path) from error
 
 
 def restore_folder(path: Path) -> None:

@@ -181,8 +181,10 @@ def test_a_disk_that_does_not_tell_once_leaves_nothing_behind(tmp_path: Path, mo
 
 def test_a_full_disk_under_torch_is_told_in_one_line(tmp_path: Path) -> None:
     """Where the last bytes, which torch holds back, do not fit."""
-    with pytest.raises(FlowersError, match="cannot write .*best"), replace_folder(tmp_path / "best"):
-        raise RuntimeError("basic_ios::clear: iostream error")
+    with pytest.raises(FlowersError) as caught, replace_folder(tmp_path / "best"):
+        raise RuntimeError("basic_ios::clear: iostream error\nframe #0: c10::Error")
+    reason = "a write failed, look at the disk, its quota and permissions (basic_ios::clear: iostream error frame #0:"
+    assert str(caught.value).startswith(f"cannot write {tmp_path / 'best'}: {reason}")
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
