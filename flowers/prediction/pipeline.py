@@ -9,7 +9,6 @@ whether it fails or not, and every run gives the same bytes.
 """
 
 import collections
-import contextlib
 import os
 import queue
 import threading
@@ -76,15 +75,10 @@ class _Batch:
             self._left -= 1
             return not self._left
 
-
-@contextlib.contextmanager
-def _reason_kept(batch: _Batch, slot: int) -> Iterator[None]:
-    """Whatever a file does to a decoder is a row of that file, and not the end of the job."""
-    try:
-        yield
-    except Exception as error:
-        batch.reasons[slot] = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-        batch.images[slot] = 0
+    def fail(self, slot: int, error: Exception) -> None:
+        """Whatever a file does to a decoder is a row of that file, and not the end of the job."""
+        self.reasons[slot] = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+        self.images[slot] = 0
 
 
 def ceiling_per_s(decode_per_s: float, infer_per_s: float, on_cpu: bool) -> float:
@@ -249,21 +243,23 @@ class Pipeline:
         """One thread's work until ``close``."""
         while (task := self._tasks.get()) is not None:
             batch, slot = task
-            with _reason_kept(batch, slot):
+            try:
                 start_s = time.perf_counter()
                 data = self._photos.read(batch.entries[slot])
                 clock[0] += time.perf_counter() - start_s
                 read_s = time.thread_time()
                 plain = self._photos.gpu.prepare(data) if self._photos.gpu is not None else None
-                if plain is not None:
-                    batch.for_gpu[slot] = plain, data
-                else:
+                if plain is None:
                     self._view(batch, slot, data)
-                clock[1] += time.thread_time() - read_s
+                else:
+                    batch.for_gpu[slot] = plain, data
+                clock[2] = time.thread_time()  # since the thread began
+                clock[1] += clock[2] - read_s
+            except Exception as error:
+                batch.fail(slot, error)
             if batch.one_done():
                 self._decode_on_gpu(batch)
                 batch.decoded.set()
-            clock[2] = time.thread_time()  # since the thread began
 
     def _view(self, batch: _Batch, slot: int, data: bytes | bytearray) -> None:
         if damage := self._photos.view(data, batch.images[slot]):
@@ -278,8 +274,10 @@ class Pipeline:
             if view is not None:
                 batch.images[slot] = view
             else:
-                with _reason_kept(batch, slot):
+                try:
                     self._view(batch, slot, data)
+                except Exception as error:
+                    batch.fail(slot, error)
 
     def _submit(self, batch: _Batch) -> None:
         start_s = time.perf_counter()
