@@ -382,6 +382,12 @@ def test_a_count_that_would_fill_the_memory_is_refused_at_once(flag: str, value:
         check_flags(TrainConfig(data_dir=Path("a"), **{flag: value}))
 
 
+@pytest.mark.parametrize(("flag", "value", "most"), [("rotation", 720.0, 180), ("color_jitter", 2.0, 1)])
+def test_a_view_that_cannot_be_names_its_flag(flag: str, value: float, most: int) -> None:
+    with pytest.raises(UsageError, match=f"^--{flag.replace('_', '-')}: got {value}, expected at most {most}$"):
+        check_flags(TrainConfig(data_dir=Path("a"), **{flag: value}))
+
+
 def test_loader_processes_that_would_stop_the_machine_are_refused_at_once() -> None:
     with pytest.raises(UsageError, match="--workers: got 3000, expected at most .* on this machine"):
         check_flags(TrainConfig(data_dir=Path("a"), workers=3000))

@@ -121,6 +121,7 @@ class TestLists:
             ("path,label\n,rose\n", "line 2: got '' as a path"),
             ("path,label,split\na.jpg,rose,trian\n", "line 2: got split 'trian', expected train, valid or test"),
             ("path,label\na.jpg,rose\na.jpg,rose\n", r"a\.jpg is listed twice"),
+            ("path,label,Label\na.jpg,rose,tulip\n", "as CSV: several columns are named label; rename all but one"),
             ('path,label\n"a.jpg,rose\n', "cannot be read as CSV"),
             ("path,label\na.jpg,rose\n", "only one class"),
             ("path,label,split\na.jpg,rose,test\n", "no train"),

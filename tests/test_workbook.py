@@ -107,6 +107,12 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         read_labelled(tmp_path / "x.xlsx")
     with pytest.raises(DataError, match="lacks a column named path: got file"):
         list(read_rows(tmp_path / "x.xlsx"))
+    book = openpyxl.Workbook()
+    for row in (["path", "label", "Label"], ["a.jpg", "rose", "tulip"]):
+        book.active.append(row)
+    book.save(tmp_path / "twice.xlsx")
+    with pytest.raises(DataError, match="several columns are named label; rename all but one"):
+        read_labelled(tmp_path / "twice.xlsx")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")

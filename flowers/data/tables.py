@@ -187,6 +187,7 @@ def _csv_rows(table: Path, expected: str, is_list: bool) -> Iterator[tuple[int, 
         lines = csv.reader(file, strict=True)
         names = [name.strip().lower() if is_list else name for name in next(lines, [])]
         _check_columns(names, table, expected)
+        _check_once(names)
         for cells in lines:
             if cells and len(cells) != len(names):
                 raise DataError(
@@ -217,6 +218,7 @@ def typed_rows(table: Path, columns: Sequence[str] | None = None) -> Iterator[tu
     elif name.endswith(".xlsx"):
         rows = workbook.read_workbook(table)
         names = list(map(workbook.as_text, next(rows, (1, []))[1]))
+        _check_once([name.strip().lower() for name in names])
         for number, cells in rows:
             row = dict(zip(names, cells, strict=True))
             made = [name for name, cell in row.items() if isinstance(cell, float) and not name.startswith("prob")]
@@ -238,6 +240,12 @@ def _check_columns(found: Collection[str], table: Path, expected: str) -> None:
         raise DataError(f"{readable(table)}: {_without_path(','.join(found), expected)}")
     if expected == _PREDICTIONS and "class" not in found and "label" not in found:
         raise DataError(f"{readable(table)}: no column 'class' or 'label'; expected {expected}")
+
+
+def _check_once(names: Sequence[str]) -> None:
+    """Refuse a header of which nobody knows which column is meant; columns that are not read may have one name."""
+    if twice := [name for name in ("path", "class", "label", "split") if names.count(name) > 1]:
+        raise ValueError(f"several columns are named {twice[0]}; rename all but one")
 
 
 def _without_path(header: str, expected: str) -> str:

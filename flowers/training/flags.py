@@ -109,9 +109,10 @@ def check_values(config: TrainConfig) -> None:
     for name in at_least:
         if (value := getattr(config, name)) == float("inf"):
             raise UsageError(f"{spelled(name)}: got {value}, expected a finite number")
-    for name in ("epochs", "grad_accum_steps", "views", "warmup_epochs"):
-        if (value := getattr(config, name)) is not None and value > MAX_COUNT:
-            raise UsageError(f"{spelled(name)}: got {value}, expected at most {MAX_COUNT}")
+    at_most = dict.fromkeys(("epochs", "grad_accum_steps", "views", "warmup_epochs"), MAX_COUNT)
+    for name, most in {**at_most, "rotation": 180, "color_jitter": 1}.items():
+        if (value := getattr(config, name)) is not None and value > most:
+            raise UsageError(f"{spelled(name)}: got {value}, expected at most {most}")
     check_sizes(config.batch_size, config.workers)
     if config.seed >= 2**64:
         raise UsageError(f"--seed: got {config.seed}, expected less than 2**64")
