@@ -185,7 +185,10 @@ def test_only_the_visitors_own_photo_is_removed(bundle: Path, tmp_path: Path, mo
     upload.parent.mkdir()
     upload.write_bytes((tmp_path / "photos/0001.jpg").read_bytes())
     for path in (upload, *thumbnails):
-        assert "data-prob" in answer(str(path))[0]
+        sent = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        asked = asyncio.run(page.preprocess_data(page.fns[min(page.fns)], [sent], None))
+        assert "data-prob" in answer(*asked)[0]
+    assert sorted(path for path in (tmp_path / "uploads").rglob("*") if path.is_file()) == sorted(thumbnails)
     assert not upload.parent.exists()
     assert all(path.exists() for path in thumbnails)
     assert "data-prob" in example(gradio.EventData(None, {"index": 1}))

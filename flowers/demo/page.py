@@ -148,6 +148,8 @@ def build_page(oracle: Oracle, examples: Sequence[tuple[Path, bytes]], max_uploa
                     elem_id="photo",
                 )
                 photo.async_move_resource_to_block_cache = _only_local(photo.async_move_resource_to_block_cache)
+                # gradio's own leaves an empty file beside each upload: after some photos UploadLimit refuses all.
+                photo.preprocess = lambda upload: upload and upload.path
                 gallery = gradio.Gallery(
                     [(read_image(small), encode_path(path.name)) for path, small in examples],
                     label="or one of these",
