@@ -1,6 +1,7 @@
 """Photos at addresses: the rows of the same photos on a disk, whatever the server and the network do meanwhile."""
 
 import http.server
+import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -121,6 +122,44 @@ def test_a_list_of_a_server_has_a_row_a_line_whatever_fails(
     assert "502" in found[f"{url}/0004.jpg"]["error"]
     assert answer(found[f"{url}/0001.jpg"]) == answer(local["0001.jpg"])
     assert set(waited) >= set(retries_module.WAITS_S)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "no answer in time"),
+        (
+            b"HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\nLocation: /\r\n\r\n",
+            "the server redirects without end",
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -9\r\n\r\n", "ClientResponseError"),
+    ],
+    ids=["stalls", "redirects", "malformed"],
+)
+def test_a_server_that_is_broken_is_told_and_not_waited_for(
+    answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp", reason="pip install -e .[remote]")
+    done = threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():  # the request
+                pass
+            self.wfile.write(answer)
+            if b"half" in answer:
+                done.wait(60)
+
+    monkeypatch.setattr(remote, "_SILENCE_S", 0.2)
+    remote._of_protocol.cache_clear()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ImageError, match=words):
+            read_address(f"http://127.0.0.1:{server.server_address[1]}/a.jpg")
+        done.set()
+        server.shutdown()
+    remote._of_protocol.cache_clear()
 
 
 def test_a_list_on_the_disk_may_name_addresses(bundle: Path, photos: Path, bucket: str, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ PLACE = b"url:"
 """How the place of an entry begins whose path is an address; its size in bytes follows, -1 if it is not known."""
 _ADDRESS = re.compile(r"(?!file:|local:)([a-z][a-z0-9+.-]+):/+(?=[^/])")
 _LISTS = (".txt", ".csv", ".csv.gz", ".jsonl")
+_ANSWER_S, _SILENCE_S = 300.0, 30.0
+"""How long a web server may take for one answer, and how long it may send nothing, before a further try."""
 _BUSY = (408, 425, 429)
 """Answers of a web server that a later try may not get, beside those from 500 on."""
 
@@ -127,7 +129,13 @@ def _below(address: str, choice: Choice) -> Iterator[Entry]:
 def _of_protocol(protocol: str) -> Any:
     import fsspec
 
-    return fsspec.filesystem(protocol)
+    options = {}
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_S, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+        options["client_kwargs"] = {"timeout": timeout}
+    return fsspec.filesystem(protocol, **options)
 
 
 def _file_system(address: str) -> tuple[Any, str]:
@@ -153,10 +161,14 @@ def _tried(read) -> Any:
         except (ImageError, MemoryError):
             raise
         except OSError as error:
-            raise error if error.errno is not None else OSError(errno.EIO, _said(error)) from None
+            said = "no answer in time" if isinstance(error, TimeoutError) else _said(error)
+            raise error if error.errno is not None else OSError(errno.EIO, said) from None
         except Exception as error:  # of any of the libraries below fsspec
             status = getattr(error, "status", None)
-            if isinstance(status, int) and status < 500 and status not in _BUSY:
+            if status == 0:  # aiohttp's for a redirect that leads to ever further ones
+                raise ImageError("the server redirects without end") from None
+            # An answer that breaks the rules of HTTP has a status of aiohttp's own, and a cause.
+            if isinstance(status, int) and status < 500 and status not in _BUSY and error.__cause__ is None:
                 raise ImageError(f"the server answers {status}") from None
             raise OSError(errno.EIO, _said(error)) from None
 
