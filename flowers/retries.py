@@ -96,9 +96,14 @@ def is_there(path: str | os.PathLike) -> bool:
     return True
 
 
+def mode_of(path: str | os.PathLike) -> int:
+    """Type and permissions of a file or folder, or of what a link leads to; 0 if there is none; as ``is_there``."""
+    try:
+        return retries.read(lambda: os.stat(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
+
+
 def is_file(path: str | os.PathLike) -> bool:
     """True for a regular file or a link to one; otherwise as ``is_there``."""
-    try:
-        return stat.S_ISREG(retries.read(lambda: os.stat(path)).st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
+    return stat.S_ISREG(mode_of(path))

@@ -22,6 +22,7 @@ from PIL import Image
 from flowers.data.formats.jpeg import JpegDecoder
 from flowers.data.formats.limits import check_pixels
 from flowers.data.formats.tiff import orientation
+from flowers.data.pixels import turns
 from flowers.data.preprocessing import Preprocessing
 from flowers.errors import ImageError, UsageError
 
@@ -117,10 +118,10 @@ class GpuDecoder:
 
     def _view(self, image: torch.Tensor, file: PlainJpeg) -> torch.Tensor:
         """The view of a picture, uint8 [3, H, W] as it is stored: uint8 [crop, crop, 3]."""
-        if file.orientation >= 5:
+        is_transposed, flipped = turns(file.orientation)
+        if is_transposed:
             image = image.transpose(1, 2)
-        axes = [axis for axis, turned in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if file.orientation in turned]
-        scaled = self._preprocessing.scaled(image.flip(axes)[None].float())
+        scaled = self._preprocessing.scaled(image.flip([1 + axis for axis in flipped])[None].float())
         return scaled[0].round().clamp(0, 255).byte().permute(1, 2, 0)
 
 

@@ -26,7 +26,7 @@ from flowers.data.paths import readable, some
 from flowers.data.scan import scan_images
 from flowers.data.shards import is_shard, list_shards, shards_in
 from flowers.errors import DataError, system_reason
-from flowers.retries import retries
+from flowers.retries import mode_of
 
 
 class Split(NamedTuple):
@@ -152,9 +152,7 @@ def _mode(path: Path) -> int:
         DataError: the disk does not tell, after some tries.
     """
     try:
-        return retries.read(lambda: os.stat(path)).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name that cannot be one
-        return 0
+        return mode_of(path)
     except OSError as error:
         raise DataError(f"{readable(path)}: cannot be read: {system_reason(error)}") from None
 

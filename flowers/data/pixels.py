@@ -67,13 +67,18 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     Returns:
         C-contiguous [H, W, 3], or [W, H, 3] for 5 to 8.
     """
-    if orientation >= 5:
+    is_transposed, flipped = turns(orientation)
+    if is_transposed:
         array = array.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
+    for axis in flipped:
+        array = np.flip(array, axis)
     return np.ascontiguousarray(array)
+
+
+def turns(orientation: int) -> tuple[bool, tuple[int, ...]]:
+    """What makes a picture upright: first whether rows become columns, then the axes that are flipped, 0 for rows."""
+    axes = ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7)))
+    return orientation >= 5, tuple(axis for axis, orientations in axes if orientation in orientations)
 
 
 def shrink(array: np.ndarray, short_side: int) -> np.ndarray:
